@@ -1,0 +1,81 @@
+"""The hooks that a plugin implements: this module is the whole plugin API.
+
+It imports no framework, and neither may the module that an entry point names: a backend imports
+its framework inside the hooks marked "worker", which run where the model runs.
+
+A backend is an entry point in the group `gptbridge.backends` (`mine = "gptbridge_mine.plugin"`).
+A hardware plugin is one in `gptbridge.hardware`, named `BACKEND:DEVICE` (`torch:ascend`); it
+implements `gptbridge_setup_hardware` alone and answers before the backend does, or returns None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from gptbridge.session import Device, DeviceKind, Session
+    from gptbridge_specs import RunSpec
+
+hookspec = pluggy.HookspecMarker("gptbridge")
+hookimpl = pluggy.HookimplMarker("gptbridge")
+
+API_VERSION = 1  # raised when a hook or the Session protocol changes in a way that breaks a plugin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendInfo:
+    """What `gptbridge backends` shows, and what the core must know before it imports a framework."""
+
+    name: str
+    title: str
+    requires: tuple[str, ...]  # PEP 508, such as "paddlepaddle>=3.0"
+    modules: tuple[str, ...]  # import names of the framework: one framework per process
+    hardware: tuple[str, ...]  # from "cpu", "gpu", "ascend"
+    install: str  # the command that makes a missing backend work
+    api_version: int = API_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing in a spec that a backend cannot do."""
+
+    field: str  # "parallel.tensor"
+    reason: str
+
+
+@hookspec(firstresult=True)
+def gptbridge_backend_info() -> BackendInfo | None:
+    """Describe the backend. No framework is imported."""
+
+
+@hookspec
+def gptbridge_check(spec: RunSpec, device: DeviceKind | None) -> Sequence[Problem] | None:
+    """Return everything in `spec` that the backend cannot honour. No framework is imported.
+
+    Called before launch with the device that the spec names (None for auto), and again
+    when the device is known.
+    """
+
+
+@hookspec(firstresult=True)
+def gptbridge_probe() -> Mapping[str, Any] | None:
+    """Worker: import the framework; return {"version": str, "devices": [str, ...]}."""
+
+
+@hookspec(firstresult=True)
+def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
+    """Worker: prepare the process for `spec.training.device`, import the framework, pick the device."""
+
+
+@hookspec(firstresult=True)
+def gptbridge_open_session(spec: RunSpec, device: Device) -> Session | None:
+    """Worker: build model and optimizer on `device`. Weights are undefined until imported."""
+
+
+@hookspec
+def gptbridge_event(event: Mapping[str, Any]) -> None:
+    """Receive each event of a run as it is written to events.jsonl."""

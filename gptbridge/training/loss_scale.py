@@ -1,0 +1,28 @@
+"""The loss scale of fp16 training: one policy for every backend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from gptbridge.session import SessionState
+from gptbridge_specs.run import PrecisionSpec
+
+
+def initial_state(precision: PrecisionSpec) -> SessionState:
+    """Return the state before the first step; the scale is None unless compute is fp16."""
+    if precision.compute != "fp16":
+        return SessionState()
+    fixed = precision.loss_scale
+    return SessionState(loss_scale=precision.initial_loss_scale if fixed == "dynamic" else fixed)
+
+
+def after_step(state: SessionState, precision: PrecisionSpec, *, overflowed: bool) -> SessionState:
+    """Return the state after a step: halve the scale on overflow, double it after a window of good steps."""
+    updates = state.updates + (not overflowed)
+    if state.loss_scale is None or precision.loss_scale != "dynamic":
+        return replace(state, updates=updates)
+    if overflowed:
+        return SessionState(updates, max(state.loss_scale / 2, 1.0), 0)
+    if state.good_steps + 1 == precision.loss_scale_window:
+        return SessionState(updates, state.loss_scale * 2, 0)
+    return SessionState(updates, state.loss_scale, state.good_steps + 1)

@@ -1,0 +1,227 @@
+"""Everything that defines one run: the RunSpec and its parts."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from gptbridge_specs.base import Part
+from gptbridge_specs.model import ModelSpec
+
+
+class DataSpec(Part):
+    """Which tokens, and how they are cut into samples."""
+
+    path: str | None = Field(
+        None,
+        description="Token dataset: the PREFIX of .bin/.idx, a .bin, an _ids.npy, a .mindrecord, or a folder of "
+        "them; absent: the embedded corpus (the Python standard library of this machine, byte-level).",
+    )
+    tokenizer: str = Field("byte", description="byte, or a folder with the files of a tokenizer.")
+    split: tuple[float, float, float] = Field(
+        (949.0, 50.0, 1.0), description="Shares of the documents for training, validation and test."
+    )
+    shuffle: bool = Field(True, description="Visit the samples of each epoch in a seeded random order.")
+    mask_end_of_text: bool = Field(
+        False, description="Leave positions whose input is the end-of-text token out of the loss."
+    )
+
+    @model_validator(mode="after")
+    def _split_is_a_share(self) -> Self:
+        if min(self.split) < 0 or sum(self.split) <= 0:
+            raise ValueError(f"split={self.split}: shares are 0 or more, and not all 0")
+        return self
+
+
+class LoraSpec(Part):
+    """Low-rank adapters beside frozen weights."""
+
+    rank: int = Field(8, ge=1, description="Rank of the adapters.")
+    alpha: float = Field(16.0, gt=0, description="Scale; the delta is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the first adapter matrix.")
+    targets: tuple[str, ...] = Field(("q", "v"), description="Which of q, k, v, out, fc, proj get adapters.")
+
+
+class TaskSpec(Part):
+    """What is learned."""
+
+    name: Literal["language_modeling", "classification", "instruction"] = Field(
+        "language_modeling", description="Next-token prediction, sequence classification or prompt-answer pairs."
+    )
+    num_labels: int | None = Field(None, ge=1, description="Classes of a classification task.")
+    lora: LoraSpec | None = Field(None, description="Train low-rank adapters only.")
+
+
+class OptimizerSpec(Part):
+    """The update rule; the learning rate is the schedule's."""
+
+    name: Literal["adamw", "sgd"] = Field(
+        "adamw", description="AdamW with decoupled decay and bias correction, or plain SGD."
+    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="Decay of the first moment.")
+    beta2: float = Field(0.95, ge=0, lt=1, description="Decay of the second moment.")
+    epsilon: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    weight_decay: float = Field(0.1, ge=0, description="Decoupled: weights shrink by learning rate x this.")
+    decay: Literal["matrices", "all"] = Field(
+        "matrices", description="matrices: matrices and embeddings only; all: biases and LayerNorm too."
+    )
+    clip_grad_norm: float | None = Field(
+        1.0, gt=0, description="Largest global gradient norm, applied before the update; null: no clipping."
+    )
+
+
+class ScheduleSpec(Part):
+    """The learning rate of each step."""
+
+    name: Literal["cosine", "linear", "polynomial", "noam", "constant"] = Field(
+        "cosine", description="Shape after (noam: including) the warm-up."
+    )
+    max_lr: float = Field(1e-3, gt=0, description="Learning rate at the end of the warm-up; noam: the base rate.")
+    min_lr: float = Field(1e-4, ge=0, description="Learning rate from decay_steps on.")
+    warmup_steps: int | None = Field(
+        None, ge=0, description="Steps of linear warm-up; absent: warmup_rate x decay_steps, not rounded."
+    )
+    warmup_rate: float = Field(0.01, ge=0, le=1, description="Warm-up as a share of decay_steps.")
+    decay_steps: int | None = Field(None, ge=1, description="Step at which min_lr is reached; absent: max_steps.")
+    power: float = Field(1.0, gt=0, description="Exponent of the polynomial schedule.")
+
+    @model_validator(mode="after")
+    def _rates_are_ordered(self) -> Self:
+        if self.name in ("cosine", "polynomial") and self.min_lr > self.max_lr:
+            raise ValueError(f"min_lr={self.min_lr} is above max_lr={self.max_lr}: swap them")
+        return self
+
+
+class PrecisionSpec(Part):
+    """The number format of the forward and backward pass; master weights stay fp32."""
+
+    compute: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="Type of matrix products.")
+    loss_scale: Literal["dynamic"] | float = Field(
+        "dynamic", description="fp16 only: dynamic, or a fixed factor on the loss."
+    )
+    initial_loss_scale: float = Field(65536.0, gt=0, description="fp16 dynamic: the first factor.")
+    loss_scale_window: int = Field(1000, ge=1, description="fp16 dynamic: double after this many good steps.")
+
+    @model_validator(mode="after")
+    def _loss_scale_is_positive(self) -> Self:
+        if self.loss_scale != "dynamic" and self.loss_scale <= 0:
+            raise ValueError(f"loss_scale={self.loss_scale}: dynamic, or a number above 0")
+        return self
+
+
+class ParallelSpec(Part):
+    """How the model and the batch are cut over devices."""
+
+    data: int = Field(1, ge=1, description="Replicas that share the batch.")
+    tensor: int = Field(1, ge=1, description="Devices that share each matrix, cut by heads.")
+    pipeline: int = Field(1, ge=1, description="Stages that share the layers.")
+    sharding: int = Field(1, ge=1, description="Devices that share optimizer state, gradients or weights.")
+    sharding_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="1: optimizer state, 2: and gradients, 3: and weights are sharded."
+    )
+    sequence: bool = Field(False, description="Cut activations between tensor-parallel regions by sequence.")
+
+    @property
+    def world_size(self) -> int:
+        """Devices in all."""
+        return self.data * self.tensor * self.pipeline * self.sharding
+
+
+class TrainingSpec(Part):
+    """Steps, batches, the device and how memory is spared."""
+
+    max_steps: int = Field(300, ge=1, le=10**9, description="Optimizer steps of the whole run.")
+    stop_after_steps: int | None = Field(
+        None, ge=1, description="End early at this step, with a checkpoint; the schedule does not change."
+    )
+    global_batch_size: int = Field(8, ge=1, le=2**24, description="Samples of one optimizer step.")
+    micro_batch_size: int | None = Field(
+        None, ge=1, description="Samples of one forward pass; absent: the whole share of a device."
+    )
+    seq_length: int = Field(256, ge=1, le=2**24, description="Tokens of one sample.")
+    seed: int = Field(1234, ge=0, lt=2**63, description="Seed of weights, sample order and dropout.")
+    device: Literal["auto", "cpu", "gpu", "ascend"] = Field("auto", description="Hardware; auto: the best there is.")
+    recompute: Literal["none", "core_attn", "full_attn", "full"] = Field(
+        "none", description="Forget activations and compute them again; memory falls in this order."
+    )
+    compile: bool = Field(False, description="Compile the model, where the backend can.")
+    log_interval: int = Field(1, ge=1, description="Steps between printed lines; events hold every step.")
+
+    @model_validator(mode="after")
+    def _micro_divides_global(self) -> Self:
+        micro = self.micro_batch_size
+        if micro is not None and self.global_batch_size % micro:
+            raise ValueError(f"micro_batch_size={micro} does not divide global_batch_size={self.global_batch_size}")
+        return self
+
+
+class CheckpointSpec(Part):
+    """When the run is saved and how much is kept."""
+
+    interval: int = Field(100, ge=1, description="Steps between checkpoints; the last step is always saved.")
+    keep: int = Field(2, ge=2, description="Newest checkpoints kept; at least 2, so that one may be damaged.")
+    keep_every: int | None = Field(None, ge=1, description="Also keep every checkpoint at a multiple of this.")
+
+
+class GenerationSpec(Part):
+    """How text is continued."""
+
+    max_new_tokens: int = Field(100, ge=1, description="Tokens generated at the most.")
+    strategy: Literal["greedy", "sample"] = Field("greedy", description="The likeliest token, or a drawn one.")
+    temperature: float = Field(1.0, gt=0, description="Divides the logits before sampling.")
+    top_k: int = Field(0, ge=0, description="Draw from the k likeliest tokens; ties are kept; 0: all.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that reach this share.")
+    seed: int = Field(1234, ge=0, lt=2**63, description="Seed of the draws.")
+
+
+class EvaluationSpec(Part):
+    """Loss on the validation split while training."""
+
+    interval: int = Field(100, ge=0, description="Steps between evaluations; 0: never.")
+    batches: int = Field(10, ge=1, description="Global batches of one evaluation, at the most.")
+
+
+class RunSpec(Part):
+    """One run, whole: model, data, task and everything that decides its numbers."""
+
+    model: ModelSpec = Field(default_factory=ModelSpec, description="What the model is.")
+    data: DataSpec = Field(default_factory=DataSpec, description="What it reads.")
+    task: TaskSpec = Field(default_factory=TaskSpec, description="What it learns.")
+    optimizer: OptimizerSpec = Field(default_factory=OptimizerSpec, description="How weights change.")
+    schedule: ScheduleSpec = Field(default_factory=ScheduleSpec, description="How fast, at each step.")
+    precision: PrecisionSpec = Field(default_factory=PrecisionSpec, description="In which number format.")
+    parallel: ParallelSpec = Field(default_factory=ParallelSpec, description="On how many devices.")
+    training: TrainingSpec = Field(default_factory=TrainingSpec, description="For how long.")
+    checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec, description="What is saved.")
+    generation: GenerationSpec = Field(default_factory=GenerationSpec, description="How it writes text.")
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="How it is measured.")
+
+    @model_validator(mode="after")
+    def _sample_fits_positions(self) -> Self:
+        if self.training.seq_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"training.seq_length={self.training.seq_length} exceeds "
+                f"model.max_position_embeddings={self.model.max_position_embeddings}"
+            )
+        replicas = self.parallel.data * self.parallel.sharding
+        micro = self.training.micro_batch_size or 1
+        if self.training.global_batch_size % (replicas * micro):
+            raise ValueError(
+                f"training.global_batch_size={self.training.global_batch_size} is not a multiple of "
+                f"parallel.data x parallel.sharding x micro_batch_size = {replicas * micro}"
+            )
+        if self.task.name == "classification" and self.task.num_labels is None:
+            raise ValueError("task.num_labels is needed for task.name=classification")
+        return self
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples of one forward pass on one device."""
+        share = self.training.global_batch_size // (self.parallel.data * self.parallel.sharding)
+        return self.training.micro_batch_size or share
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step over all devices."""
+        return self.training.global_batch_size * self.training.seq_length
