@@ -54,7 +54,11 @@ def parameters(model: ModelSpec) -> list[Parameter]:
         ("mlp.c_proj.weight", (f, h), "residual"),
         ("mlp.c_proj.bias", (h,), "zeros"),
     )
-    table += [Parameter(f"h.{n}.{name}", *rest) for n in range(model.num_layers) for name, *rest in block]
+    table += [
+        Parameter(f"h.{n}.{name}", shape, initial)
+        for n in range(model.num_layers)
+        for name, shape, initial in block
+    ]
     table += [Parameter("ln_f.weight", (h,), "ones"), Parameter("ln_f.bias", (h,), "zeros")]
     if not model.tie_word_embeddings:
         table.append(Parameter("lm_head.weight", (model.vocab_size, h), "normal"))

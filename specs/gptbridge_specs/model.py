@@ -26,7 +26,7 @@ class ModelSpec(Part):
     )
     activation: Activation = Field(
         "gelu_tanh",
-        description="gelu_tanh (GPT-2), gelu_erf (exact) or quick_gelu, x*sigmoid(1.702x) (MindSpore's fast_gelu).",
+        description="gelu_tanh (GPT-2), gelu_erf (exact) or quick_gelu: x*sigmoid(1.702x).",
     )
     layernorm_epsilon: float = Field(1e-5, gt=0, lt=1, description="Added to the variance in LayerNorm.")
     hidden_dropout_prob: float = Field(
@@ -36,7 +36,10 @@ class ModelSpec(Part):
         0.1, ge=0, lt=1, description="Dropout on the attention probabilities."
     )
     initializer_range: float = Field(
-        0.02, gt=0, le=10, description="Standard deviation of initial weights; residual projections / sqrt(2L)."
+        0.02,
+        gt=0,
+        le=10,
+        description="Standard deviation of initial weights; residual projections / sqrt(2L).",
     )
     tie_word_embeddings: bool = Field(True, description="Use the token embedding as the output projection.")
 
@@ -44,7 +47,8 @@ class ModelSpec(Part):
     def _heads_divide_hidden(self) -> Self:
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}"
+                f"num_attention_heads={self.num_attention_heads} does not divide "
+                f"hidden_size={self.hidden_size}"
             )
         return self
 

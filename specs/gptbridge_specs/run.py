@@ -15,8 +15,8 @@ class DataSpec(Part):
 
     path: str | None = Field(
         None,
-        description="Token dataset: the PREFIX of .bin/.idx, a .bin, an _ids.npy, a .mindrecord, or a folder of "
-        "them; absent: the embedded corpus (the Python standard library of this machine, byte-level).",
+        description="Token dataset: the PREFIX of .bin/.idx, a .bin, an _ids.npy, a .mindrecord, or a folder "
+        "of them; absent: the embedded corpus (the Python standard library of this machine, byte-level).",
     )
     tokenizer: str = Field("byte", description="byte, or a folder with the files of a tokenizer.")
     split: tuple[float, float, float] = Field(
@@ -47,7 +47,8 @@ class TaskSpec(Part):
     """What is learned."""
 
     name: Literal["language_modeling", "classification", "instruction"] = Field(
-        "language_modeling", description="Next-token prediction, sequence classification or prompt-answer pairs."
+        "language_modeling",
+        description="Next-token prediction, sequence classification or prompt-answer pairs.",
     )
     num_labels: int | None = Field(None, ge=1, description="Classes of a classification task.")
     lora: LoraSpec | None = Field(None, description="Train low-rank adapters only.")
@@ -77,13 +78,17 @@ class ScheduleSpec(Part):
     name: Literal["cosine", "linear", "polynomial", "noam", "constant"] = Field(
         "cosine", description="Shape after (noam: including) the warm-up."
     )
-    max_lr: float = Field(1e-3, gt=0, description="Learning rate at the end of the warm-up; noam: the base rate.")
+    max_lr: float = Field(
+        1e-3, gt=0, description="Learning rate at the end of the warm-up; noam: the base rate."
+    )
     min_lr: float = Field(1e-4, ge=0, description="Learning rate from decay_steps on.")
     warmup_steps: int | None = Field(
         None, ge=0, description="Steps of linear warm-up; absent: warmup_rate x decay_steps, not rounded."
     )
     warmup_rate: float = Field(0.01, ge=0, le=1, description="Warm-up as a share of decay_steps.")
-    decay_steps: int | None = Field(None, ge=1, description="Step at which min_lr is reached; absent: max_steps.")
+    decay_steps: int | None = Field(
+        None, ge=1, description="Step at which min_lr is reached; absent: max_steps."
+    )
     power: float = Field(1.0, gt=0, description="Exponent of the polynomial schedule.")
 
     @model_validator(mode="after")
@@ -141,7 +146,9 @@ class TrainingSpec(Part):
     )
     seq_length: int = Field(256, ge=1, le=2**24, description="Tokens of one sample.")
     seed: int = Field(1234, ge=0, lt=2**63, description="Seed of weights, sample order and dropout.")
-    device: Literal["auto", "cpu", "gpu", "ascend"] = Field("auto", description="Hardware; auto: the best there is.")
+    device: Literal["auto", "cpu", "gpu", "ascend"] = Field(
+        "auto", description="Hardware; auto: the best there is."
+    )
     recompute: Literal["none", "core_attn", "full_attn", "full"] = Field(
         "none", description="Forget activations and compute them again; memory falls in this order."
     )
@@ -152,7 +159,9 @@ class TrainingSpec(Part):
     def _micro_divides_global(self) -> Self:
         micro = self.micro_batch_size
         if micro is not None and self.global_batch_size % micro:
-            raise ValueError(f"micro_batch_size={micro} does not divide global_batch_size={self.global_batch_size}")
+            raise ValueError(
+                f"micro_batch_size={micro} does not divide global_batch_size={self.global_batch_size}"
+            )
         return self
 
 
@@ -161,14 +170,18 @@ class CheckpointSpec(Part):
 
     interval: int = Field(100, ge=1, description="Steps between checkpoints; the last step is always saved.")
     keep: int = Field(2, ge=2, description="Newest checkpoints kept; at least 2, so that one may be damaged.")
-    keep_every: int | None = Field(None, ge=1, description="Also keep every checkpoint at a multiple of this.")
+    keep_every: int | None = Field(
+        None, ge=1, description="Also keep every checkpoint at a multiple of this."
+    )
 
 
 class GenerationSpec(Part):
     """How text is continued."""
 
     max_new_tokens: int = Field(100, ge=1, description="Tokens generated at the most.")
-    strategy: Literal["greedy", "sample"] = Field("greedy", description="The likeliest token, or a drawn one.")
+    strategy: Literal["greedy", "sample"] = Field(
+        "greedy", description="The likeliest token, or a drawn one."
+    )
     temperature: float = Field(1.0, gt=0, description="Divides the logits before sampling.")
     top_k: int = Field(0, ge=0, description="Draw from the k likeliest tokens; ties are kept; 0: all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that reach this share.")
