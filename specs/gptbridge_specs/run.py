@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from gptbridge_specs.base import Part
 from gptbridge_specs.model import ModelSpec
@@ -26,6 +26,15 @@ class DataSpec(Part):
     mask_end_of_text: bool = Field(
         False, description="Leave positions whose input is the end-of-text token out of the loss."
     )
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _split_as_text(cls, value: Any) -> Any:
+        """Take the seeds' form too: `949,50,1`, with absent parts 0."""
+        if not isinstance(value, str):
+            return value
+        parts = value.replace("/", ",").split(",")
+        return [*parts, *["0"] * (3 - len(parts))]
 
     @model_validator(mode="after")
     def _split_is_a_share(self) -> Self:

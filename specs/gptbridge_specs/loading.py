@@ -1,0 +1,121 @@
+"""From a preset's name or a YAML file, plus overrides, to a valid spec, and back to YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from gptbridge_specs.errors import SpecError, suggestion
+from gptbridge_specs.model import ModelSpec
+from gptbridge_specs.overrides import apply_overrides
+from gptbridge_specs.presets import Kind, preset_names, read_preset
+from gptbridge_specs.run import RunSpec
+from gptbridge_specs.yaml_files import read_mapping
+
+DEFAULT_RUN = "gpt2-tiny"
+_Spec = TypeVar("_Spec", bound=BaseModel)
+
+
+def load_run(name_or_file: str = DEFAULT_RUN, overrides: Sequence[str] = ()) -> RunSpec:
+    """Return the run that a preset or a YAML file describes, with `overrides` applied.
+
+    A file may name a run preset to start from (`preset: NAME`), and its `model` may be the name
+    of a model preset or a mapping with a `preset` key. Raises SpecError with every problem.
+    """
+    content = apply_overrides(_with_model(_read(name_or_file, "runs", ())), overrides)
+    return build(RunSpec, _with_model(content))
+
+
+def load_model(name_or_file: str) -> ModelSpec:
+    """Return the model of a model preset, a run preset or a YAML file (with or without `model:`)."""
+    kind: Kind = "runs" if name_or_file in preset_names("runs") else "models"
+    content = _read(name_or_file, kind, ())
+    if "model" in content:
+        content = _with_model(content)["model"]
+    return build(ModelSpec, content, prefix="model.")
+
+
+def build(spec: type[_Spec], content: Mapping[str, Any], *, prefix: str = "") -> _Spec:
+    """Validate `content`; raise SpecError with one line for each problem."""
+    try:
+        return spec.model_validate(content)
+    except ValidationError as error:
+        lines = [_explain(spec, dict(problem), prefix) for problem in error.errors(include_url=False)]
+        raise SpecError(list(dict.fromkeys(lines))) from error
+
+
+def dump_yaml(spec: BaseModel) -> str:
+    """Return the complete spec as YAML that `load_run` reads back to an equal one."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _read(name_or_file: str, kind: Kind, chain: tuple[str, ...]) -> dict[str, Any]:
+    """Return the content of a preset or file on top of the preset that it starts from."""
+    if name_or_file in chain:
+        raise SpecError([f"{name_or_file}: presets that start from each other: {' -> '.join(chain)}"])
+    if name_or_file in preset_names(kind):
+        content = read_preset(kind, name_or_file).content
+    elif Path(name_or_file).suffix in (".yaml", ".yml") or Path(name_or_file).is_file():
+        content = read_mapping(Path(name_or_file))
+    else:
+        names = preset_names(kind)
+        listing = "gptbridge spec list shows them"
+        raise SpecError(
+            [f"{name_or_file}: no such preset or file.{suggestion(name_or_file, names)} {listing}"]
+        )
+    content.pop("reproduces", None)
+    base = content.pop("preset", None)
+    if base is None:
+        return content
+    return _merged(_with_model(_read(str(base), kind, (*chain, name_or_file))), content)
+
+
+def _merged(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in top.items():
+        below = result.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict) and "preset" not in value
+        result[key] = _merged(below, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _with_model(content: dict[str, Any]) -> dict[str, Any]:
+    """Return `content` with the name of a model preset replaced by its fields."""
+    model = content.get("model")
+    if isinstance(model, str):
+        return {**content, "model": _read(model, "models", ())}
+    if isinstance(model, dict) and "preset" in model:
+        own = {key: value for key, value in model.items() if key != "preset"}
+        return {**content, "model": {**_read(str(model["preset"]), "models", ()), **own}}
+    return content
+
+
+def _explain(spec: type[BaseModel], problem: dict[str, Any], prefix: str) -> str:
+    """Turn one pydantic problem into a line: field, what is wrong, the value or the nearest name."""
+    place = [str(part) for part in problem["loc"]]
+    field = prefix + ".".join(place)
+    if problem["type"] == "extra_forbidden":
+        section = prefix + "".join(f"{part}." for part in place[:-1])
+        known = [section + name for name in _fields_at(spec, place[:-1])]
+        return f"{field}: unknown key.{suggestion(field, known)}"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{field}: {message}" if place else message
+    value = str(problem["input"])
+    return f"{field}: {message}, not {value if len(value) <= 60 else value[:57] + '...'}"
+
+
+def _fields_at(spec: type[BaseModel], place: Sequence[str]) -> list[str]:
+    current: type[BaseModel] = spec
+    for part in place:
+        annotation = current.model_fields[part].annotation if part in current.model_fields else None
+        options = [annotation, *get_args(annotation)]
+        inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
+        if not inner:
+            return []
+        current = inner[0]
+    return list(current.model_fields)

@@ -1,0 +1,45 @@
+"""`-o section.field=value`: change any field of a spec from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from gptbridge_specs.errors import SpecError
+
+
+def parse_override(text: str) -> tuple[list[str], Any]:
+    """Return the path and value of one override.
+
+    The value stays text, for the field's own type to convert; `null` is None, and text that
+    starts with [ or { is JSON.
+    """
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise SpecError([f"-o {text}: write it as section.field=value, such as training.max_steps=100"])
+    if value == "null":
+        return keys, None
+    if value[:1] not in ("[", "{"):
+        return keys, value
+    try:
+        return keys, json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise SpecError([f"-o {path}: the value starts like JSON but is not: {error}"]) from error
+
+
+def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of `content` with each override set; the last one of a field wins."""
+    result = dict(content)
+    for text in overrides:
+        keys, value = parse_override(text)
+        target = result
+        for key in keys[:-1]:
+            inner = target.get(key)
+            if inner is not None and not isinstance(inner, dict):
+                raise SpecError([f"-o {text}: {key} is a value, not a section"])
+            target[key] = dict(inner or {})
+            target = target[key]
+        target[keys[-1]] = value
+    return result

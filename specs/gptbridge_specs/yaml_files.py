@@ -1,0 +1,114 @@
+"""YAML from strangers: plain data only, bounded in size, depth and expansion."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from gptbridge_specs.errors import SpecError
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 50
+MAX_NODES = 20_000  # after every alias and merge key has been expanded
+
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _SpecLoader(_Loader):  # type: ignore[misc, valid-type]
+    """PyYAML's safe loader with YAML 1.2's numbers and booleans, and no duplicate keys."""
+
+    # Built anew: PyYAML's own table follows YAML 1.1, where `no` is False and `1e-3` is text.
+    yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be plain text", problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} stands twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
+
+
+def _resolver(tag: str, pattern: str, first: list[str]) -> None:
+    _SpecLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), first)
+
+
+_resolver("bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF"))
+_resolver("null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""])
+_resolver("int", r"^[-+]?[0-9]+$", list("-+0123456789"))
+_resolver("float", r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$", list("-+.0123456789"))
+_resolver("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", list("-+."))
+_resolver("merge", r"^<<$", ["<"])
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"more than {MAX_DEPTH} levels deep")
+
+
+def _expanded(node: yaml.Node, sizes: dict[int, int], open_nodes: set[int]) -> int:
+    """Count the nodes that `node` stands for once aliases are written out."""
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) in open_nodes:
+        raise yaml.MarkedYAMLError(problem="an alias contains itself", problem_mark=node.start_mark)
+    if id(node) not in sizes:
+        open_nodes.add(id(node))
+        pairs = isinstance(node, yaml.MappingNode)
+        children = [part for pair in node.value for part in pair] if pairs else node.value
+        sizes[id(node)] = 1 + sum(_expanded(child, sizes, open_nodes) for child in children)
+        open_nodes.discard(id(node))
+    return sizes[id(node)]
+
+
+def _parse(text: str) -> Any:
+    _check_depth(text)
+    loader = _SpecLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        if _expanded(node, {}, set()) > MAX_NODES:
+            raise yaml.YAMLError(f"more than {MAX_NODES} entries once its aliases are written out")
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises SpecError naming the file and line: not a regular file, over 1 MB, not UTF-8, not YAML,
+    several documents, tags, duplicate keys, too deep, too large when expanded, not a mapping.
+    """
+    try:
+        if not path.is_file():
+            raise SpecError([f"{path}: no such file"])
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise SpecError([f"{path}: larger than 1 MB, which no spec is"])
+        content = _parse(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise SpecError([f"{path}: not UTF-8 text (byte {error.start})"]) from error
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise SpecError([f"{path}{line}: {error.problem}"]) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise SpecError([f"{path}: {' '.join(str(error).split())}"]) from error
+    except OSError as error:
+        raise SpecError([f"{path}: {error.strerror}"]) from error
+    if not isinstance(content, dict):
+        raise SpecError([f"{path}: a spec is a mapping of sections, not a {type(content).__name__}"])
+    return content
