@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gptbridge import __version__
+from gptbridge_cli import spec
 
 app = typer.Typer(
     name="gptbridge",
@@ -15,6 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(spec.app, name="spec", help="List, show and check specs.")
 
 
 def _show_version(wanted: bool) -> None:
@@ -34,12 +36,13 @@ def options(
 
 
 def main() -> None:
-    """Run the command line; turn every BridgeError into one line and its exit code."""
+    """Run the command line; turn every error that a user can mend into its lines and exit code."""
     try:
         app()
     except Exception as error:
         exit_code = getattr(error, "exit_code", None)
         if exit_code is None or "--debug" in sys.argv:
             raise
-        typer.echo(f"error: {error}", err=True)
+        for line in str(error).splitlines():
+            typer.echo(f"error: {line}", err=True)
         sys.exit(exit_code)

@@ -30,21 +30,28 @@ def load_run(name_or_file: str = DEFAULT_RUN, overrides: Sequence[str] = ()) -> 
     return build(RunSpec, _with_model(content))
 
 
-def load_model(name_or_file: str) -> ModelSpec:
+def load_model(name_or_file: str, overrides: Sequence[str] = ()) -> ModelSpec:
     """Return the model of a model preset, a run preset or a YAML file (with or without `model:`)."""
-    kind: Kind = "runs" if name_or_file in preset_names("runs") else "models"
+    models = preset_names("models")
+    kind: Kind = "models" if name_or_file in models or name_or_file not in preset_names("runs") else "runs"
     content = _read(name_or_file, kind, ())
     if "model" in content:
         content = _with_model(content)["model"]
-    return build(ModelSpec, content, prefix="model.")
+    return build(ModelSpec, apply_overrides(content, overrides))
 
 
-def build(spec: type[_Spec], content: Mapping[str, Any], *, prefix: str = "") -> _Spec:
+def load_named(name_or_file: str, overrides: Sequence[str] = ()) -> RunSpec | ModelSpec:
+    """Return the model of a model preset, or the run of anything else."""
+    is_model = name_or_file in preset_names("models") and name_or_file not in preset_names("runs")
+    return load_model(name_or_file, overrides) if is_model else load_run(name_or_file, overrides)
+
+
+def build(spec: type[_Spec], content: Mapping[str, Any]) -> _Spec:
     """Validate `content`; raise SpecError with one line for each problem."""
     try:
         return spec.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(spec, dict(problem), prefix) for problem in error.errors(include_url=False)]
+        lines = [_explain(spec, dict(problem)) for problem in error.errors(include_url=False)]
         raise SpecError(list(dict.fromkeys(lines))) from error
 
 
@@ -94,12 +101,12 @@ def _with_model(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
-def _explain(spec: type[BaseModel], problem: dict[str, Any], prefix: str) -> str:
+def _explain(spec: type[BaseModel], problem: dict[str, Any]) -> str:
     """Turn one pydantic problem into a line: field, what is wrong, the value or the nearest name."""
     place = [str(part) for part in problem["loc"]]
-    field = prefix + ".".join(place)
+    field = ".".join(place)
     if problem["type"] == "extra_forbidden":
-        section = prefix + "".join(f"{part}." for part in place[:-1])
+        section = "".join(f"{part}." for part in place[:-1])
         known = [section + name for name in _fields_at(spec, place[:-1])]
         return f"{field}: unknown key.{suggestion(field, known)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
