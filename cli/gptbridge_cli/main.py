@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gptbridge import __version__
-from gptbridge_cli import spec
+from gptbridge_cli import data, spec, tokenizer
 
 app = typer.Typer(
     name="gptbridge",
@@ -17,6 +17,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(spec.app, name="spec", help="List, show and check specs.")
+app.add_typer(tokenizer.app, name="tokenizer", help="Train a vocabulary.")
+app.add_typer(data.app, name="data", help="Make token datasets and look into them.")
 
 
 def _show_version(wanted: bool) -> None:
