@@ -23,7 +23,7 @@ _Spec = TypeVar("_Spec", bound=BaseModel)
 def load_run(name_or_file: str = DEFAULT_RUN, overrides: Sequence[str] = ()) -> RunSpec:
     """Return the run that a preset or a YAML file describes, with `overrides` applied.
 
-    A file may name a run preset to start from (`preset: NAME`), and its `model` may be the name
+    The name of a model preset is the default run with that model. A file may name a run preset to start from (`preset: NAME`), and its `model` may be the name
     of a model preset or a mapping with a `preset` key. Raises SpecError with every problem.
     """
     content = apply_overrides(_with_model(_read(name_or_file, "runs", ())), overrides)
@@ -66,6 +66,8 @@ def _read(name_or_file: str, kind: Kind, chain: tuple[str, ...]) -> dict[str, An
         raise SpecError([f"{name_or_file}: presets that start from each other: {' -> '.join(chain)}"])
     if name_or_file in preset_names(kind):
         content = read_preset(kind, name_or_file).content
+    elif kind == "runs" and name_or_file in preset_names("models"):
+        content = {"model": name_or_file}
     elif Path(name_or_file).suffix in (".yaml", ".yml") or Path(name_or_file).is_file():
         content = read_mapping(Path(name_or_file))
     else:

@@ -1,0 +1,46 @@
+"""`gptbridge spec` as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def gptbridge(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from gptbridge_cli.main import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_list_names_presets_with_their_size() -> None:
+    rows = json.loads(gptbridge("spec", "list", "--json").stdout)
+    sizes = {(row["kind"], row["name"]): row["parameters"] for row in rows}
+    assert sizes["model", "gpt2-small"] == 124_439_808
+    assert ("run", "gpt2-tiny") in sizes
+    assert "gpt2-small" in gptbridge("spec", "list").stdout
+
+
+def test_show_prints_yaml_that_check_accepts(tmp_path: Path) -> None:
+    shown = gptbridge("spec", "show", "fleetx-1.3b-dp8", "-o", "training.seed=5")
+    file = tmp_path / "spec.yaml"
+    file.write_text(shown.stdout)
+    checked = gptbridge("spec", "check", str(file))
+    assert checked.returncode == 0
+    assert "parameters 1,313,722,368" in checked.stdout
+    assert json.loads(gptbridge("spec", "check", str(file), "--json").stdout)["devices"] == 8
+
+
+def test_problems_are_lines_and_exit_code_2() -> None:
+    result = gptbridge("spec", "check", "gpt2-tiny", "-o", "training.max_step=1", "-o", "model.hiden=2")
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 2
+    assert all(line.startswith("error: ") for line in result.stderr.splitlines())
+    assert "Did you mean training.max_steps?" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_schema_describes_every_field() -> None:
+    schema = json.loads(gptbridge("spec", "schema").stdout)
+    parts = [schema, *schema["$defs"].values()]
+    fields = [field for part in parts for field in part["properties"].values()]
+    assert len(fields) > 60
+    assert all(field.get("description") for field in fields)
