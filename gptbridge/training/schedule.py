@@ -1,0 +1,75 @@
+"""The learning rate of each step: pure functions of the step, the same on every backend.
+
+Step 1 is the first update. The shapes are those of the published recipes that the presets
+reproduce: cosine as PaddleNLP and PaddleFleetX have it, linear as PaddleFleetX's finetuning,
+polynomial as MindFormers, noam as ModelScope.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from gptbridge_specs.run import ScheduleSpec
+
+
+def learning_rate(schedule: ScheduleSpec, max_steps: int, step: int) -> float:
+    """Return the learning rate of the update at `step` (1 is the first) of a run of `max_steps`."""
+    decay_steps = schedule.decay_steps or max_steps
+    return _SHAPES[schedule.name](schedule, decay_steps, step)
+
+
+def warmup_steps(schedule: ScheduleSpec, decay_steps: int) -> float:
+    """Return the length of the warm-up in steps; a share of decay_steps is not rounded."""
+    if schedule.warmup_steps is not None:
+        return schedule.warmup_steps
+    return schedule.warmup_rate * decay_steps
+
+
+def _cosine(schedule: ScheduleSpec, decay_steps: int, step: int) -> float:
+    warmup = warmup_steps(schedule, decay_steps)
+    if step <= warmup:
+        return schedule.max_lr * step / warmup
+    if step > decay_steps:
+        return schedule.min_lr
+    height = 0.5 * (math.cos(math.pi * (step - warmup) / (decay_steps - warmup)) + 1.0)
+    return schedule.min_lr + height * (schedule.max_lr - schedule.min_lr)
+
+
+def _linear(schedule: ScheduleSpec, decay_steps: int, step: int) -> float:
+    # The line runs from max_lr at step 0 to 0 at decay_steps: it is not stretched to start after the warm-up.
+    warmup = math.floor(warmup_steps(schedule, decay_steps))
+    if step < warmup:
+        return schedule.max_lr * step / warmup
+    return max(schedule.min_lr, schedule.max_lr * (1.0 - step / decay_steps))
+
+
+def _polynomial(schedule: ScheduleSpec, decay_steps: int, step: int) -> float:
+    warmup = warmup_steps(schedule, decay_steps)
+    if step < warmup:
+        return schedule.max_lr * step / warmup
+    if step >= decay_steps:
+        return schedule.min_lr
+    left = 1.0 - (step - warmup) / (decay_steps - warmup)
+    return schedule.min_lr + (schedule.max_lr - schedule.min_lr) * left**schedule.power
+
+
+def _noam(schedule: ScheduleSpec, decay_steps: int, step: int) -> float:
+    warmup = warmup_steps(schedule, decay_steps)
+    decay = step**-0.5
+    factor = min(decay, step * warmup**-1.5) if warmup else decay
+    return schedule.max_lr * factor
+
+
+def _constant(schedule: ScheduleSpec, decay_steps: int, step: int) -> float:
+    warmup = warmup_steps(schedule, decay_steps)
+    return schedule.max_lr * min(1.0, step / warmup) if warmup else schedule.max_lr
+
+
+_SHAPES: dict[str, Callable[[ScheduleSpec, int, int], float]] = {
+    "cosine": _cosine,
+    "linear": _linear,
+    "polynomial": _polynomial,
+    "noam": _noam,
+    "constant": _constant,
+}

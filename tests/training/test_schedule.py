@@ -1,0 +1,96 @@
+"""Schedules against the learning rates that their systems printed, and against their own limits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptbridge.training.schedule import learning_rate
+from gptbridge_specs import load_run
+from gptbridge_specs.run import ScheduleSpec
+
+# Both systems print the rate after their scheduler has stepped: the line of step N shows step N + 1.
+PUBLISHED = [
+    ("paddlenlp-gpt2-en", 1471, "4.60000e-05"),
+    ("paddlenlp-gpt2-en", 1472, "4.60312e-05"),
+    ("paddlenlp-gpt2-en", 1473, "4.60625e-05"),
+    ("paddlenlp-gpt2-en", 1474, "4.60938e-05"),
+    ("paddlenlp-gpt2-en", 1475, "4.61250e-05"),
+    *(
+        ("fleetx-345m-single-card", line, printed)
+        for line, printed in enumerate(
+            [
+                "5.55556e-09",
+                "8.33333e-09",
+                "1.11111e-08",
+                "1.38889e-08",
+                "1.66667e-08",
+                "1.94444e-08",
+                "2.22222e-08",
+                "2.50000e-08",
+                "2.77778e-08",
+            ],
+            start=1,
+        )
+    ),
+]
+
+
+@pytest.mark.parametrize(("preset", "line", "printed"), PUBLISHED)
+def test_published_logs(preset: str, line: int, printed: str) -> None:
+    spec = load_run(preset)
+    value = learning_rate(spec.schedule, spec.training.max_steps, line + 1)
+    assert f"{value:.5e}" == printed
+
+
+def test_cosine_ends_at_min_and_halves_in_the_middle() -> None:
+    schedule = ScheduleSpec(max_lr=1.0, min_lr=0.2, warmup_steps=10)
+    rates = [learning_rate(schedule, 110, step) for step in range(1, 131)]
+    assert rates[9] == 1.0
+    assert rates[59] == pytest.approx(0.6)
+    assert rates[109] == pytest.approx(0.2)
+    assert set(rates[110:]) == {0.2}
+
+
+def test_linear_is_not_stretched_after_the_warmup() -> None:
+    schedule = ScheduleSpec(name="linear", max_lr=2e-5, min_lr=0, warmup_rate=0.1)
+    rates = [learning_rate(schedule, 105, step) for step in range(1, 120)]
+    assert rates[4] == pytest.approx(2e-5 * 5 / 10)  # the warm-up of 10.5 steps is floored to 10
+    assert rates[9] == pytest.approx(2e-5 * (1 - 10 / 105))
+    assert rates[104:] == [0.0] * 15
+
+
+def test_polynomial_follows_its_power() -> None:
+    schedule = ScheduleSpec(name="polynomial", max_lr=1e-4, min_lr=1e-5, warmup_steps=0, power=2)
+    assert learning_rate(schedule, 100, 50) == pytest.approx(1e-5 + 9e-5 * 0.25)
+    assert learning_rate(schedule, 100, 100) == 1e-5
+    assert learning_rate(schedule, 100, 101) == 1e-5
+
+
+def test_noam_peaks_at_the_warmup() -> None:
+    schedule = ScheduleSpec(name="noam", max_lr=3e-4, warmup_steps=100)
+    rates = [learning_rate(schedule, 1000, step) for step in range(1, 1000)]
+    assert rates.index(max(rates)) == 99
+    assert max(rates) == pytest.approx(3e-4 / math.sqrt(100))
+    assert rates[399] == pytest.approx(3e-4 / math.sqrt(400))
+
+
+def test_constant_warms_up_and_stays() -> None:
+    schedule = ScheduleSpec(name="constant", max_lr=0.5, warmup_steps=4)
+    assert [learning_rate(schedule, 9, s) for s in (1, 2, 4, 9, 99)] == [0.125, 0.25, 0.5, 0.5, 0.5]
+
+
+@given(
+    name=st.sampled_from(["cosine", "linear", "polynomial", "noam", "constant"]),
+    max_steps=st.integers(1, 50),
+    warmup=st.one_of(st.integers(0, 60), st.floats(0, 1)),
+    step=st.integers(1, 100),
+)
+def test_every_rate_lies_within_the_limits(name: str, max_steps: int, warmup: float, step: int) -> None:
+    where = {"warmup_steps": warmup} if isinstance(warmup, int) else {"warmup_rate": warmup}
+    schedule = ScheduleSpec.model_validate({"name": name, "max_lr": 1e-3, "min_lr": 1e-5, **where})
+    rate = learning_rate(schedule, max_steps, step)
+    assert 0 < rate <= 1e-3 * (1 + 1e-12)
