@@ -1,0 +1,156 @@
+"""Where a tensor's elements lie in a file, and how they are read: mapped, gathered or decoded."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptbridge.weights.formats.source import SourceFile
+from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, Extent, TensorInfo, row_major_chunks
+
+
+class Block(ABC):
+    """The elements of one tensor inside a file; the file's checks are done before a block is made."""
+
+    @abstractmethod
+    def rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
+        """Return rows [start, stop) along the first axis of a tensor that has one."""
+
+    @abstractmethod
+    def read(self, info: TensorInfo) -> NDArray[Any]:
+        """Return the whole tensor in its shape."""
+
+    @abstractmethod
+    def extents(self) -> tuple[Extent, ...] | None:
+        """Return where the row-major bytes lie, in order; None when the file holds them otherwise."""
+
+    @abstractmethod
+    def chunks(self, info: TensorInfo) -> Chunks:
+        """Yield the row-major bytes in pieces whose memory does not grow with the tensor."""
+
+
+class MappedBlock(Block):
+    """Elements that lie in the file as they do in memory: every read is a view of the map.
+
+    `strides` are in bytes, one for each dimension; None means row-major without gaps.
+    """
+
+    __slots__ = ("_nbytes", "_offset", "_source", "_strides")
+
+    def __init__(
+        self, source: SourceFile, offset: int, nbytes: int, strides: tuple[int, ...] | None = None
+    ) -> None:
+        self._source = source
+        self._offset = offset
+        self._nbytes = nbytes
+        self._strides = strides
+
+    def read(self, info: TensorInfo) -> NDArray[Any]:
+        """Return a view of the map."""
+        if self._nbytes == 0:
+            return np.empty(info.shape, info.storage_dtype)
+        return np.ndarray(info.shape, info.storage_dtype, self._source.data, self._offset, self._strides)
+
+    def rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
+        """Return a view of the map."""
+        rows: NDArray[Any] = self.read(info)[start:stop]
+        return rows
+
+    def extents(self) -> tuple[Extent, ...] | None:
+        """Return one extent when the elements are row-major."""
+        if self._strides is not None:
+            return None
+        return (Extent(self._source.fd, self._offset, self._nbytes),) if self._nbytes else ()
+
+    def chunks(self, info: TensorInfo) -> Chunks:
+        """Yield the extent, or copies of a few rows each."""
+        extents = self.extents()
+        return row_major_chunks(self.read(info)) if extents is None else extents
+
+
+class Segment(Protocol):
+    """`nbytes` consecutive bytes of a tensor."""
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the segment gives."""
+
+    def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill `out` with the bytes from `start`."""
+
+    def extent(self) -> Extent | None:
+        """Return where the bytes lie, or None when the file holds them encoded."""
+
+
+class RawSegment:
+    """Bytes that stand in the file as they are."""
+
+    __slots__ = ("_extent", "_source")
+
+    def __init__(self, source: SourceFile, offset: int, nbytes: int) -> None:
+        self._source = source
+        self._extent = Extent(source.fd, offset, nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the segment gives."""
+        return self._extent.nbytes
+
+    def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill `out` with the bytes from `start`."""
+        out[:] = np.frombuffer(self._source.data, np.uint8, len(out), self._extent.offset + start)
+
+    def extent(self) -> Extent:
+        """Return where the bytes lie."""
+        return self._extent
+
+
+class SegmentedBlock(Block):
+    """A row-major tensor in several segments, one after the other; every read is a copy."""
+
+    __slots__ = ("_segments",)
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = segments
+
+    def _bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return the bytes [start, stop) of the whole tensor."""
+        gathered = np.empty(stop - start, np.uint8)
+        begin = 0
+        for segment in self._segments:
+            low, high = max(start, begin), min(stop, begin + segment.nbytes)
+            if low < high:
+                segment.read_into(low - begin, gathered[low - start : high - start])
+            begin += segment.nbytes
+        return gathered
+
+    def read(self, info: TensorInfo) -> NDArray[Any]:
+        """Return a copy, as large as the tensor."""
+        return self._bytes(0, info.nbytes).view(info.storage_dtype).reshape(info.shape)
+
+    def rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
+        """Return a copy of those rows."""
+        start, stop, _ = slice(start, stop).indices(info.shape[0])
+        stop = max(start, stop)
+        row_bytes = info.nbytes // max(info.shape[0], 1)
+        raw = self._bytes(start * row_bytes, stop * row_bytes)
+        return raw.view(info.storage_dtype).reshape(stop - start, *info.shape[1:])
+
+    def extents(self) -> tuple[Extent, ...] | None:
+        """Return an extent for each segment, unless one is encoded."""
+        extents = [segment.extent() for segment in self._segments]
+        found = tuple(extent for extent in extents if extent is not None)
+        return found if len(found) == len(extents) else None
+
+    def chunks(self, info: TensorInfo) -> Chunks:
+        """Yield the extents, or decoded slabs."""
+        extents = self.extents()
+        return self._slabs(info) if extents is None else extents
+
+    def _slabs(self, info: TensorInfo) -> Iterator[NDArray[Any]]:
+        for start in range(0, info.nbytes, SLAB_BYTES):
+            yield self._bytes(start, min(start + SLAB_BYTES, info.nbytes)).view(info.storage_dtype)

@@ -1,0 +1,81 @@
+"""safetensors: 8 bytes of header length, a JSON header, the tensors' bytes without holes.
+
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from gptbridge.weights.formats.blocks import MappedBlock
+from gptbridge.weights.formats.json_header import MAX_JSON_BYTES, decode_object
+from gptbridge.weights.formats.source import SourceFile
+from gptbridge.weights.formats.weight_file import Contents
+
+_DTYPES: Mapping[str, str] = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "C64": "complex64",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def read_safetensors(source: SourceFile) -> Contents:
+    """Check the header of a safetensors file and return what it holds."""
+    length = int.from_bytes(source.bytes_at(0, 8, "the header length"), "little")
+    if length > min(source.size - 8, MAX_JSON_BYTES):
+        source.refuse(f"its header claims {length} bytes", allowed=f"at most {MAX_JSON_BYTES}")
+    header = decode_object(source, 8, length, "the header")
+    contents = Contents(source, "safetensors")
+    contents.metadata = _metadata(source, header.pop("__metadata__", {}))
+    spans = [_add(contents, name, entry, 8 + length) for name, entry in header.items()]
+    end = 8 + length
+    for start, stop, name in sorted(spans):
+        if start != end:
+            source.refuse("its bytes overlap another's or leave a hole", tensor=name)
+        end = stop
+    if end != source.size:
+        source.refuse(f"{source.size - end} bytes follow the last tensor")
+    return contents
+
+
+def _metadata(source: SourceFile, content: object) -> dict[str, str]:
+    if not isinstance(content, dict) or not all(isinstance(text, str) for text in content.values()):
+        source.refuse("__metadata__ is not a table of texts")
+    return content
+
+
+def _add(contents: Contents, name: str, entry: object, data_start: int) -> tuple[int, int, str]:
+    """Add one tensor of the header; return its first byte, its end and its name."""
+    source = contents.source
+    match entry:
+        case {"dtype": str(code), "shape": list(shape), "data_offsets": [start, stop], **rest} if (
+            not rest and type(start) is int and type(stop) is int
+        ):
+            pass
+        case _:
+            source.refuse("its header entry is malformed", tensor=name)
+    if code not in _DTYPES:
+        source.refuse(f"element type {code[:40]!r} is not known", tensor=name, allowed=", ".join(_DTYPES))
+    info = contents.new_tensor(name, _DTYPES[code], shape)
+    if not 0 <= start <= stop <= source.size - data_start:
+        source.refuse("its bytes lie outside the file", tensor=name)
+    if stop - start != info.nbytes:
+        source.refuse(f"its shape takes {info.nbytes} bytes, the file gives {stop - start}", tensor=name)
+    contents.add(info, MappedBlock(source, data_start + start, info.nbytes))
+    return data_start + start, data_start + stop, name

@@ -1,0 +1,86 @@
+"""A stranger's file, opened without blocking, checked to be a regular file, and mapped read-only."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import stat
+import zlib
+from pathlib import Path
+from typing import NoReturn
+
+from gptbridge.errors import BadInput, printable
+
+_CHECKSUM_STEP = 1 << 20
+
+
+class SourceFile:
+    """An open regular file: `fd`, `size` and `data`, its bytes as a read-only memory map.
+
+    Links are followed. A FIFO, device, folder, dangling link or empty file is refused as BadInput.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # O_NONBLOCK: opening a FIFO that nobody writes to must not wait for a writer.
+            self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise BadInput(f"cannot be opened: {reason}", where=path) from error
+        try:
+            self.size = self._checked_size()
+            self.data = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def _checked_size(self) -> int:
+        status = os.fstat(self.fd)
+        if not stat.S_ISREG(status.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "a special file")
+            self.refuse(f"is {kind}", allowed="a regular file")
+        if status.st_size == 0:
+            self.refuse("is empty")
+        return status.st_size
+
+    def refuse(self, problem: str, *, tensor: object = None, allowed: str | None = None) -> NoReturn:
+        """Raise BadInput that names this file, the tensor if one is to blame, and the reason."""
+        if tensor is not None:
+            problem = f"tensor {printable(tensor)!r}: {problem}"
+        raise BadInput(problem, where=self.path, allowed=allowed)
+
+    def bytes_at(self, offset: int, nbytes: int, what: str) -> bytes:
+        """Return `nbytes` bytes from `offset`; a range that leaves the file is refused, naming `what`."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            self.refuse(f"ends inside {what}")
+        return self.data[offset : offset + nbytes]
+
+    def crc32(self, offset: int, nbytes: int) -> int:
+        """Return the CRC-32 of a range that lies inside the file, in constant memory."""
+        buffer = memoryview(bytearray(min(_CHECKSUM_STEP, nbytes)))
+        checksum, end = 0, offset + nbytes
+        while offset < end:
+            count = os.preadv(self.fd, [buffer[: end - offset]], offset)
+            if count == 0:
+                self.refuse("became shorter while it was read")
+            checksum = zlib.crc32(buffer[:count], checksum)
+            offset += count
+        return checksum
+
+    def close(self) -> None:
+        """Close the file. Arrays that still look into the map keep it alive until they go."""
+        os.close(self.fd)
+        # BufferError: a view is still in use, and the map goes when the last one does.
+        with contextlib.suppress(BufferError):
+            self.data.close()
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
