@@ -1,0 +1,56 @@
+"""Byte-level BPE, encoded by gigatoken: GPT-2 and its kin."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import gigatoken
+import numpy as np
+from numpy.typing import NDArray
+
+from gptbridge.data.tokenizers.bpe_files import GPT2_SPLIT, BpeDefinition, write_bpe
+from gptbridge.data.tokenizers.interface import END_OF_TEXT
+from gptbridge.errors import BadInput, printable
+
+# How the end-of-text token is called, first match first.
+_END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eod>")
+
+
+class BpeTokenizer:
+    """A byte-level BPE whose special tokens never come out of a text."""
+
+    def __init__(self, definition: BpeDefinition, *, where: Path | None = None) -> None:
+        self._definition = definition
+        self.vocab_size = definition.vocab_size
+        self.identity = definition.identity()
+        ends = [definition.special[name] for name in _END_NAMES if name in definition.special]
+        self.end_of_text: int | None = ends[0] if ends else None
+        # GPT-2's rule never lets a piece go on from a visible character over a space.
+        self.cuts_before_space = definition.pre_tokenizer == GPT2_SPLIT and definition.normalizer is None
+        content = json.dumps(definition.tokenizer_json(special_in_text=False))
+        try:
+            # the backend's own method: one call a document, without the wrapper's
+            self._encode = gigatoken.Tokenizer.from_json(content).backend.encode
+        except RuntimeError as error:
+            problem = printable(str(error).partition("\n")[0])
+            raise BadInput(f"cannot be encoded: {problem}", where=where) from error
+
+    @cached_property
+    def _tokens(self) -> list[bytes]:
+        return self._definition.token_bytes()
+
+    def encode(self, text: str) -> NDArray[np.uint32]:
+        """Return the ids of `text`."""
+        ids: NDArray[np.uint32] = self._encode(text)
+        return ids
+
+    def decode(self, ids: NDArray[np.integer[Any]] | list[int]) -> str:
+        """Return the text of `ids`."""
+        return b"".join(self._tokens[i] for i in ids).decode(errors="replace")
+
+    def save(self, folder: Path) -> None:
+        """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json."""
+        write_bpe(self._definition, folder)
