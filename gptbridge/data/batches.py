@@ -1,0 +1,181 @@
+"""From a RunSpec to the batches of one rank, each made while the step before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptbridge.data.dataset import open_dataset
+from gptbridge.data.sampling import Samples, split_bounds
+from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
+from gptbridge.data.tokens import TokenDataset
+from gptbridge.errors import BadInput, UsageError
+from gptbridge.session import Batch
+from gptbridge_specs import RunSpec
+
+Split = Literal["training", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("training", "validation", "test")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """The batches of one rank of `ranks` data-parallel replicas.
+
+    A batch is a pure function of (spec, dataset, step, rank). Micro-batch a of rank r holds the
+    samples a * ranks + r of the global batch when it is cut into micro-batches, so that one step
+    sees the same samples for any number of ranks and any micro-batch size.
+    """
+
+    spec: RunSpec
+    dataset: TokenDataset
+    tokenizer: Tokenizer
+    rank: int
+    ranks: int
+    thread: ThreadPoolExecutor  # one: it makes the next batch
+
+    @property
+    def digest(self) -> str:
+        """The identity of the dataset's content."""
+        return self.dataset.digest
+
+    def samples(self, split: Split) -> Samples:
+        """Return the samples of a split; UsageError where it holds none."""
+        training, data = self.spec.training, self.spec.data
+        bounds = split_bounds(self.dataset.documents, data.split)
+        index = SPLITS.index(split)
+        first, last = (int(self.dataset.offsets[bound]) for bound in bounds[index : index + 2])
+        samples = Samples(
+            first, last - first, training.seq_length, training.seed, data.shuffle and split == "training"
+        )
+        if samples.per_epoch == 0:
+            raise UsageError(
+                f"the {split} split holds {bounds[index + 1] - bounds[index]} of "
+                f"{self.dataset.documents} documents, {last - first} tokens: less than one sample of "
+                f"training.seq_length + 1 = {training.seq_length + 1}",
+                where="data.split",
+                hint="Give it a larger share or take a larger dataset"
+                + ("; evaluation.interval=0 trains without it" if split == "validation" else ""),
+            )
+        return samples
+
+    def training(self, first_step: int) -> Iterator[Batch]:
+        """Yield the batches of steps `first_step`, `first_step` + 1, ... without end; 1 is the first."""
+        samples = self.samples("training")
+        return _prefetched(self.thread, lambda step: self._batch(samples, step, step - 1), count(first_step))
+
+    def validation(self) -> Iterator[Batch]:
+        """Yield the first `evaluation.batches` global batches of the validation split, in order.
+
+        What the split lacks to a whole last batch is filled with masked samples.
+        """
+        samples = self.samples("validation")
+        whole = -(-samples.per_epoch // self.spec.training.global_batch_size)
+        numbers = range(min(whole, self.spec.evaluation.batches))
+        return _prefetched(self.thread, lambda n: self._batch(samples, 0, n, once=True), iter(numbers))
+
+    def _batch(self, samples: Samples, step: int, number: int, *, once: bool = False) -> Batch:
+        size = self.spec.training.global_batch_size
+        numbers = number * size + np.arange(size)
+        counted = numbers < samples.per_epoch if once else np.ones(size, np.bool_)
+        starts = samples.starts(np.where(counted, numbers, 0))
+        mine = self._share(size)
+        tokens = self._read(starts[mine], samples.seq_length + 1)
+        inputs, labels = tokens[..., :-1], tokens[..., 1:]
+        mask = np.broadcast_to(counted[mine][..., None], inputs.shape).copy()
+        loss_tokens = int(counted.sum()) * samples.seq_length
+        end = self.tokenizer.end_of_text
+        if self.spec.data.mask_end_of_text and end is not None:
+            mask &= inputs != end
+            everyone = self._read(starts[counted], samples.seq_length)
+            loss_tokens -= int((everyone == end).sum())
+        return Batch(step, np.ascontiguousarray(inputs), np.ascontiguousarray(labels), mask, loss_tokens)
+
+    def _share(self, size: int) -> NDArray[np.int64]:
+        """Return which samples of a global batch are this rank's, (A, B)."""
+        share = size // self.ranks
+        micro = self.spec.training.micro_batch_size or share
+        return np.arange(size).reshape(share // micro, self.ranks, micro)[:, self.rank]
+
+    def _read(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int32]:
+        """Return `length` tokens from each of `starts`: shape of `starts` + (length,), all checked."""
+        tokens = np.empty((starts.size, length), self.dataset.source.dtype)
+        for row, start in zip(tokens, starts.ravel().tolist(), strict=True):
+            row[:] = self.dataset.source.read(start, start + length)
+        limit = self.spec.model.vocab_size
+        bad = (tokens < 0) | (tokens >= limit)
+        if bad.any():
+            row_of_bad, column = np.argwhere(bad)[0]
+            document = self.dataset.document_at(int(starts.ravel()[row_of_bad]) + int(column))
+            raise BadInput(
+                f"token {tokens[row_of_bad, column]} in document {document} is beyond the vocabulary",
+                where=self.dataset.where,
+                allowed=f"0 to model.vocab_size - 1 = {limit - 1}",
+                hint="Set model.vocab_size to the tokenizer's, or check the file: gptbridge data inspect",
+            )
+        return tokens.astype(np.int32).reshape(*starts.shape, length)
+
+
+@contextmanager
+def open_data(spec: RunSpec, *, rank: int = 0, ranks: int = 1) -> Iterator[RunData]:
+    """Open the dataset and tokenizer of `spec` for one of `ranks` data-parallel replicas.
+
+    Raises BadInput for a damaged dataset, UsageError for a spec that does not fit it: another
+    tokenizer, a vocabulary too small, a split that is needed and empty.
+    """
+    if spec.task.name != "language_modeling":
+        raise UsageError(f"{spec.task.name} reads no token dataset", where="task.name")
+    if spec.training.global_batch_size % (ranks * (spec.training.micro_batch_size or 1)):
+        raise UsageError(
+            f"{spec.training.global_batch_size} is not a multiple of {ranks} replicas x micro_batch_size",
+            where="training.global_batch_size",
+        )
+    dataset = open_dataset(spec.data.path)
+    tokenizer = load_tokenizer(spec.data.tokenizer)
+    _check_tokenizer(spec, dataset, tokenizer)
+    with ThreadPoolExecutor(1, "gptbridge-data") as thread:
+        data = RunData(spec, dataset, tokenizer, rank, ranks, thread)
+        data.samples("training")
+        if spec.evaluation.interval:
+            data.samples("validation")
+        yield data
+
+
+def _check_tokenizer(spec: RunSpec, dataset: TokenDataset, tokenizer: Tokenizer) -> None:
+    made_by = dataset.tokenizer_identity
+    if made_by is not None and made_by != tokenizer.identity:
+        raise UsageError(
+            f"{spec.data.tokenizer!r} is tokenizer {tokenizer.identity[:12]}, but {dataset.where} was "
+            f"made with tokenizer {made_by[:12]}",
+            where="data.tokenizer",
+            hint="Name the tokenizer of the dataset, or prepare the text again with this one",
+        )
+    needed = tokenizer.vocab_size if made_by is not None else dataset.vocab_size
+    if needed is not None and needed > spec.model.vocab_size:
+        raise UsageError(
+            f"{spec.model.vocab_size} is below the {needed} tokens of {dataset.where}",
+            where="model.vocab_size",
+            allowed=f"{needed} or more",
+        )
+    if spec.data.mask_end_of_text and tokenizer.end_of_text is None:
+        raise UsageError(f"{spec.data.tokenizer!r} has no end-of-text token", where="data.mask_end_of_text")
+
+
+def _prefetched(
+    thread: ThreadPoolExecutor, make: Callable[[int], Batch], numbers: Iterator[int]
+) -> Iterator[Batch]:
+    """Yield make(n) for each of `numbers`, each made by `thread` while the one before is in use.
+
+    An error in the thread is raised where its batch is asked for.
+    """
+    ahead = [thread.submit(make, number) for number in islice(numbers, 1)]
+    while ahead:
+        batch = ahead.pop().result()
+        ahead += [thread.submit(make, number) for number in islice(numbers, 1)]
+        yield batch

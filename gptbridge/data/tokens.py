@@ -1,0 +1,139 @@
+"""A token dataset: documents of token ids, whatever file they lie in."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.integer[Any]]
+
+_DIGEST_BLOCKS = 256
+_DIGEST_BLOCK = 4096
+
+
+class TokenSource(Protocol):
+    """The token ids of all documents, back to back."""
+
+    @property
+    def dtype(self) -> np.dtype[np.integer[Any]]:
+        """The type of an id as stored."""
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+
+    def read(self, start: int, stop: int) -> Ids:
+        """Return tokens `start` to `stop` (exclusive); a view of the file where that is possible."""
+
+
+class FlatTokens:
+    """Tokens that lie back to back in one array, usually a memory-mapped file."""
+
+    def __init__(self, ids: Ids) -> None:
+        self._ids = np.asarray(ids)
+
+    @property
+    def dtype(self) -> np.dtype[np.integer[Any]]:
+        """The type of an id as stored."""
+        return self._ids.dtype
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self._ids)
+
+    def read(self, start: int, stop: int) -> Ids:
+        """Return a view of tokens `start` to `stop` (exclusive)."""
+        return self._ids[start:stop]
+
+
+class ChainedTokens:
+    """The tokens of several sources, one after the other."""
+
+    def __init__(self, sources: list[TokenSource]) -> None:
+        self._sources = sources
+        self._ends = np.cumsum([len(source) for source in sources])
+        self._dtype = np.result_type(*(source.dtype for source in sources))
+
+    @property
+    def dtype(self) -> np.dtype[np.integer[Any]]:
+        """The type that holds the ids of every source."""
+        return self._dtype
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return int(self._ends[-1])
+
+    def read(self, start: int, stop: int) -> Ids:
+        """Return tokens `start` to `stop` (exclusive); a copy where they span two sources."""
+        first, last = np.searchsorted(self._ends, [start, max(start, stop - 1)], side="right")
+        pieces: list[Ids] = []
+        for i in range(first, min(last + 1, len(self._sources))):
+            source = self._sources[i]
+            begin = int(self._ends[i]) - len(source)
+            pieces.append(source.read(max(0, start - begin), min(len(source), stop - begin)))
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self._dtype), *pieces])
+
+
+@dataclass(frozen=True)
+class TokenDataset:
+    """Documents of token ids, and what is known about the tokenizer that made them.
+
+    `offsets` (int64, documents + 1) are the positions of the documents' first tokens in `source`;
+    the first is 0, the last the number of tokens. `tokenizer_identity` and `vocab_size` are None
+    where the format does not tell them.
+    """
+
+    format: str
+    path: str | None  # None: the embedded corpus
+    source: TokenSource
+    offsets: NDArray[np.int64]
+    tokenizer_identity: str | None = None
+    vocab_size: int | None = None
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self.offsets) - 1
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return int(self.offsets[-1])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document, (documents,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def where(self) -> str:
+        """The dataset's name in messages."""
+        return self.path or "the embedded corpus"
+
+    def document_at(self, position: int) -> int:
+        """Return the number of the document that holds the token at `position`."""
+        return int(np.searchsorted(self.offsets, position, side="right")) - 1
+
+    @cached_property
+    def digest(self) -> str:
+        """A cheap identity of the content (sha256, hex), the same in every format.
+
+        It covers the numbers of documents and tokens and, of the ids and of the documents' offsets,
+        up to 256 blocks of 4096, evenly spaced from the first to the last: all of a small dataset.
+        """
+        digest = hashlib.sha256(f"{self.documents} documents {self.tokens} tokens".encode())
+        for source in (self.source, FlatTokens(self.offsets)):
+            for start in _block_starts(len(source)):
+                block = source.read(start, min(start + _DIGEST_BLOCK, len(source)))
+                digest.update(block.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+
+def _block_starts(count: int) -> list[int]:
+    if count <= _DIGEST_BLOCKS * _DIGEST_BLOCK:
+        return list(range(0, count, _DIGEST_BLOCK))
+    return [i * (count - _DIGEST_BLOCK) // (_DIGEST_BLOCKS - 1) for i in range(_DIGEST_BLOCKS)]
