@@ -1,0 +1,87 @@
+"""Tensor layouts in words: `i (p n d)` is a matrix whose columns run over q|k|v, heads, head size.
+
+Letters: i hidden width coming in, o hidden width going out, p one of q, k, v, n head, d place within
+a head, f feed-forward width, v token of the vocabulary, t position, c label of a classifier.
+Tensor parallelism cuts n, f or v and nothing else, in every system.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from numpy.typing import NDArray
+
+from gptbridge_specs import ModelSpec
+
+CUT = "nfv"  # the letters that tensor parallelism may cut
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """The letters of a tensor, grouped by dimension."""
+
+    groups: tuple[str, ...]
+
+    @property
+    def letters(self) -> str:
+        """Every letter, outermost first."""
+        return "".join(self.groups)
+
+    @property
+    def cut(self) -> str | None:
+        """The letter that tensor parallelism cuts, if this tensor has one."""
+        return next((letter for letter in self.letters if letter in CUT), None)
+
+    def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape as stored, dimensions merged."""
+        return tuple(math.prod(sizes[letter] for letter in group) for group in self.groups)
+
+    def spread(self, array: NDArray[Any], sizes: Mapping[str, int]) -> NDArray[Any]:
+        """Return a view of a stored array with one dimension a letter."""
+        return array.reshape([sizes[letter] for letter in self.letters])
+
+    def order_of(self, other: Axes) -> tuple[int, ...]:
+        """Return the transposition that turns this tensor, spread, into `other`, spread."""
+        return tuple(self.letters.index(letter) for letter in other.letters)
+
+
+@cache
+def axes(text: str) -> Axes:
+    """Parse `i (p n d)`."""
+    groups: list[str] = []
+    inside = False
+    for character in text.replace(" ", ""):
+        if character in "()":
+            inside = character == "("
+            if inside:
+                groups.append("")
+        elif inside:
+            groups[-1] += character
+        else:
+            groups.append(character)
+    return Axes(tuple(groups))
+
+
+def letter_sizes(model: ModelSpec, *, num_labels: int = 1) -> dict[str, int]:
+    """Return how many entries each letter has in `model`."""
+    h = model.hidden_size
+    return {
+        "i": h,
+        "o": h,
+        "p": 3,
+        "n": model.num_attention_heads,
+        "d": model.head_size,
+        "f": model.ffn_size,
+        "v": model.vocab_size,
+        "t": model.max_position_embeddings,
+        "c": num_labels,
+    }
+
+
+def rearranged(array: NDArray[Any], source: Axes, target: Axes, sizes: Mapping[str, int]) -> NDArray[Any]:
+    """Return `array`, stored as `source`, stored as `target`; a copy where the order differs."""
+    return source.spread(array, sizes).transpose(source.order_of(target)).reshape(target.shape(sizes))

@@ -1,0 +1,96 @@
+"""Pieces of canonical weights: what a file holds of one, and how pieces become the slabs of another file.
+
+A whole tensor, one of q, k and v, a tensor-parallel shard and a padded embedding are all boxes:
+a range for each letter of the weight's axes. Writing one box from others is the only operation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptbridge.weights.layouts.axes import Axes
+
+Box = Mapping[str, tuple[int, int]]  # letter -> [start, stop) within the whole weight
+
+_TILE = (256, 128)  # target rows x source rows of 4 bytes: both sides of a transposition stay in cache
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of a canonical weight as some file stores it. `read` returns it, memory-mapped at best."""
+
+    box: Box
+    axes: Axes
+    read: Callable[[], NDArray[Any]]
+
+    def spread(self) -> NDArray[Any]:
+        """Return the piece with one dimension a letter."""
+        sizes = {letter: stop - start for letter, (start, stop) in self.box.items()}
+        return self.axes.spread(self.read(), sizes)
+
+
+def shape_of(box: Box, axes: Axes) -> tuple[int, ...]:
+    """Return the shape in which `box` is stored under `axes`."""
+    return axes.shape({letter: stop - start for letter, (start, stop) in box.items()})
+
+
+def slabs(target: Box, axes: Axes, max_items: int) -> Iterator[Box]:
+    """Cut `target` along its outermost letters into boxes of at most `max_items` items, in order."""
+    letters = axes.letters
+    for depth, letter in enumerate(letters):
+        start, stop = target[letter]
+        if stop - start == 1:
+            continue
+        inner = math.prod(target[x][1] - target[x][0] for x in letters[depth + 1 :])
+        if (stop - start) * inner <= max_items:
+            break
+        if inner <= max_items:
+            step = max(1, max_items // max(inner, 1))
+            for low in range(start, stop, step):
+                yield {**target, letter: (low, min(low + step, stop))}
+            return
+        for low in range(start, stop):
+            yield from slabs({**target, letter: (low, low + 1)}, axes, max_items)
+        return
+    yield target
+
+
+def gather(target: Box, axes: Axes, pieces: Sequence[Piece], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return `target` stored as `axes`, copied from the pieces that overlap it; zeros where none does."""
+    sizes = [target[letter][1] - target[letter][0] for letter in axes.letters]
+    result: NDArray[Any] = np.zeros(sizes, dtype)
+    for piece in pieces:
+        shared = {x: (max(target[x][0], piece.box[x][0]), min(target[x][1], piece.box[x][1])) for x in target}
+        if any(start >= stop for start, stop in shared.values()):
+            continue
+        source = piece.spread().transpose(piece.axes.order_of(axes))
+        _copy_tiled(
+            result[_slices(shared, target, axes)],
+            source[_slices(shared, piece.box, axes)],
+        )
+    return result.reshape(shape_of(target, axes))
+
+
+def _slices(inner: Box, outer: Box, axes: Axes) -> tuple[slice, ...]:
+    return tuple(slice(inner[x][0] - outer[x][0], inner[x][1] - outer[x][0]) for x in axes.letters)
+
+
+def _copy_tiled(target: NDArray[Any], source: NDArray[Any]) -> None:
+    """Copy, in tiles where the fast axis of one side is a slow axis of the other."""
+    fast = min(range(source.ndim), key=lambda axis: (source.shape[axis] == 1, abs(source.strides[axis])))
+    last = max((axis for axis in range(target.ndim) if target.shape[axis] > 1), default=0)
+    if fast == last:
+        target[...] = source
+        return
+    for high in range(0, target.shape[fast], _TILE[0]):
+        for low in range(0, target.shape[last], _TILE[1]):
+            tile = [slice(None)] * target.ndim
+            tile[fast] = slice(high, high + _TILE[0])
+            tile[last] = slice(low, low + _TILE[1])
+            target[tuple(tile)] = source[tuple(tile)]

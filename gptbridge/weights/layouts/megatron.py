@@ -1,0 +1,132 @@
+"""Megatron-LM GPT and ModelScope GPT-3, which grew from it: linear weights (out, in).
+
+The rows of the fused qkv matrix depend on `checkpoint_version`: 0 is (q|k|v, head, place),
+1 is (head, place, q|k|v), 2 and 3 are (head, q|k|v, place). Names changed over the years; each
+generation is a row of `_GENERATIONS`. Megatron-Core has its own names.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+from gptbridge.weights.layouts.rules import Layout, Table, rules
+
+QKV_ROWS = {0: "(p n d)", 1: "(n d p)", 2: "(n p d)", 3: "(n p d)"}
+_BUFFERS = (
+    r".*\._extra_state",
+    r".*\.rotary_emb\.inv_freq",
+    r"(module\.)?model\.word_embeddings_for_head\..*",  # the last pipeline stage's copy of wte
+    r".*word_embeddings_for_head\.weight",
+)
+
+# (folder of the layers, attention's name, norms' suffix), newest of the classic names first
+_GENERATIONS = tuple(
+    product(("encoder", "transformer"), ("self_attention", "attention"), ("layernorm", "norm"))
+)
+
+
+def _block(attention: str, norm: str, rows: str) -> Table:
+    return {
+        "ln_1.weight": (f"input_{norm}.weight", "i"),
+        "ln_1.bias": (f"input_{norm}.bias", "i"),
+        "attn.c_attn.weight": (f"{attention}.query_key_value.weight", f"{rows} i"),
+        "attn.c_attn.bias": (f"{attention}.query_key_value.bias", rows),
+        "attn.c_proj.weight": (f"{attention}.dense.weight", "o (n d)"),
+        "attn.c_proj.bias": (f"{attention}.dense.bias", "o"),
+        "ln_2.weight": (f"post_attention_{norm}.weight", "i"),
+        "ln_2.bias": (f"post_attention_{norm}.bias", "i"),
+        "mlp.c_fc.weight": ("mlp.dense_h_to_4h.weight", "f i"),
+        "mlp.c_fc.bias": ("mlp.dense_h_to_4h.bias", "f"),
+        "mlp.c_proj.weight": ("mlp.dense_4h_to_h.weight", "o f"),
+        "mlp.c_proj.bias": ("mlp.dense_4h_to_h.bias", "o"),
+    }
+
+
+def _classic(dialect: str, prefix: str, folder: str, attention: str, norm: str, version: int) -> Layout:
+    return Layout(
+        dialect,
+        f"{prefix}{folder}, {attention}, {norm}, version {version}",
+        rules(
+            top={
+                "wte.weight": (f"{prefix}embedding.word_embeddings.weight", "v i"),
+                "wpe.weight": (f"{prefix}embedding.position_embeddings.weight", "t i"),
+                "ln_f.weight": (f"{prefix}{folder}.final_{norm}.weight", "i"),
+                "ln_f.bias": (f"{prefix}{folder}.final_{norm}.bias", "i"),
+                "lm_head.weight": (f"{prefix}output_layer.weight", "v i"),
+            },
+            block=_block(attention, norm, QKV_ROWS[version]),
+            blocks=f"{prefix}{folder}.layers.{{}}.",
+        ),
+        dropped=_BUFFERS,
+    )
+
+
+def _core(prefix: str, fused_norms: bool) -> Layout:
+    ln_1 = "self_attention.linear_qkv.layer_norm_" if fused_norms else "input_layernorm."
+    ln_2 = "mlp.linear_fc1.layer_norm_" if fused_norms else "pre_mlp_layernorm."
+    return Layout(
+        "megatron",
+        f"{prefix}core{', fused norms' if fused_norms else ''}",
+        rules(
+            top={
+                "wte.weight": (f"{prefix}embedding.word_embeddings.weight", "v i"),
+                "wpe.weight": (f"{prefix}embedding.position_embeddings.weight", "t i"),
+                "ln_f.weight": (f"{prefix}decoder.final_layernorm.weight", "i"),
+                "ln_f.bias": (f"{prefix}decoder.final_layernorm.bias", "i"),
+                "lm_head.weight": (f"{prefix}output_layer.weight", "v i"),
+            },
+            block={
+                "ln_1.weight": (f"{ln_1}weight", "i"),
+                "ln_1.bias": (f"{ln_1}bias", "i"),
+                "attn.c_attn.weight": ("self_attention.linear_qkv.weight", "(n p d) i"),
+                "attn.c_attn.bias": ("self_attention.linear_qkv.bias", "(n p d)"),
+                "attn.c_proj.weight": ("self_attention.linear_proj.weight", "o (n d)"),
+                "attn.c_proj.bias": ("self_attention.linear_proj.bias", "o"),
+                "ln_2.weight": (f"{ln_2}weight", "i"),
+                "ln_2.bias": (f"{ln_2}bias", "i"),
+                "mlp.c_fc.weight": ("mlp.linear_fc1.weight", "f i"),
+                "mlp.c_fc.bias": ("mlp.linear_fc1.bias", "f"),
+                "mlp.c_proj.weight": ("mlp.linear_fc2.weight", "o f"),
+                "mlp.c_proj.bias": ("mlp.linear_fc2.bias", "o"),
+            },
+            blocks=f"{prefix}decoder.layers.{{}}.",
+        ),
+        dropped=_BUFFERS,
+    )
+
+
+def _base(prefix: str) -> Layout:
+    """ModelScope's base and large sizes: one list of q, k and v rows, and no `embedding.`."""
+    return Layout(
+        "modelscope",
+        f"base ({prefix})",
+        rules(
+            top={
+                "wte.weight": (f"{prefix}word_embeddings.weight", "v i"),
+                "wpe.weight": (f"{prefix}position_embeddings.weight", "t i"),
+                "ln_f.weight": (f"{prefix}transformer.final_layernorm.weight", "i"),
+                "ln_f.bias": (f"{prefix}transformer.final_layernorm.bias", "i"),
+            },
+            block=_block("attention", "layernorm", "(p n d)"),
+            blocks=f"{prefix}transformer.layers.{{}}.",
+        ),
+        dropped=_BUFFERS,
+    )
+
+
+def megatron(checkpoint_version: int) -> tuple[Layout, ...]:
+    """Return Megatron's layouts for a checkpoint_version, the one to write first."""
+    classic = tuple(
+        _classic("megatron", "model.language_model.", *names, checkpoint_version) for names in _GENERATIONS
+    )
+    return (*classic, *(_core("model.", fused) for fused in (False, True)))
+
+
+MODELSCOPE_BASE = tuple(
+    _base(prefix) for prefix in ("language_model.", "model.language_model.", "state_dict.language_model.")
+)
+MODELSCOPE_LARGE = tuple(
+    _classic("modelscope", prefix, "encoder", "self_attention", "layernorm", 2)
+    for prefix in ("language_model.", "module.language_model.", "module.module.language_model.")
+)
+MODELSCOPE = (*MODELSCOPE_LARGE, *MODELSCOPE_BASE)

@@ -1,0 +1,140 @@
+"""A dialect's layout as data: one two-way rule for each kind of canonical weight."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from gptbridge.weights.layouts.axes import Axes, axes
+
+# The canonical layout (Hugging Face GPT-2's), by name without `h.N.`.
+CANONICAL_AXES: dict[str, str] = {
+    "wte.weight": "v i",
+    "wpe.weight": "t i",
+    "ln_1.weight": "i",
+    "ln_1.bias": "i",
+    "attn.c_attn.weight": "i (p n d)",
+    "attn.c_attn.bias": "(p n d)",
+    "attn.c_proj.weight": "(n d) o",
+    "attn.c_proj.bias": "o",
+    "ln_2.weight": "i",
+    "ln_2.bias": "i",
+    "mlp.c_fc.weight": "i f",
+    "mlp.c_fc.bias": "f",
+    "mlp.c_proj.weight": "f o",
+    "mlp.c_proj.bias": "o",
+    "ln_f.weight": "i",
+    "ln_f.bias": "i",
+    "lm_head.weight": "v i",
+    "score.weight": "c i",
+}
+OPTIONAL = ("lm_head.weight", "score.weight")  # absent from most checkpoints
+_LAYER = re.compile(r"^h\.\d+\.")
+
+
+def canonical_axes(name: str) -> Axes:
+    """Return the axes of a canonical weight, such as `h.3.attn.c_attn.weight`."""
+    return axes(CANONICAL_AXES[_LAYER.sub("", name)])
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Where a dialect keeps one kind of canonical weight.
+
+    With three native names, q, k and v are stored apart and `axes` describes each of them.
+    """
+
+    canonical: str  # "h.{}.attn.c_attn.weight"; {} stands for the layer number
+    native: tuple[str, ...]
+    axes: Axes
+
+    @property
+    def optional(self) -> bool:
+        """A checkpoint is whole without this weight."""
+        return self.canonical in OPTIONAL
+
+
+@dataclass(frozen=True, slots=True)
+class NativeTensor:
+    """One tensor of a dialect and what it holds of which canonical weight."""
+
+    name: str
+    canonical: str
+    axes: Axes
+    part: int | None  # 0, 1, 2 for q, k, v stored apart; None for the whole weight
+
+    @property
+    def box_axes(self) -> Axes:
+        """The axes with `p` in front for q, k or v stored apart, as a box of the whole weight needs."""
+        return self.axes if self.part is None else Axes(("p", *self.axes.groups))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of one dialect, or of one of its variants."""
+
+    dialect: str
+    variant: str
+    rules: tuple[Rule, ...]
+    dropped: tuple[str, ...] = ()  # regular expressions of native names that are no weights
+
+    @cached_property
+    def _patterns(self) -> list[tuple[re.Pattern[str], Rule, int | None]]:
+        return [
+            (
+                re.compile(re.escape(native).replace(r"\{\}", r"(0|[1-9]\d{0,5})")),
+                rule,
+                part if len(rule.native) > 1 else None,
+            )
+            for rule in self.rules
+            for part, native in enumerate(rule.native)
+        ]
+
+    @cached_property
+    def _dropped(self) -> list[re.Pattern[str]]:
+        return [re.compile(pattern) for pattern in self.dropped]
+
+    def find(self, name: str) -> NativeTensor | None:
+        """Return what the tensor `name` holds, or None for a name that the layout does not know."""
+        for pattern, rule, part in self._patterns:
+            if match := pattern.fullmatch(name):
+                return NativeTensor(name, rule.canonical.format(*match.groups()), rule.axes, part)
+        return None
+
+    def is_dropped(self, name: str) -> bool:
+        """Tell whether `name` is a buffer or other tensor that is left out on purpose."""
+        return any(pattern.fullmatch(name) for pattern in self._dropped)
+
+    def natives(self, canonical_names: Iterable[str]) -> Iterator[NativeTensor]:
+        """Yield the tensors to write for the given canonical weights, in their order."""
+        by_canonical = {rule.canonical: rule for rule in self.rules}
+        for name in canonical_names:
+            layer = _LAYER.match(name)
+            number = layer.group()[2:-1] if layer else ""
+            rule = by_canonical[_LAYER.sub("h.{}.", name)]
+            apart = len(rule.native) > 1
+            for part, native in enumerate(rule.native):
+                yield NativeTensor(native.format(number), name, rule.axes, part if apart else None)
+
+
+Table = Mapping[str, tuple[str | tuple[str, ...], str]]
+
+
+def rules(*, top: Table, block: Table, blocks: str) -> tuple[Rule, ...]:
+    """Build rules from `canonical name: (native name or names, axes)`.
+
+    `block` holds the weights of one layer, without `h.N.`; `blocks` is the native prefix of a
+    layer, such as `transformer.h.{}.`.
+    """
+    outer = [(name, native, order, "") for name, (native, order) in top.items()]
+    inner = [("h.{}." + name, native, order, blocks) for name, (native, order) in block.items()]
+    return tuple(
+        Rule(
+            name,
+            tuple(prefix + part for part in ((native,) if isinstance(native, str) else native)),
+            axes(order),
+        )
+        for name, native, order, prefix in (*outer, *inner)
+    )
