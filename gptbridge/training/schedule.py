@@ -51,13 +51,13 @@ def _polynomial(schedule: ScheduleSpec, decay_steps: int, step: int) -> float:
     if step >= decay_steps:
         return schedule.min_lr
     left = 1.0 - (step - warmup) / (decay_steps - warmup)
-    return schedule.min_lr + (schedule.max_lr - schedule.min_lr) * left**schedule.power
+    return schedule.min_lr + (schedule.max_lr - schedule.min_lr) * math.pow(left, schedule.power)
 
 
 def _noam(schedule: ScheduleSpec, decay_steps: int, step: int) -> float:
     warmup = warmup_steps(schedule, decay_steps)
-    decay = step**-0.5
-    factor = min(decay, step * warmup**-1.5) if warmup else decay
+    decay = 1.0 / math.sqrt(step)
+    factor = min(decay, step / math.pow(warmup, 1.5)) if warmup else decay
     return schedule.max_lr * factor
 
 

@@ -1,0 +1,49 @@
+"""manifest.json: size and sha256 of every other file of a checkpoint, written last."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from gptbridge.errors import BadInput, printable
+from gptbridge.weights.json_files import read_json, require_regular_file, write_json
+
+MANIFEST_FILE = "manifest.json"
+
+
+def write_manifest(folder: Path) -> None:
+    """Push every file of `folder` to the disk, then list them all."""
+    files: dict[str, Any] = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.name] = {"size": path.stat().st_size, "sha256": digest}
+    write_json(folder / MANIFEST_FILE, {"version": 1, "files": files})
+
+
+def verify(folder: Path) -> None:
+    """Raise BadInput naming the first file of `folder` that is not what its manifest says."""
+    manifest = folder / MANIFEST_FILE
+    files = read_json(manifest).get("files")
+    if not isinstance(files, dict) or not files:
+        raise BadInput("lists no files", where=manifest)
+    facts = {name: _facts(manifest, name, entry) for name, entry in files.items()}
+    # Sizes first: a file cut short is found without reading the others.
+    for name, (size, _) in facts.items():
+        found = require_regular_file(folder / name)
+        if found != size:
+            raise BadInput(f"damaged: {found} bytes, {size} were written", where=folder / name)
+    for name, (_, sha256) in facts.items():
+        with (folder / name).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise BadInput("damaged: its bytes are not those that were written", where=folder / name)
+
+
+def _facts(manifest: Path, name: str, entry: object) -> tuple[int, str]:
+    size, sha256 = (entry.get("size"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+    if Path(name).name != name or not isinstance(size, int) or not isinstance(sha256, str):
+        raise BadInput(f"the entry {printable(name)!r} is malformed", where=manifest)
+    return size, sha256

@@ -1,0 +1,104 @@
+"""What a run needs to continue beside weights and moments: the content of state.json."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from gptbridge.errors import BadInput, printable
+from gptbridge.session import SessionState
+from gptbridge.weights.json_files import read_json, write_json
+from gptbridge_specs import RunSpec
+from gptbridge_specs.base import Part
+
+STATE_FILE = "state.json"
+# Dropout streams are keyed, not carried: (seed, step, micro-batch) is the whole state.
+RngAlgorithm = Literal["blake2b(seed, step, micro_batch)"]
+
+
+class DataPosition(Part):
+    """Where in the data the run stands. The next batch is a pure function of seed and step."""
+
+    digest: str = Field(description="Identity of the dataset and of how it is cut into samples.")
+    tokenizer: str = Field(description="Identity of the tokenizer.")
+    samples: int = Field(ge=0, description="Samples of the training split used so far.")
+
+
+class RngState(Part):
+    """From where every random number of the next steps follows."""
+
+    algorithm: RngAlgorithm = "blake2b(seed, step, micro_batch)"
+    seed: int = Field(ge=0)
+    step: int = Field(ge=0)
+
+
+class OptimizerState(Part):
+    """The optimizer's numbers beside its moments."""
+
+    updates: int = Field(ge=0, description="Updates applied: steps that were not skipped.")
+    loss_scale: float | None = Field(None, gt=0, description="fp16 only.")
+    good_steps: int = Field(0, ge=0, description="fp16 with dynamic scale: steps since it last changed.")
+
+
+class TrainingState(Part):
+    """A run after `step` steps."""
+
+    version: Literal[1] = 1
+    step: int = Field(ge=0)
+    tokens: int = Field(ge=0, description="Tokens seen.")
+    data: DataPosition
+    rng: RngState
+    optimizer: OptimizerState
+    backend: str = Field(description="Who wrote the checkpoint.")
+    spec_sha256: str
+    spec: RunSpec
+
+    def session_state(self) -> SessionState:
+        """Return what `Session.import_state` takes."""
+        own = self.optimizer
+        return SessionState(own.updates, own.loss_scale, own.good_steps)
+
+
+def state_after(
+    step: int, spec: RunSpec, session: SessionState, *, backend: str, digest: str, tokenizer: str
+) -> TrainingState:
+    """Return the state of a run of `spec` that has done `step` steps."""
+    samples = step * spec.training.global_batch_size
+    return TrainingState(
+        step=step,
+        tokens=step * spec.tokens_per_step,
+        data=DataPosition(digest=digest, tokenizer=tokenizer, samples=samples),
+        rng=RngState(seed=spec.training.seed, step=step),
+        optimizer=OptimizerState(
+            updates=session.updates, loss_scale=session.loss_scale, good_steps=session.good_steps
+        ),
+        backend=backend,
+        spec_sha256=spec_hash(spec),
+        spec=spec,
+    )
+
+
+def spec_hash(spec: RunSpec) -> str:
+    """Return the sha256 of the spec's canonical JSON: sorted keys, no spaces."""
+    text = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write_state(folder: Path, state: TrainingState) -> None:
+    """Write state.json into `folder`."""
+    write_json(folder / STATE_FILE, state.model_dump(mode="json"))
+
+
+def read_state(folder: Path) -> TrainingState:
+    """Read state.json of `folder`; BadInput when it is not one."""
+    path = folder / STATE_FILE
+    try:
+        return TrainingState.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise BadInput(f"{field}: {printable(first['msg'])}", where=path) from error

@@ -1,0 +1,121 @@
+"""The checkpoints of one run: each appears whole or not at all, and the newest good one is found.
+
+A checkpoint is written under a hidden name, pushed to the disk, then renamed: whatever kills the
+process, a folder called step-00001000 is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gptbridge.checkpoint.manifest import verify, write_manifest
+from gptbridge.errors import BadInput, BridgeError, RunFailed
+from gptbridge_specs.run import CheckpointSpec
+
+_NAME = re.compile(r"step-(\d{8,})")
+_SAVING, _REPLACED, _REMOVING = ".saving-", ".replaced-", ".removing-"
+
+
+class CheckpointStore:
+    """The folder `checkpoints` of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, step: int) -> Path:
+        """Return where the checkpoint of `step` is, or would be."""
+        return self.folder / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, oldest first."""
+        if not self.folder.is_dir():
+            return []
+        names = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def newest_good(self, warn: Callable[[str], None]) -> Path | None:
+        """Return the newest checkpoint that is whole, or None where there is none at all.
+
+        Each damaged one is named to `warn` and passed over. BadInput when all are damaged.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                verify(self.path(step))
+            except BadInput as error:
+                warn(f"checkpoint {self.path(step)} cannot be used: {error}")
+            else:
+                return self.path(step)
+        if steps:
+            raise BadInput("every checkpoint is damaged", where=self.folder)
+        return None
+
+    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Let `write` fill a folder and make it the checkpoint of `step`.
+
+        RunFailed when the disk does not take it: then nothing of it is left, and the checkpoints
+        from before are untouched.
+        """
+        final = self.path(step)
+        saving = final.with_name(_SAVING + final.name)
+        with _all_or_nothing(saving, final):
+            saving.mkdir(parents=True)
+            write(saving)
+            write_manifest(saving)
+            _sync_folder(saving)
+            if final.exists():
+                final.rename(final.with_name(_REPLACED + final.name))
+            saving.rename(final)
+            _sync_folder(self.folder)
+        shutil.rmtree(final.with_name(_REPLACED + final.name), ignore_errors=True)
+        return final
+
+    def prune(self, spec: CheckpointSpec) -> None:
+        """Remove all but the newest `spec.keep` checkpoints and the multiples of `spec.keep_every`."""
+        every = spec.keep_every
+        for step in self.steps()[: -spec.keep]:
+            if every is None or step % every:
+                self._remove(step)
+
+    def clean(self) -> None:
+        """Remove what a killed save or removal left behind. Only the run's one trainer may."""
+        for prefix in (_SAVING, _REPLACED, _REMOVING):
+            for left in self.folder.glob(prefix + "*"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _remove(self, step: int) -> None:
+        # Renamed first: a half-deleted folder must not look like a damaged checkpoint.
+        removing = self.folder / (_REMOVING + self.path(step).name)
+        self.path(step).rename(removing)
+        shutil.rmtree(removing, ignore_errors=True)
+
+
+@contextmanager
+def _all_or_nothing(saving: Path, final: Path) -> Iterator[None]:
+    try:
+        shutil.rmtree(saving, ignore_errors=True)
+        yield
+    except BaseException as error:
+        shutil.rmtree(saving, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise RunFailed(
+                f"the checkpoint could not be saved: {error.strerror}",
+                where=final,
+                hint="Earlier checkpoints are untouched; make room and continue with --resume auto",
+            ) from error
+        if isinstance(error, BridgeError):
+            error.where = error.where or final
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,72 @@
+"""JSON files that strangers made: bounded, plain data, no surprises; and files that appear whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from gptbridge.errors import BadInput, printable
+
+CONFIG_LIMIT = 1 << 20
+INDEX_LIMIT = 64 << 20
+
+
+def require_regular_file(path: Path) -> int:
+    """Return the size in bytes of the regular file that `path` names or links to, or raise BadInput."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise BadInput(error.strerror or "cannot be opened", where=path) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise BadInput("not a regular file", where=path)
+    return status.st_size
+
+
+def read_json(path: Path, *, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
+    """Return the object in a JSON file of at most `limit` bytes.
+
+    BadInput for anything else: another type, bad UTF-8, a key twice, NaN, endless nesting.
+    """
+    size = require_regular_file(path)
+    if size > limit:
+        raise BadInput(f"{size} bytes of JSON", where=path, allowed=f"at most {limit}")
+    try:
+        content = json.loads(
+            path.read_bytes().decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except RecursionError as error:
+        raise BadInput("JSON nested too deeply", where=path) from error
+    except (OSError, ValueError) as error:
+        raise BadInput(f"not readable as JSON: {printable(error)}", where=path) from error
+    if not isinstance(content, dict):
+        raise BadInput("not a JSON object", where=path)
+    return content
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as indented JSON, on the disk when this returns."""
+    write_synced(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {printable(twice)!r} appears twice")
+    return content
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number")
