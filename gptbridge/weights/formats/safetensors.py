@@ -1,15 +1,20 @@
-"""safetensors: 8 bytes of header length, a JSON header, the tensors' bytes without holes.
+"""safetensors, read and written: 8 bytes of header length, a JSON header, the tensors' bytes without holes.
 
 Format: https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 from gptbridge.weights.formats.blocks import MappedBlock
 from gptbridge.weights.formats.json_header import MAX_JSON_BYTES, decode_object
+from gptbridge.weights.formats.output import new_file
 from gptbridge.weights.formats.source import SourceFile
+from gptbridge.weights.formats.tensor import Entry
 from gptbridge.weights.formats.weight_file import Contents
 
 _DTYPES: Mapping[str, str] = {
@@ -33,6 +38,10 @@ _DTYPES: Mapping[str, str] = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_ALIGNMENT = 8
+# transformers opens a file only when its metadata names a framework.
+_DEFAULT_METADATA = {"format": "pt"}
 
 
 def read_safetensors(source: SourceFile) -> Contents:
@@ -79,3 +88,27 @@ def _add(contents: Contents, name: str, entry: object, data_start: int) -> tuple
         source.refuse(f"its shape takes {info.nbytes} bytes, the file gives {stop - start}", tensor=name)
     contents.add(info, MappedBlock(source, data_start + start, info.nbytes))
     return data_start + start, data_start + stop, name
+
+
+def write_safetensors(
+    path: Path, entries: Iterable[Entry], metadata: Mapping[str, str] = _DEFAULT_METADATA
+) -> None:
+    """Write a safetensors file, streaming; ValueError for an element type that the format lacks.
+
+    Wider elements come first, so that every tensor is aligned to its element size.
+    """
+    ordered = sorted(entries, key=lambda entry: -entry[0].storage_dtype.itemsize)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for info, _ in ordered:
+        if info.dtype not in _CODES:
+            raise ValueError(f"{info.name}: safetensors has no element type {info.dtype}")
+        offsets = [end, end + info.nbytes]
+        header[info.name] = {"dtype": _CODES[info.dtype], "shape": info.shape, "data_offsets": offsets}
+        end += info.nbytes
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    with new_file(path) as output:
+        output.write(len(text).to_bytes(8, "little") + text)
+        for info, chunks in ordered:
+            output.write_tensor(info, chunks())

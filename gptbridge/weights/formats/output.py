@@ -1,0 +1,160 @@
+"""Output that is complete or absent: a temporary name, streamed bytes, fsync, rename."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptbridge.errors import RunFailed
+from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, Extent, TensorInfo
+
+_READ_STEP = 1 << 20
+
+
+class OutputFile:
+    """A file that is being written from front to back; `position` is where the next byte goes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self.position = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append `data`."""
+        rest = memoryview(data).cast("B")
+        while rest:
+            rest = rest[os.write(self._fd, rest) :]
+        self.position += memoryview(data).nbytes
+
+    def copy(self, extent: Extent) -> None:
+        """Append an extent of another file, inside the kernel."""
+        offset, end = extent.offset, extent.offset + extent.nbytes
+        while offset < end:
+            count = os.copy_file_range(extent.fd, self._fd, end - offset, offset)
+            if count == 0:
+                raise RunFailed("an input file became shorter while it was read")
+            offset += count
+        self.position += extent.nbytes
+
+    def patch(self, offset: int, data: bytes) -> None:
+        """Replace bytes that were written before."""
+        os.pwrite(self._fd, data, offset)
+
+    def write_tensor(self, info: TensorInfo, chunks: Chunks, checksum: Checksum | None = None) -> None:
+        """Append a tensor's bytes, also to `checksum`; ValueError unless they are `info.nbytes` bytes."""
+        start = self.position
+        for chunk in chunks:
+            for piece in _pieces(chunk):
+                if checksum is not None:
+                    checksum.add(piece)
+                if isinstance(piece, Extent):
+                    self.copy(piece)
+                else:
+                    self.write(piece.data)
+        if self.position - start != info.nbytes:
+            raise ValueError(f"{info.name}: {self.position - start} bytes given, {info.nbytes} declared")
+
+
+def _pieces(chunk: NDArray[Any] | Extent) -> Iterator[NDArray[np.uint8] | Extent]:
+    """Cut a chunk so that a checksum of one piece can run beside the writing of it."""
+    if isinstance(chunk, Extent):
+        for start in range(0, chunk.nbytes, SLAB_BYTES):
+            yield Extent(chunk.fd, chunk.offset + start, min(SLAB_BYTES, chunk.nbytes - start))
+        return
+    raw = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
+    for start in range(0, len(raw), SLAB_BYTES):
+        yield raw[start : start + SLAB_BYTES]
+
+
+class Checksum:
+    """A running CRC-32, computed in a thread beside the writing of the same bytes. A context manager."""
+
+    def __init__(self) -> None:
+        self._value = 0
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._pending: Future[None] | None = None
+
+    def add(self, piece: NDArray[np.uint8] | Extent) -> None:
+        """Take in the next bytes; waits until those before are done, so that one piece is in flight."""
+        self._wait()
+        work = self._add_extent if isinstance(piece, Extent) else self._add_array
+        self._pending = self._pool.submit(work, piece)  # type: ignore[arg-type]
+
+    def take(self) -> int:
+        """Return the CRC-32 of what was added, and start again from nothing."""
+        self._wait()
+        value, self._value = self._value, 0
+        return value
+
+    def add_bytes(self, data: bytes) -> None:
+        """Take in a few bytes at once."""
+        self._wait()
+        self._value = zlib.crc32(data, self._value)
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+    def _add_array(self, piece: NDArray[np.uint8]) -> None:
+        self._value = zlib.crc32(piece.data, self._value)
+
+    def _add_extent(self, piece: Extent) -> None:
+        buffer = memoryview(bytearray(min(_READ_STEP, piece.nbytes)))
+        offset, end = piece.offset, piece.offset + piece.nbytes
+        while offset < end:
+            count = os.preadv(piece.fd, [buffer[: end - offset]], offset)
+            if count == 0:
+                raise RunFailed("an input file became shorter while it was read")
+            self._value = zlib.crc32(buffer[:count], self._value)
+            offset += count
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[OutputFile]:
+    """Give a file to write that takes the name `path` when the block ends well, and vanishes otherwise.
+
+    The bytes are on the disk before the rename. A link at `path` is replaced, never followed. RunFailed
+    when the system refuses (no space, no permission).
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            yield OutputFile(fd)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunFailed(f"cannot be written: {error.strerror}", where=path) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
