@@ -1,0 +1,1 @@
+"""What each dialect's configuration file says about the model, read and written."""

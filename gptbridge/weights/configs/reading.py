@@ -1,0 +1,137 @@
+"""From a dialect's configuration to what it declares about the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from gptbridge.errors import BadInput, UsageError, printable
+from gptbridge.weights.configs.tables import TABLES, ConfigTable
+from gptbridge.weights.hf_config import from_hf_config
+from gptbridge.weights.json_files import read_json
+from gptbridge_specs import ModelSpec, SpecError
+from gptbridge_specs.yaml_files import read_mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """The fields of a ModelSpec that some source states, and which source that is."""
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    where: str = "nothing"
+
+    def merged(self, stronger: Declared) -> Declared:
+        """Return both, `stronger` winning where they meet."""
+        return Declared({**self.fields, **stronger.fields}, stronger.where if stronger.fields else self.where)
+
+
+def read_config_file(path: Path, dialect: str) -> Declared:
+    """Return what a configuration file of `dialect` declares; BadInput for one of something else."""
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            content = read_mapping(path)
+        except SpecError as error:
+            raise BadInput(str(error)) from error
+    else:
+        content = read_json(path)
+    return declared_by(content, dialect, path)
+
+
+def declared_by(content: Mapping[str, Any], dialect: str, where: object) -> Declared:
+    """Return what the configuration `content` declares."""
+    if dialect in ("torch", "gptbridge"):
+        return Declared(from_hf_config(content, where=where).model_dump(), str(where))
+    table = TABLES[dialect]
+    model = _section(_unwrapped(content), table, where)
+    _refuse_other_architectures(model, table, where)
+    fields: dict[str, Any] = {}
+    for name, keys in table.keys.items():
+        stated = [model[key] for key in keys if model.get(key) is not None]
+        if stated:
+            fields[name] = stated[0]
+    if dialect == "mindspore" and "expand_ratio" in model and "hidden_size" in fields:
+        fields["ffn_hidden_size"] = _whole(model["expand_ratio"], where) * _whole(
+            fields["hidden_size"], where
+        )
+    fields["activation"] = _activation(model, table, dialect, where)
+    return Declared(fields, str(where))
+
+
+def _unwrapped(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the keys of PaddleNLP's older form, {"init_args": [{...}], "init_class": ...}, flat."""
+    flat = dict(content)
+    while isinstance(flat.get("init_args"), list) and flat["init_args"]:
+        inner = flat["init_args"][0]
+        if not isinstance(inner, dict):
+            break
+        flat = dict(inner)
+    return flat
+
+
+def _section(content: Mapping[str, Any], table: ConfigTable, where: object) -> Mapping[str, Any]:
+    for name in table.section:
+        inner = content.get(name)
+        if not isinstance(inner, dict):
+            raise BadInput(f"has no section {'.'.join(table.section)}", where=where)
+        content = inner
+    return content
+
+
+def _refuse_other_architectures(model: Mapping[str, Any], table: ConfigTable, where: object) -> None:
+    for key, only in table.fixed.items():
+        if key in model and model[key] is not None and model[key] != only:
+            raise BadInput(f"{key} is {printable(model[key])}", where=where, allowed=str(only))
+
+
+def _activation(model: Mapping[str, Any], table: ConfigTable, dialect: str, where: object) -> str:
+    if dialect == "megatron":
+        return _megatron_activation(model)
+    if dialect == "modelscope":
+        return "gelu_tanh" if model.get("bias_gelu_fusion", True) else "gelu_erf"
+    spelled = model.get(table.activation_key) if table.activation_key else None
+    if spelled is None:
+        return table.default_activation
+    if spelled not in table.gelu:
+        raise BadInput(
+            f"{table.activation_key} is {printable(spelled)!r}", where=where, allowed=", ".join(table.gelu)
+        )
+    return table.gelu[spelled]
+
+
+def _megatron_activation(args: Mapping[str, Any]) -> str:
+    """Megatron computes tanh GELU when it fuses bias and GELU or is told to; erf otherwise."""
+    if args.get("gptbridge_activation") == "quick_gelu":
+        return "quick_gelu"
+    tanh = args.get("openai_gelu") or args.get("bias_gelu_fusion", True)
+    return "gelu_tanh" if tanh else "gelu_erf"
+
+
+def _whole(value: Any, where: object) -> int:
+    if type(value) is not int:
+        raise BadInput(f"{printable(value)} is not a whole number", where=where)
+    return value
+
+
+def build_model(fields: Mapping[str, Any], where: object) -> ModelSpec:
+    """Return the ModelSpec of complete fields; UsageError names what is missing or cannot be."""
+    needed = ("vocab_size", "hidden_size", "num_layers", "max_position_embeddings")
+    for name in needed:
+        if name not in fields:
+            raise BadInput(f"neither the files nor the tensors say {name}", where=where)
+    if "num_attention_heads" not in fields:
+        raise UsageError(
+            "the number of attention heads is in no file beside the tensors",
+            where=where,
+            hint="Give --num-attention-heads N, or --model PRESET|FILE",
+        )
+    try:
+        return ModelSpec.model_validate(dict(fields))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        value = f"{field} is {printable(first['input'])}: " if field else ""
+        raise BadInput(value + printable(first["msg"]), where=where) from error

@@ -1,0 +1,122 @@
+"""One table a dialect: which key of its configuration holds which field of the ModelSpec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ConfigTable:
+    """How a dialect writes a model down.
+
+    `keys` maps a ModelSpec field to the keys that say it, the one that is written first. `gelu` maps
+    the activation's spelling to ours. `fixed` are switches that must have this value, because any
+    other means another architecture. `always` is written as it is.
+    """
+
+    keys: Mapping[str, tuple[str, ...]]
+    activation_key: str | None = None
+    gelu: Mapping[str, str] = field(default_factory=dict)
+    default_activation: str = "gelu_tanh"
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    always: Mapping[str, Any] = field(default_factory=dict)
+    section: tuple[str, ...] = ()  # where in the file the model stands
+
+
+# PaddleNLP's and FleetX's "gelu" is the tanh form; the other two have no spelling there, and ours
+# makes the original software stop instead of computing something else.
+_PADDLE_GELU = {"gelu": "gelu_tanh", "gelu_erf": "gelu_erf", "quick_gelu": "quick_gelu"}
+_PADDLE_KEYS = {
+    "vocab_size": ("vocab_size",),
+    "hidden_size": ("hidden_size", "n_embd"),
+    "num_layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "num_attention_heads": ("num_attention_heads", "n_head"),
+    "ffn_hidden_size": ("intermediate_size", "n_inner"),
+    "max_position_embeddings": ("max_position_embeddings", "n_positions"),
+    "hidden_dropout_prob": ("hidden_dropout_prob",),
+    "attention_probs_dropout_prob": ("attention_probs_dropout_prob",),
+    "initializer_range": ("initializer_range",),
+}
+
+TABLES: Mapping[str, ConfigTable] = {
+    "paddle": ConfigTable(
+        keys=_PADDLE_KEYS,
+        activation_key="hidden_act",
+        gelu={**_PADDLE_GELU, "gelu_new": "gelu_tanh"},
+        always={"model_type": "gpt", "type_vocab_size": 16},
+    ),
+    "fleetx": ConfigTable(
+        keys={
+            **_PADDLE_KEYS,
+            "num_layers": ("num_layers",),
+            "ffn_hidden_size": ("ffn_hidden_size",),
+        },
+        activation_key="activation",
+        gelu=_PADDLE_GELU,
+        always={
+            "module": "GPTModule",
+            "name": "GPT",
+            "type_vocab_size": 16,
+            "fuse_attn_qkv": True,
+            "scale_qk_by_layer_num": True,
+        },
+        section=("Model",),
+    ),
+    "mindspore": ConfigTable(
+        keys={
+            "vocab_size": ("vocab_size",),
+            "hidden_size": ("hidden_size", "embedding_size"),
+            "num_layers": ("num_layers", "num_hidden_layers"),
+            "num_attention_heads": ("num_heads", "num_attention_heads"),
+            "max_position_embeddings": ("max_position_embeddings", "seq_length"),
+            "layernorm_epsilon": ("layernorm_epsilon",),
+            "hidden_dropout_prob": ("hidden_dropout_rate", "hidden_dropout_prob"),
+            "attention_probs_dropout_prob": ("attention_dropout_rate", "attention_dropout_prob"),
+            "initializer_range": ("initializer_range",),
+        },
+        activation_key="hidden_act",
+        gelu={"gelu": "gelu_tanh", "fast_gelu": "quick_gelu", "gelu_erf": "gelu_erf"},
+        always={"type": "GPT2Config"},
+        section=("model", "model_config"),
+    ),
+    "modelscope": ConfigTable(
+        keys={
+            "vocab_size": ("vocab_size",),
+            "hidden_size": ("hidden_size",),
+            "num_layers": ("num_hidden_layers", "num_layers"),
+            "num_attention_heads": ("num_attention_heads",),
+            "ffn_hidden_size": ("ffn_hidden_size", "intermediate_size"),
+            "max_position_embeddings": ("max_position_embeddings",),
+            "layernorm_epsilon": ("layernorm_epsilon",),
+            "hidden_dropout_prob": ("hidden_dropout_prob", "hidden_dropout"),
+            "attention_probs_dropout_prob": ("attention_probs_dropout_prob", "attention_dropout"),
+            "initializer_range": ("init_method_std", "initializer_range"),
+        },
+        always={"model_type": "gpt3"},
+    ),
+    "megatron": ConfigTable(
+        keys={
+            "vocab_size": ("padded_vocab_size",),
+            "hidden_size": ("hidden_size",),
+            "num_layers": ("num_layers", "encoder_num_layers"),
+            "num_attention_heads": ("num_attention_heads",),
+            "ffn_hidden_size": ("ffn_hidden_size",),
+            "max_position_embeddings": ("max_position_embeddings",),
+            "layernorm_epsilon": ("layernorm_epsilon", "norm_epsilon"),
+            "hidden_dropout_prob": ("hidden_dropout",),
+            "attention_probs_dropout_prob": ("attention_dropout",),
+            "initializer_range": ("init_method_std",),
+        },
+        fixed={
+            "swiglu": False,
+            "apply_residual_connection_post_layernorm": False,
+            "group_query_attention": False,
+            "num_experts": None,
+            "normalization": "LayerNorm",
+            "position_embedding_type": "learned_absolute",
+            "add_bias_linear": True,
+        },
+    ),
+}
