@@ -82,6 +82,15 @@ class CheckpointStore:
             if every is None or step % every:
                 self._remove(step)
 
+    def set_aside_after(self, good: Path) -> None:
+        """Rename the checkpoints newer than `good`, which are damaged: they are never counted again."""
+        for step in self.steps():
+            damaged = self.path(step)
+            if damaged.name > good.name:
+                aside = damaged.with_name("damaged-" + damaged.name)
+                shutil.rmtree(aside, ignore_errors=True)
+                damaged.rename(aside)
+
     def clean(self) -> None:
         """Remove what a killed save or removal left behind. Only the run's one trainer may."""
         for prefix in (_SAVING, _REPLACED, _REMOVING):

@@ -1,0 +1,23 @@
+"""The loss on the validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from gptbridge.session import Batch, Session
+
+
+def mean_loss(session: Session, batches: Iterable[Batch]) -> tuple[float, int]:
+    """Return the mean negative log likelihood of the unmasked tokens, and how many they are.
+
+    Every token weighs the same, whatever batch it is in; 0.0 where no token counts.
+    """
+    total, tokens = 0.0, 0
+    for batch in batches:
+        for inputs, labels, mask in zip(batch.inputs, batch.labels, batch.loss_mask, strict=True):
+            losses = session.token_losses(inputs, labels)
+            total += float(losses[mask].sum(dtype=np.float64))
+            tokens += int(mask.sum())
+    return (total / tokens if tokens else 0.0), tokens

@@ -1,0 +1,106 @@
+"""Events: what a run says while it goes. events.jsonl keeps them; screens, plots and plugins read them.
+
+Each is one JSON object with `event` (its kind) and `time` (seconds since 1970). docs/training.md
+lists the kinds and their fields.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gptbridge.errors import BadInput, RunFailed, printable
+from gptbridge.weights.json_files import require_regular_file
+
+EVENTS_FILE = "events.jsonl"
+
+Event = Mapping[str, Any]
+Observer = Callable[[Event], None]
+
+
+class Events:
+    """Where the loop says what happened; it does not know who listens."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Hand one event to every observer, in order."""
+        event = {"event": kind, "time": round(time.time(), 3), **fields}
+        for observer in self._observers:
+            observer(event)
+
+
+class EventLog:
+    """events.jsonl: appended, and flushed with every event."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` for appending; drop a last line that a kill cut short."""
+        self._path = path
+        with _must_write(path):
+            self._file = path.open("a+b")
+            self._drop_torn_line()
+
+    def __call__(self, event: Event) -> None:
+        """Append one event; RunFailed when the disk does not take it."""
+        line = json.dumps(event, allow_nan=False) + "\n"
+        with _must_write(self._path):
+            self._file.write(line.encode())
+            self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _drop_torn_line(self) -> None:
+        self._file.seek(0)
+        whole = 0
+        for line in self._file:
+            if line.endswith(b"\n"):
+                whole += len(line)
+        self._file.truncate(whole)
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return every event of an events.jsonl, as written. A last line cut short is left out."""
+    require_regular_file(path)
+    events = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise BadInput(f"line {number} is not JSON: {printable(error)}", where=path) from error
+            if not isinstance(event, dict) or "event" not in event:
+                raise BadInput(f"line {number} is no event", where=path)
+            events.append(event)
+    return events
+
+
+def history(events: Iterable[Event]) -> list[Event]:
+    """Return the events of the run as it counts in the end: each step once.
+
+    A `resume` from step N takes back what came after step N, a `start` takes back everything.
+    """
+    kept: list[Event] = []
+    for event in events:
+        if event["event"] == "start":
+            kept = []
+        elif event["event"] == "resume":
+            kept = [e for e in kept if e.get("step", 0) <= event["step"]]
+        kept.append(event)
+    return kept
+
+
+@contextmanager
+def _must_write(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"cannot be written: {error.strerror}", where=path) from error

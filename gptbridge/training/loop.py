@@ -1,0 +1,134 @@
+"""The training loop: batches in, steps on one session, events out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+from gptbridge.checkpoint.state import state_after
+from gptbridge.checkpoint.store import CheckpointStore
+from gptbridge.checkpoint.writing import write_checkpoint
+from gptbridge.data.batches import RunData
+from gptbridge.errors import Interrupted, RunFailed
+from gptbridge.session import Batch, Session, StepResult
+from gptbridge.training.evaluate import mean_loss
+from gptbridge.training.events import Events
+from gptbridge.training.schedule import learning_rate
+from gptbridge.training.signals import StopRequest
+from gptbridge_specs import RunSpec
+
+Reason = Literal["complete", "stopped"]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One run on one session, from the step after `done` to its end."""
+
+    spec: RunSpec
+    session: Session
+    data: RunData
+    store: CheckpointStore
+    events: Events
+    stop: StopRequest
+    backend: str
+
+    def run(self, done: int) -> tuple[int, Reason]:
+        """Train from step `done` + 1 on and save at the end; return the last step and why it was.
+
+        RunFailed where the loss is no number, Interrupted after a signal: the step is finished and
+        saved first.
+        """
+        training = self.spec.training
+        last = min(training.max_steps, training.stop_after_steps or training.max_steps)
+        batches = self.data.training(done + 1)
+        for step in range(done + 1, last + 1):
+            self._step(step, batches)
+            if self._due(step, self.spec.evaluation.interval) and not self.stop.received:
+                self._evaluate(step)
+            if step == last or self.stop.received or step % self.spec.checkpoint.interval == 0:
+                self.save(step)
+            if self.stop.received and step < last:
+                self._interrupt(step)
+        step = max(done, last)
+        return step, "complete" if step >= training.max_steps else "stopped"
+
+    def save(self, step: int) -> None:
+        """Save the run after `step` steps, then remove the checkpoints that are too old to keep."""
+        started = time.perf_counter()
+        state = state_after(
+            step,
+            self.spec,
+            self.session.export_state(),
+            backend=self.backend,
+            digest=self.data.digest,
+            tokenizer=self.data.tokenizer.identity,
+        )
+        write = partial(write_checkpoint, session=self.session, state=state, tokenizer=self.data.tokenizer)
+        path = self.store.save(step, write)
+        self.store.prune(self.spec.checkpoint)
+        seconds = time.perf_counter() - started
+        self.events.emit("checkpoint", step=step, path=str(path), seconds=round(seconds, 3))
+
+    def _step(self, step: int, batches: Iterator[Batch]) -> None:
+        started = time.perf_counter()
+        batch = next(batches)
+        ready = time.perf_counter()
+        rate = learning_rate(self.spec.schedule, self.spec.training.max_steps, step)
+        result = self.session.step(batch, rate) if batch.loss_tokens else None
+        seconds = time.perf_counter() - started
+        facts = {
+            "learning_rate": rate,
+            "tokens": step * self.spec.tokens_per_step,
+            "tokens_per_second": round(self.spec.tokens_per_step / seconds, 1),
+            "step_seconds": round(seconds, 6),
+            "data_seconds": round(ready - started, 6),
+        }
+        if result is None:
+            self.events.emit("step", step=step, loss=None, grad_norm=None, **facts, skipped=True)
+            self.events.emit("warning", step=step, message="every token of the batch is masked: step skipped")
+            return
+        self._require_finite(step, result)
+        if result.loss_scale is not None:
+            facts["loss_scale"] = result.loss_scale
+        if result.skipped:
+            facts["skipped"] = True
+        norm = result.grad_norm if math.isfinite(result.grad_norm) else None
+        self.events.emit("step", step=step, loss=result.loss, grad_norm=norm, **facts)
+
+    def _require_finite(self, step: int, result: StepResult) -> None:
+        finite = math.isfinite(result.loss) and math.isfinite(result.grad_norm)
+        if finite or result.skipped:
+            return
+        saved = self.store.steps()
+        raise RunFailed(
+            f"step {step}: the loss is {result.loss}, the gradient norm {result.grad_norm}",
+            hint=(f"The last checkpoint is step {saved[-1]}; " if saved else "")
+            + "a lower schedule.max_lr, a longer warm-up or optimizer.clip_grad_norm may help",
+        )
+
+    def _evaluate(self, step: int) -> None:
+        started = time.perf_counter()
+        loss, tokens = mean_loss(self.session, self.data.validation())
+        self.events.emit(
+            "evaluate",
+            step=step,
+            loss=loss,
+            perplexity=math.exp(min(loss, 20.0)),
+            tokens=tokens,
+            seconds=round(time.perf_counter() - started, 3),
+        )
+
+    def _due(self, step: int, interval: int) -> bool:
+        return bool(interval) and (step % interval == 0 or step == self.spec.training.max_steps)
+
+    def _interrupt(self, step: int) -> None:
+        signal = self.stop.received
+        raise Interrupted(
+            f"stopped by {signal.name if signal else 'a signal'}; step {step} is saved: "
+            f"{self.store.path(step)}. --resume auto continues",
+            exit_code=self.stop.exit_code,
+        )

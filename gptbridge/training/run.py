@@ -1,0 +1,161 @@
+"""Train: from a spec and a folder to a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gptbridge.checkpoint.reading import Checkpoint, open_checkpoint
+from gptbridge.data.batches import RunData, open_data
+from gptbridge.errors import BadInput, BridgeError, Interrupted
+from gptbridge.plugins import Backend, load_backend
+from gptbridge.session import Session
+from gptbridge.training.environment import describe_environment
+from gptbridge.training.events import EventLog, Events, Observer
+from gptbridge.training.loop import Loop, Reason
+from gptbridge.training.loss_scale import initial_state
+from gptbridge.training.resume import allow_resume
+from gptbridge.training.run_folder import locked
+from gptbridge.training.signals import StopRequest
+from gptbridge.training.start import choose_checkpoint
+from gptbridge.weights.canonical import InitialWeights
+from gptbridge_specs import RunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    run: Path
+    step: int
+    reason: Reason
+
+
+def train(
+    spec: RunSpec,
+    *,
+    backend: str,
+    run: Path,
+    resume: str | None = None,
+    observers: Sequence[Observer] = (),
+) -> Outcome:
+    """Train `spec` on `backend` in the folder `run`, and return how it ended.
+
+    `resume` is None for a new run, "auto" for the newest good checkpoint in `run` (or a new run
+    where there is none), or the path of a run or checkpoint folder to continue from. `observers`
+    see each event after it is written to events.jsonl. Raises a BridgeError: UsageError for what
+    cannot be, RunFailed when the run breaks, Interrupted when a signal ended it after saving.
+    """
+    plugin = load_backend(backend)
+    plugin.check(spec)
+    try:
+        with ExitStack() as stack:
+            return _train(stack, spec, plugin, run, resume, observers)
+    except KeyboardInterrupt as error:
+        # While the loop runs, StopRequest has the signals: this one came before or after it.
+        raise Interrupted(f"{run}: interrupted outside the training loop", exit_code=130) from error
+
+
+def _train(
+    stack: ExitStack,
+    spec: RunSpec,
+    plugin: Backend,
+    run: Path,
+    resume: str | None,
+    observers: Sequence[Observer],
+) -> Outcome:
+    warnings: list[str] = []
+    folder = stack.enter_context(locked(run))
+    source = choose_checkpoint(folder, resume, warnings.append)
+    data = stack.enter_context(open_data(spec))
+    checkpoint = None if source is None else _open_allowed(source, spec, data, warnings)
+    session, device = plugin.open(spec)
+    stack.callback(session.close)
+    done = _load(session, spec, checkpoint)
+    environment = describe_environment(plugin, device)
+    folder.describe(spec, environment)
+    log = EventLog(folder.events)
+    stack.callback(log.close)
+    events = Events([log, plugin.notify, *observers])
+    facts = {**_facts(spec, data), **environment, "run": str(run)}
+    with _end_told(events), StopRequest() as stop:
+        _announce(events, facts, checkpoint, done, warnings)
+        loop = Loop(spec, session, data, folder.store, events, stop, plugin.name)
+        if checkpoint is not None and checkpoint.folder.parent != folder.store.folder:
+            loop.save(done)  # a new branch must not depend on the run that it came from
+        step, reason = loop.run(done)
+        events.emit("end", step=step, reason=reason)
+    return Outcome(run, step, reason)
+
+
+def _open_allowed(source: Path, spec: RunSpec, data: RunData, warnings: list[str]) -> Checkpoint:
+    """Open the checkpoint to continue from; UsageError where `spec` may not continue it."""
+    checkpoint = open_checkpoint(source)
+    if checkpoint.state is None:
+        raise BadInput(
+            "has no state.json: it holds weights, not a run", where=source, allowed="a checkpoint of a run"
+        )
+    warnings += allow_resume(checkpoint.state, spec, digest=data.digest, tokenizer=data.tokenizer.identity)
+    return checkpoint
+
+
+def _load(session: Session, spec: RunSpec, checkpoint: Checkpoint | None) -> int:
+    """Fill the session with the initial weights or the checkpoint's; return the steps already done."""
+    if checkpoint is None or checkpoint.state is None:
+        session.import_weights(InitialWeights(spec.model, spec.training.seed))
+        session.import_state(initial_state(spec.precision))
+        return 0
+    session.import_weights(checkpoint.weights)
+    if checkpoint.moments is not None:
+        session.import_optimizer(checkpoint.moments)
+    state = checkpoint.state.session_state()
+    begin = initial_state(spec.precision)
+    if (begin.loss_scale is None) != (state.loss_scale is None):
+        state = replace(begin, updates=state.updates)  # the precision changed
+    session.import_state(state)
+    return checkpoint.state.step
+
+
+def _facts(spec: RunSpec, data: RunData) -> dict[str, Any]:
+    """Return what was decided before the first step."""
+    training = spec.training
+    return {
+        "compute": spec.precision.compute,
+        "parameters": spec.model.num_parameters,
+        "tokens_per_step": spec.tokens_per_step,
+        "max_steps": training.max_steps,
+        "stop_after_steps": training.stop_after_steps,
+        "data": str(data.dataset.where),
+        "data_digest": data.digest,
+    }
+
+
+def _announce(
+    events: Events,
+    facts: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
+    done: int,
+    warnings: Sequence[str],
+) -> None:
+    if checkpoint is None or checkpoint.state is None:
+        events.emit("start", **facts)
+    else:
+        before = {"checkpoint": str(checkpoint.folder), "written_by": checkpoint.state.backend}
+        events.emit("resume", step=done, **before, **facts)
+    for message in warnings:
+        events.emit("warning", message=message)
+
+
+@contextmanager
+def _end_told(events: Events) -> Iterator[None]:
+    """Tell the observers of a run that ends before its end."""
+    try:
+        yield
+    except BaseException as error:
+        with suppress(BridgeError):
+            reason = "interrupted" if isinstance(error, Interrupted) else "failed"
+            events.emit("end", reason=reason, message=str(error))
+        raise

@@ -1,0 +1,87 @@
+"""A run's folder: spec.yaml, environment.json, events.jsonl, checkpoints/, and one trainer at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gptbridge.checkpoint.store import CheckpointStore
+from gptbridge.errors import RunFailed, UsageError
+from gptbridge.training.events import EVENTS_FILE
+from gptbridge.weights.json_files import write_synced
+from gptbridge_specs import RunSpec, dump_yaml
+
+SPEC_FILE = "spec.yaml"
+ENVIRONMENT_FILE = "environment.json"
+CHECKPOINTS = "checkpoints"
+_LOCK_FILE = ".lock"
+
+
+class RunFolder:
+    """The folder of one run, while this process is its only trainer."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = CheckpointStore(path / CHECKPOINTS)
+        self.events = path / EVENTS_FILE
+
+    def holds_run(self) -> bool:
+        """Tell whether a run has begun here."""
+        return any((self.path / name).exists() for name in (SPEC_FILE, EVENTS_FILE, CHECKPOINTS))
+
+    def describe(self, spec: RunSpec, environment: dict[str, object]) -> None:
+        """Write spec.yaml and environment.json."""
+        try:
+            for name, content in (
+                (SPEC_FILE, dump_yaml(spec)),
+                (ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n"),
+            ):
+                new = self.path / f".{name}.new"
+                write_synced(new, content.encode())
+                new.replace(self.path / name)
+        except OSError as error:
+            raise RunFailed(f"cannot be written: {error.strerror}", where=self.path) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[RunFolder]:
+    """Make `path` and keep every other trainer out of it. UsageError where one is at work."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise RunFailed(f"the run folder cannot be written: {error.strerror}", where=path) from error
+    try:
+        _lock(handle, path)
+        try:
+            yield RunFolder(path)
+        finally:
+            _remove_unused(path)
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owner = os.read(handle, 32).decode(errors="replace").strip()
+        raise UsageError(
+            f"another trainer is at work in this run folder: process {owner or 'unknown'}",
+            where=path,
+            hint="Wait for it, stop it, or give another folder with --run",
+        ) from error
+    os.ftruncate(handle, 0)
+    os.write(handle, f"{os.getpid()}\n".encode())
+
+
+def _remove_unused(path: Path) -> None:
+    """Leave no folder behind where a command failed before its run began."""
+    with suppress(OSError):
+        if [entry.name for entry in path.iterdir()] == [_LOCK_FILE]:
+            (path / _LOCK_FILE).unlink()
+            path.rmdir()

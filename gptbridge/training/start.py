@@ -1,0 +1,115 @@
+"""From what was asked for to a run: which spec, which folder, which checkpoint, which backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptbridge.checkpoint.reading import find_checkpoint
+from gptbridge.checkpoint.state import STATE_FILE, read_state
+from gptbridge.errors import BackendMissing, UsageError
+from gptbridge.plugins import backend_names, load_plugin, missing_framework
+from gptbridge.training.run_folder import CHECKPOINTS, SPEC_FILE, RunFolder
+from gptbridge_specs import RunSpec, load_run
+from gptbridge_specs.loading import DEFAULT_RUN, build
+from gptbridge_specs.overrides import apply_overrides
+
+AUTO = "auto"
+RUNS = Path("runs")
+_PREFERRED = ("torch", "paddle", "mindspore")
+# A run that was told to stop early goes on to its end, unless it is told so again.
+_NOT_INHERITED = ("training.stop_after_steps=null",)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A run that can begin: `resume` is None, "auto" or a path."""
+
+    spec: RunSpec
+    run: Path
+    resume: str | None
+
+
+def resolve(name: str | None, overrides: Sequence[str], run: Path | None, resume: str | None) -> Request:
+    """Return the spec and folder of a run.
+
+    Without `name`, a resumed run goes on with its own spec, and a new one takes the default preset.
+    Without `run`, a resumed run goes on in its own folder, and a new one takes runs/NAME.
+    """
+    source = Path(resume) if resume not in (None, AUTO) else None
+    folder = run or (source and _run_of(source)) or RUNS / Path(name or DEFAULT_RUN).stem
+    if name is not None or resume is None:
+        return Request(load_run(name or DEFAULT_RUN, overrides), folder, resume)
+    return Request(_stored_spec(source or folder, overrides), folder, resume)
+
+
+def choose_checkpoint(folder: RunFolder, resume: str | None, warn: Callable[[str], None]) -> Path | None:
+    """Return the checkpoint that the run continues from; None for a new run.
+
+    UsageError where that would overwrite a run, or mix two histories in one folder.
+    """
+    folder.store.clean()
+    if resume == AUTO:
+        return _newest_of(folder, warn)
+    if resume is None:
+        _require_empty(folder)
+        return None
+    source = Path(resume)
+    if source.resolve() == folder.path.resolve():
+        return _newest_of(folder, warn) or find_checkpoint(source, warn)
+    found = find_checkpoint(source, warn)
+    if found.resolve().parent != folder.store.folder.resolve():
+        _require_empty(folder)
+        return found
+    if _newest_of(folder, warn) != folder.store.folder / found.name:
+        raise UsageError(
+            "the run has newer checkpoints: going on from here would mix two histories",
+            where=found,
+            hint="Give the new branch its own folder with --run",
+        )
+    return folder.store.folder / found.name
+
+
+def choose_backend() -> str:
+    """Return the first backend whose framework is installed: torch, paddle, mindspore, then others."""
+    others = [name for name in backend_names() if name not in _PREFERRED]
+    for name in (*_PREFERRED, *others):
+        if name in backend_names() and missing_framework(load_plugin(name).info) is None:
+            return name
+    raise BackendMissing(
+        "no backend has its framework installed",
+        hint="gptbridge backends says how to get one, such as: pip install 'gptbridge[torch]'",
+    )
+
+
+def _newest_of(folder: RunFolder, warn: Callable[[str], None]) -> Path | None:
+    newest = folder.store.newest_good(warn)
+    if newest is not None:
+        folder.store.set_aside_after(newest)
+    return newest
+
+
+def _require_empty(folder: RunFolder) -> None:
+    if folder.holds_run():
+        raise UsageError(
+            "there is a run in this folder already",
+            where=folder.path,
+            hint="Continue it with --resume auto, or give another folder with --run",
+        )
+
+
+def _run_of(source: Path) -> Path | None:
+    """Return the run folder that `source` is, or is a checkpoint of."""
+    candidates = (source, source.parent.parent) if source.parent.name == CHECKPOINTS else (source,)
+    return next((path for path in candidates if (path / SPEC_FILE).is_file()), None)
+
+
+def _stored_spec(source: Path, overrides: Sequence[str]) -> RunSpec:
+    """Return the spec that `source`, a run or checkpoint folder, was trained with."""
+    changed = [*_NOT_INHERITED, *overrides]
+    if (source / SPEC_FILE).is_file():
+        return load_run(str(source / SPEC_FILE), changed)
+    if (source / STATE_FILE).is_file():
+        return build(RunSpec, apply_overrides(read_state(source).spec.model_dump(mode="json"), changed))
+    return load_run(DEFAULT_RUN, overrides)
