@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gptbridge.weights.layouts.paddlenlp import BLOCK, variant
+from gptbridge.weights.layouts.rules import Layout, rules
 
 _FUSED = {
     **BLOCK,
@@ -10,7 +11,25 @@ _FUSED = {
     "attn.c_attn.bias": ("self_attn.qkv_proj.bias", "(n p d)"),
 }
 
+# A pipeline stage numbers its parts: 0 the embedding (shared with the head), 1..L the layers, then the norm.
+_PIPELINE = Layout(
+    "fleetx",
+    "pipeline",
+    rules(
+        top={
+            "wte.weight": ("shared_layers.embed.word_embeddings.weight", "v i"),
+            "wpe.weight": ("shared_layers.embed.position_embeddings.weight", "t i"),
+            "ln_f.weight": ("{}.weight", "i"),
+            "ln_f.bias": ("{}.bias", "i"),
+        },
+        block=_FUSED,
+        blocks="{}.",
+    ),
+    first_layer=1,
+)
+
 FLEETX = (
     variant("fleetx", "fused qkv", "gpt.", _FUSED),
     variant("fleetx", "split qkv", "gpt."),
+    _PIPELINE,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.weights.layouts.axes import Axes
@@ -15,44 +15,62 @@ _BLOCK = tuple(n for n in CANONICAL_AXES if n.startswith(("ln_1", "ln_2", "attn"
 _TOP = tuple(n for n in CANONICAL_AXES if n not in _BLOCK and n not in OPTIONAL)
 
 
+Stages = Sequence[Collection[str]]  # the tensor names of each pipeline stage
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
-    """A file's tensors, understood."""
+    """A checkpoint's tensors, understood."""
 
     layout: Layout
-    natives: Mapping[str, NativeTensor]  # by the name in the file
+    natives: Mapping[tuple[int, str], NativeTensor]  # by stage and the name in its file
     dropped: tuple[str, ...]
     unknown: tuple[str, ...]
     missing: tuple[str, ...]  # canonical weights without a tensor, q, k and v told apart
     num_layers: int
 
-    @property
-    def canonical_names(self) -> frozenset[str]:
-        """The canonical weights that the file holds."""
-        return frozenset(native.canonical for native in self.natives.values())
+
+def _match_stages(layout: Layout, stages: Stages) -> tuple[dict[tuple[int, str], NativeTensor], int]:
+    """Return what each stage's tensors are, their layers counted over all stages, and that count."""
+    natives: dict[tuple[int, str], NativeTensor] = {}
+    held: set[tuple[str, int | None]] = set()
+    count = 0
+    for stage, names in enumerate(stages):
+        first = count if layout.layers_count_from_stage else 0
+        for name in names:
+            native = layout.find(name)
+            if native is None:
+                continue
+            if layer := _LAYER.fullmatch(native.canonical):
+                number = int(layer.group(1)) + first
+                native = replace(native, canonical=f"h.{number}.{layer.group(2)}")
+                count = max(count, number + 1)
+            if (native.canonical, native.part) not in held:  # later stages may repeat the embedding
+                held.add((native.canonical, native.part))
+                natives[stage, name] = native
+    return natives, count
 
 
-def _match_one(layout: Layout, names: Collection[str]) -> Match:
-    natives = {name: native for name in names if (native := layout.find(name))}
-    rest = [name for name in names if name not in natives]
+def _match_one(layout: Layout, stages: Stages) -> Match:
+    natives, count = _match_stages(layout, stages)
+    names = sum(len(stage) for stage in stages)
     held = {(native.canonical, native.part) for native in natives.values()}
-    layers = {int(found.group(1)) for name, _ in held if (found := _LAYER.fullmatch(name))}
-    count = max(layers) + 1 if layers else 0
-    expected = [*_TOP, *(f"h.{n}.{name}" for n in range(min(count, len(names) + 1)) for name in _BLOCK)]
+    expected = [*_TOP, *(f"h.{n}.{name}" for n in range(min(count, names + 1)) for name in _BLOCK)]
     missing = [
         native.canonical if native.part is None else f"{'qkv'[native.part]} of {native.canonical}"
-        for native in layout.natives(expected)
+        for native in layout.natives(expected, count)
         if (native.canonical, native.part) not in held
     ]
-    dropped = tuple(name for name in rest if layout.is_dropped(name))
-    unknown = tuple(name for name in rest if name not in set(dropped))
-    return Match(layout, natives, dropped, unknown, tuple(missing), count)
+    rest = [name for stage in stages for name in stage if layout.find(name) is None]
+    dropped = {name for name in rest if layout.is_dropped(name)}
+    unknown = tuple(name for name in rest if name not in dropped)
+    return Match(layout, natives, tuple(dropped), unknown, tuple(missing), count)
 
 
-def best_match(layouts: Sequence[Layout], names: Collection[str]) -> Match:
+def best_match(layouts: Sequence[Layout], stages: Stages) -> Match:
     """Return the match of the layout that understands the most tensors, whole or not."""
     return max(
-        (_match_one(layout, names) for layout in layouts),
+        (_match_one(layout, stages) for layout in layouts),
         key=lambda match: (len(match.natives), -len(match.missing)),
     )
 

@@ -17,6 +17,8 @@ _BUFFERS = (
     r".*\.rotary_emb\.inv_freq",
     r"(module\.)?model\.word_embeddings_for_head\..*",  # the last pipeline stage's copy of wte
     r".*word_embeddings_for_head\.weight",
+    r"(optimizer|opt_param_scheduler|lr_scheduler|rng_state|random_rng_state|np_rng_state|torch_rng_state)\..*",
+    r"(cuda_rng_state|rng_tracker_states|torch_rng_state|cuda_rng_state)",
 )
 
 # (folder of the layers, attention's name, norms' suffix), newest of the classic names first
@@ -58,6 +60,7 @@ def _classic(dialect: str, prefix: str, folder: str, attention: str, norm: str, 
             blocks=f"{prefix}{folder}.layers.{{}}.",
         ),
         dropped=_BUFFERS,
+        layers_count_from_stage=True,
     )
 
 
@@ -92,6 +95,7 @@ def _core(prefix: str, fused_norms: bool) -> Layout:
             blocks=f"{prefix}decoder.layers.{{}}.",
         ),
         dropped=_BUFFERS,
+        layers_count_from_stage=True,
     )
 
 
@@ -111,6 +115,7 @@ def _base(prefix: str) -> Layout:
             blocks=f"{prefix}transformer.layers.{{}}.",
         ),
         dropped=_BUFFERS,
+        layers_count_from_stage=True,
     )
 
 

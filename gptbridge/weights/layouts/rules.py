@@ -31,7 +31,7 @@ CANONICAL_AXES: dict[str, str] = {
     "score.weight": "c i",
 }
 OPTIONAL = ("lm_head.weight", "score.weight")  # absent from most checkpoints
-_LAYER = re.compile(r"^h\.\d+\.")
+_LAYER = re.compile(r"^h\.(\d+)\.")
 
 
 def canonical_axes(name: str) -> Axes:
@@ -79,6 +79,8 @@ class Layout:
     variant: str
     rules: tuple[Rule, ...]
     dropped: tuple[str, ...] = ()  # regular expressions of native names that are no weights
+    layers_count_from_stage: bool = False  # each pipeline stage numbers its layers from 0
+    first_layer: int = 0  # the number of the first layer; what follows the layers has the next one
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], Rule, int | None]]:
@@ -100,19 +102,21 @@ class Layout:
         """Return what the tensor `name` holds, or None for a name that the layout does not know."""
         for pattern, rule, part in self._patterns:
             if match := pattern.fullmatch(name):
-                return NativeTensor(name, rule.canonical.format(*match.groups()), rule.axes, part)
+                numbers = [int(group) - self.first_layer for group in match.groups()]
+                if all(number >= 0 for number in numbers):
+                    return NativeTensor(name, rule.canonical.format(*numbers), rule.axes, part)
         return None
 
     def is_dropped(self, name: str) -> bool:
         """Tell whether `name` is a buffer or other tensor that is left out on purpose."""
         return any(pattern.fullmatch(name) for pattern in self._dropped)
 
-    def natives(self, canonical_names: Iterable[str]) -> Iterator[NativeTensor]:
+    def natives(self, canonical_names: Iterable[str], num_layers: int) -> Iterator[NativeTensor]:
         """Yield the tensors to write for the given canonical weights, in their order."""
         by_canonical = {rule.canonical: rule for rule in self.rules}
         for name in canonical_names:
             layer = _LAYER.match(name)
-            number = layer.group()[2:-1] if layer else ""
+            number = self.first_layer + (int(layer.group(1)) if layer else num_layers)
             rule = by_canonical[_LAYER.sub("h.{}.", name)]
             apart = len(rule.native) > 1
             for part, native in enumerate(rule.native):
