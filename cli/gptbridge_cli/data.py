@@ -2,6 +2,66 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+
+
+@app.command()
+def prepare(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Files or folders: .txt, .jsonl, also .gz, .zst, .bz2, .xz."),
+    ],
+    tokenizer: Annotated[str, typer.Option(help="byte, or a folder with the files of a tokenizer.")],
+    output: Annotated[Path, typer.Option(metavar="PREFIX", help="Write PREFIX.bin, .idx and .json.")],
+    workers: Annotated[int, typer.Option(min=1, help="Processes that encode; the output is the same.")] = 1,
+    append_eos: Annotated[
+        bool, typer.Option("--append-eos", help="End each document with its token.")
+    ] = False,
+    json_key: Annotated[str, typer.Option(help="Where a line of .jsonl has its text.")] = "text",
+    document_separator: Annotated[
+        str | None,
+        typer.Option(help="In .txt, a line that ends a document; '' is a blank line. Absent: a file is one."),
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad documents, go on.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset of this name.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Turn text into a token dataset. Run the same command again to continue after a kill."""
+    from gptbridge.data.prepare import TextOptions
+    from gptbridge.data.prepare import prepare as prepare_dataset
+    from gptbridge_cli.progress import transfer_progress
+
+    options = TextOptions(
+        append_end_of_text=append_eos,
+        json_key=json_key,
+        document_separator=document_separator,
+        skip_bad=skip_bad,
+    )
+    with transfer_progress("preparing", quiet=quiet) as report:
+        content = prepare_dataset(
+            inputs,
+            tokenizer,
+            output,
+            options,
+            workers=workers,
+            overwrite=overwrite,
+            on_progress=lambda at: report(at.consumed, at.total, f"{at.documents} documents"),
+            on_problem=lambda line: typer.echo(line, err=True),
+        )
+    if as_json:
+        typer.echo(json.dumps(content, indent=2))
+        return
+    bad = sum(content["bad_documents"].values())
+    typer.echo(f"{output}: {content['documents']} documents, {content['tokens']} tokens ({content['dtype']})")
+    if bad or content["empty_documents"]:
+        typer.echo(f"left out: {bad} bad, {content['empty_documents']} empty")

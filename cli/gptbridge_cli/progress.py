@@ -1,0 +1,72 @@
+"""Progress of something that reads bytes: a bar on a terminal, a line every ten seconds elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import typer
+
+LINE_SECONDS = 10.0
+
+# bytes done, bytes in all, a few words on what came of them
+Report = Callable[[int, int, str], None]
+
+
+@contextmanager
+def transfer_progress(what: str, *, quiet: bool = False) -> Iterator[Report]:
+    """Give a function to call with the progress; it goes to stderr with MB/s and the time left."""
+    if quiet:
+        yield lambda done, total, note: None
+    elif sys.stderr.isatty():
+        with _bar(what) as report:
+            yield report
+    else:
+        yield _lines(what)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as progress:
+        task = progress.add_task(what, total=None, note="")
+        yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
+
+
+def _lines(what: str) -> Report:
+    start = shown = time.monotonic()
+    first: int | None = None
+
+    def report(done: int, total: int, note: str) -> None:
+        nonlocal shown, first
+        now = time.monotonic()
+        # what was done before this run began must not count as its speed
+        first = done if first is None else first
+        if now - shown < LINE_SECONDS:
+            return
+        shown = now
+        rate = max(done - first, 1) / (now - start)
+        left = (total - done) / rate
+        amount = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
+        typer.echo(f"{what}: {amount}, {left:.0f} s left, {note}", err=True)
+
+    return report

@@ -1,0 +1,181 @@
+"""A token dataset in the making: PREFIX.partial holds what is done, and a journal that vouches for it.
+
+Tokens and lengths are appended; each line of the journal says how far they count, where reading
+goes on, and the CRC-32 of what was added. After a kill the lines that hold are kept and the rest is
+cut off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from gptbridge.data.blocks import Position
+from gptbridge.data.encoding import Encoded
+from gptbridge.errors import BadInput, UsageError
+from gptbridge.weights.json_files import read_json, write_json
+
+_PLAN_LIMIT = 1 << 30  # it names every source
+
+
+@dataclass(slots=True)
+class Done:
+    """How far a preparation has come."""
+
+    position: Position = field(default_factory=Position)
+    tokens: int = 0
+    documents: int = 0
+    empty: int = 0
+    problems: Counter[str] = field(default_factory=Counter)
+    digests: list[str] = field(default_factory=list)
+
+
+class PartialDataset:
+    """The folder PREFIX.partial, held by one process at a time.
+
+    `done` is what it held when it was opened, and grows with `append` and `commit`. Another plan
+    than the one it was begun with empties it.
+    """
+
+    def __init__(self, folder: Path, plan: dict[str, Any], token_size: int) -> None:
+        self.folder = folder
+        self._token_size = token_size
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError("another process is preparing this dataset", where=folder) from error
+        self.done = Done()
+        if self._planned() != plan:
+            self._begin(plan)
+        self._tokens, self._lengths, self._journal = (
+            (folder / name).open("r+b") for name in ("tokens.bin", "lengths.bin", "journal.jsonl")
+        )
+        self._crcs = [0, 0]
+        self._new_digests = 0
+        self._replay()
+
+    @property
+    def tokens(self) -> Path:
+        """The file of tokens."""
+        return self.folder / "tokens.bin"
+
+    @property
+    def lengths(self) -> Path:
+        """The file of documents' lengths."""
+        return self.folder / "lengths.bin"
+
+    def append(self, encoded: Encoded, end: Position) -> None:
+        """Add a block's documents; they count from the next commit on."""
+        for i, (file, array) in enumerate(((self._tokens, encoded.tokens), (self._lengths, encoded.lengths))):
+            data = memoryview(array).cast("B") if len(array) else b""
+            file.write(data)
+            self._crcs[i] = zlib.crc32(data, self._crcs[i])
+        done = self.done
+        done.position = end
+        done.tokens += len(encoded.tokens)
+        done.documents += len(encoded.lengths)
+        done.empty += encoded.empty
+        done.problems.update(problem.kind for _, problem in encoded.problems)
+
+    def finish_source(self, digest: str) -> None:
+        """Note the digest of a source that was read to its end."""
+        self.done.digests.append(digest)
+        self._new_digests += 1
+
+    def commit(self) -> None:
+        """Make all that was appended survive a kill."""
+        for file in (self._tokens, self._lengths):
+            file.flush()
+            os.fsync(file.fileno())
+        done, at = self.done, self.done.position
+        line = {
+            "position": [at.source, at.offset, at.line],
+            "counts": [done.tokens, done.documents, done.empty],
+            "problems": done.problems,
+            "digests": done.digests[len(done.digests) - self._new_digests :],
+            "crc32": self._crcs,
+        }
+        self._journal.write(json.dumps(line).encode() + b"\n")
+        self._journal.flush()
+        os.fsync(self._journal.fileno())
+        self._crcs = [0, 0]
+        self._new_digests = 0
+
+    def close(self) -> None:
+        """Let go of the folder; it stays, to be continued."""
+        for file in (self._tokens, self._lengths, self._journal, self._lock):
+            file.close()
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        self.close()
+        shutil.rmtree(self.folder)
+
+    def _planned(self) -> object:
+        try:
+            return read_json(self.folder / "plan.json", limit=_PLAN_LIMIT)
+        except BadInput:
+            return None
+
+    def _begin(self, plan: dict[str, Any]) -> None:
+        (self.folder / "plan.json").unlink(missing_ok=True)
+        for name in ("tokens.bin", "lengths.bin", "journal.jsonl"):
+            (self.folder / name).write_bytes(b"")
+        write_json(self.folder / "plan.json", plan)
+
+    def _replay(self) -> None:
+        """Go through the journal as far as files and checksums agree with it; cut off the rest."""
+        held = 0
+        for line in self._journal:
+            done = self._followed(line)
+            if done is None:
+                break
+            self.done = done
+            held += len(line)
+        for file, size in (
+            (self._journal, held),
+            (self._tokens, self.done.tokens * self._token_size),
+            (self._lengths, self.done.documents * 4),
+        ):
+            file.truncate(size)
+            file.seek(size)
+
+    def _followed(self, line: bytes) -> Done | None:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            return None
+        before = self.done
+        tokens, documents, empty = entry["counts"]
+        added = [(tokens - before.tokens) * self._token_size, (documents - before.documents) * 4]
+        if [_crc(f, n) for f, n in zip((self._tokens, self._lengths), added, strict=True)] != entry["crc32"]:
+            return None
+        return Done(
+            Position(*entry["position"]),
+            tokens,
+            documents,
+            empty,
+            Counter(entry["problems"]),
+            before.digests + entry["digests"],
+        )
+
+
+def _crc(file: IO[bytes], count: int) -> int | None:
+    """Return the CRC-32 of the next `count` bytes; None if the file ends before."""
+    crc = 0
+    while count:
+        data = file.read(min(count, 1 << 20))
+        if not data:
+            return None
+        crc = zlib.crc32(data, crc)
+        count -= len(data)
+    return crc
