@@ -26,3 +26,10 @@ def after_step(state: SessionState, precision: PrecisionSpec, *, overflowed: boo
     if state.good_steps + 1 == precision.loss_scale_window:
         return SessionState(updates, state.loss_scale * 2, 0)
     return SessionState(updates, state.loss_scale, state.good_steps + 1)
+
+
+def continued(state: SessionState, precision: PrecisionSpec) -> SessionState:
+    """Return where a run at `precision` goes on from `state`, which may come from another precision."""
+    start = initial_state(precision)
+    same_kind = (state.loss_scale is None) == (start.loss_scale is None)
+    return state if same_kind else replace(start, updates=state.updates)

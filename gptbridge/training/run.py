@@ -15,6 +15,7 @@ from gptbridge.plugins import Backend, load_backend
 from gptbridge.session import Session
 from gptbridge.training.environment import describe_environment
 from gptbridge.training.events import EventLog, Events, Observer
+from gptbridge.training.facts import spec_facts
 from gptbridge.training.loop import Loop, Reason
 from gptbridge.training.loss_scale import initial_state
 from gptbridge.training.resume import allow_resume
@@ -80,7 +81,7 @@ def _train(
     log = EventLog(folder.events)
     stack.callback(log.close)
     events = Events([log, plugin.notify, *observers])
-    facts = {**_facts(spec, data), **environment, "run": str(run)}
+    facts = {**spec_facts(spec), **_data_facts(data), **environment, "run": str(run)}
     with _end_told(events), StopRequest() as stop:
         _announce(events, facts, checkpoint, done, warnings)
         loop = Loop(spec, session, data, folder.store, events, stop, plugin.name)
@@ -119,17 +120,13 @@ def _load(session: Session, spec: RunSpec, checkpoint: Checkpoint | None) -> int
     return checkpoint.state.step
 
 
-def _facts(spec: RunSpec, data: RunData) -> dict[str, Any]:
-    """Return what was decided before the first step."""
-    training = spec.training
+def _data_facts(data: RunData) -> dict[str, Any]:
+    samples = data.samples("training")
     return {
-        "compute": spec.precision.compute,
-        "parameters": spec.model.num_parameters,
-        "tokens_per_step": spec.tokens_per_step,
-        "max_steps": training.max_steps,
-        "stop_after_steps": training.stop_after_steps,
         "data": str(data.dataset.where),
         "data_digest": data.digest,
+        "training_tokens": samples.tokens,
+        "samples_per_epoch": samples.per_epoch,
     }
 
 

@@ -1,0 +1,165 @@
+"""How a run looks while it goes: a progress bar on a terminal, plain lines elsewhere, or JSON lines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+Event = Mapping[str, Any]
+
+
+def choose_display(log_interval: int, *, quiet: bool, as_json: bool) -> list[Callable[[Event], None]]:
+    """Return the observers that print a run."""
+    if as_json:
+        return [lambda event: typer.echo(json.dumps(event))]
+    if quiet:
+        return []
+    return [ProgressBar() if sys.stdout.isatty() else PlainLines(log_interval)]
+
+
+class PlainLines:
+    """One line every `log_interval` steps, with the fields that the seed systems' logs have."""
+
+    def __init__(self, log_interval: int) -> None:
+        self._interval = log_interval
+        self._window: list[Event] = []
+        self._facts: Event = {}
+
+    def __call__(self, event: Event) -> None:
+        """Print what the event calls for."""
+        kind = event["event"]
+        if kind in ("start", "resume"):
+            self._facts = event
+        if kind != "step":
+            for line in describe(event):
+                typer.echo(line)
+            return
+        self._window.append(event)
+        if event["step"] % self._interval == 0:
+            typer.echo(self._line())
+            self._window = []
+
+    def _line(self) -> str:
+        """Return the seeds' fields, averaged over the steps since the last line."""
+        window, last = self._window, self._window[-1]
+        losses = [event["loss"] for event in window if event["loss"] is not None]
+        reader = sum(event["data_seconds"] for event in window) / len(window)
+        cost = sum(event["step_seconds"] for event in window) / len(window)
+        rate = self._facts["tokens_per_step"] / cost
+        first = (last["step"] - 1) * self._facts["global_batch_size"]
+        epoch, sample = divmod(first, self._facts["samples_per_epoch"])
+        fields = {
+            "global step": last["step"],
+            "epoch": epoch,
+            "batch": sample // self._facts["global_batch_size"],
+            "loss": f"{sum(losses) / len(losses):.9f}" if losses else "none",
+            "avg_reader_cost": f"{reader:.5f} sec",
+            "avg_batch_cost": f"{cost:.5f} sec",
+            "speed": f"{1 / cost:.2f} step/s",
+            "ips_total": f"{rate:.0f} tokens/s",
+            "ips": f"{rate / self._facts['devices']:.0f} tokens/s",
+            "learning rate": f"{last['learning_rate']:.5e}",
+        }
+        if "loss_scale" in last:
+            fields["loss_scale"] = f"{last['loss_scale']:g}"
+        if any("skipped" in event for event in window):
+            fields["skipped"] = sum("skipped" in event for event in window)
+        return ", ".join(f"{name}: {value}" for name, value in fields.items())
+
+
+class ProgressBar:
+    """A bar with step, loss, learning rate, tokens/s and the time left; other events as lines above it."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    def __call__(self, event: Event) -> None:
+        """Draw the event."""
+        kind = event["event"]
+        if kind == "step" and self._progress is not None:
+            self._progress.update(
+                self._progress.task_ids[0],
+                completed=event["step"],
+                loss="none" if event["loss"] is None else f"{event['loss']:.4f}",
+                rate=f"{event['learning_rate']:.2e}",
+                speed=f"{event['tokens_per_second']:,.0f}",
+            )
+            return
+        if kind == "end" and self._progress is not None:
+            self._progress.stop()
+        echo = self._progress.console.print if self._progress is not None else typer.echo
+        for line in describe(event):
+            echo(line)
+        if kind in ("start", "resume"):
+            self._begin(event)
+
+    def _begin(self, facts: Event) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]}  lr {task.fields[rate]}  {task.fields[speed]} tokens/s"),
+            TimeRemainingColumn(),
+        )
+        last = min(facts["max_steps"], facts["stop_after_steps"] or facts["max_steps"])
+        done = facts.get("step", 0)
+        self._progress.add_task("", total=last, completed=done, loss="-", rate="-", speed="-")
+        self._progress.start()
+
+
+def describe(event: Event) -> list[str]:
+    """Return the lines that say an event other than a step to a person."""
+    teller = _TELLERS.get(event["event"])
+    return teller(event) if teller else []
+
+
+def _start(event: Event) -> list[str]:
+    steps = f"{event['max_steps']:,} steps of {event['tokens_per_step']:,} tokens"
+    if event["stop_after_steps"]:
+        steps += f", stopping after {event['stop_after_steps']:,}"
+    return [
+        f"backend  {event['backend']} {event['framework_version']} on {event['device']}, {event['compute']}",
+        f"model    {event['parameters']:,} parameters",
+        f"data     {event['data']}, {event['training_tokens']:,} training tokens",
+        f"steps    {steps}",
+        f"run      {event['run']}",
+    ]
+
+
+def _resume(event: Event) -> list[str]:
+    return [
+        *_start(event),
+        f"resume   after step {event['step']:,} by {event['written_by']}: {event['checkpoint']}",
+    ]
+
+
+def _evaluate(event: Event) -> list[str]:
+    return [
+        f"evaluate at step {event['step']}: loss {event['loss']:.6f}, perplexity {event['perplexity']:.3f}, "
+        f"{event['tokens']:,} tokens in {event['seconds']:.1f} s"
+    ]
+
+
+def _end(event: Event) -> list[str]:
+    if event["reason"] not in ("complete", "stopped"):
+        return []  # the error says it
+    return [f"{event['reason']} at step {event['step']}"]
+
+
+_TELLERS: dict[str, Callable[[Event], list[str]]] = {
+    "start": _start,
+    "resume": _resume,
+    "evaluate": _evaluate,
+    "checkpoint": lambda event: [f"saved {event['path']} in {event['seconds']:.1f} s"],
+    "warning": lambda event: [f"warning: {event['message']}"],
+    "end": _end,
+}
