@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import gigatoken
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from gptbridge.data.tokenizers.bpe_files import GPT2_SPLIT, BpeDefinition, write_bpe
@@ -30,7 +30,7 @@ class BpeTokenizer:
         self.end_of_text: int | None = ends[0] if ends else None
         # GPT-2's rule never lets a piece go on from a visible character over a space.
         self.cuts_before_space = definition.pre_tokenizer == GPT2_SPLIT and definition.normalizer is None
-        content = json.dumps(definition.tokenizer_json(special_in_text=False))
+        content = orjson.dumps(definition.tokenizer_json(special_in_text=False))
         try:
             # the backend's own method: one call a document, without the wrapper's
             self._encode = gigatoken.Tokenizer.from_json(content).backend.encode

@@ -7,11 +7,13 @@ for U+0100 onwards, in order.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from gptbridge.data.tokenizers.interface import END_OF_TEXT, identity_of
 
@@ -97,8 +99,8 @@ class BpeDefinition:
                 "fuse_unk": False,
                 "byte_fallback": False,
                 "ignore_merges": False,
-                "vocab": dict(sorted(whole.items(), key=lambda item: item[1])),
-                "merges": [list(pair) for pair in self.merges],
+                "vocab": dict(sorted(whole.items(), key=itemgetter(1))),
+                "merges": self.merges,
             },
         }
 
@@ -122,10 +124,12 @@ def write_bpe(definition: BpeDefinition, folder: Path) -> None:
     }
     merges = "".join(f"{left} {right}\n" for left, right in definition.merges)
     files = {
-        "vocab.json": json.dumps(content["model"]["vocab"], ensure_ascii=False),
-        "merges.txt": f"#version: 0.2\n{merges}",
-        "tokenizer.json": json.dumps(content, ensure_ascii=False, indent=1),
-        "tokenizer_config.json": json.dumps({k: v for k, v in config.items() if v is not None}, indent=1),
+        "vocab.json": orjson.dumps(content["model"]["vocab"], option=orjson.OPT_INDENT_2),
+        "merges.txt": f"#version: 0.2\n{merges}".encode(),
+        "tokenizer.json": orjson.dumps(content, option=orjson.OPT_INDENT_2),
+        "tokenizer_config.json": orjson.dumps(
+            {key: value for key, value in config.items() if value is not None}, option=orjson.OPT_INDENT_2
+        ),
     }
-    for name, text in files.items():
-        (folder / name).write_text(text + "\n" if name.endswith(".json") else text, encoding="utf-8")
+    for name, data in files.items():
+        (folder / name).write_bytes(data)

@@ -84,7 +84,7 @@ def _special_tokens(entries: object, vocabulary: dict[str, int], path: Path) -> 
     special: dict[str, int] = {}
     for entry in _listed(entries, "added_tokens", path):
         token, i = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(token, str) or not token or type(i) is not int:
+        if not isinstance(token, str) or not token or type(i) is not int or not _is_unicode(token):
             raise BadInput("an added token without content or id", where=path)
         if entry.get("special") is not True:
             raise BadInput(
@@ -96,6 +96,11 @@ def _special_tokens(entries: object, vocabulary: dict[str, int], path: Path) -> 
             raise BadInput(f"the added token {printable(token)!r} has two ids", where=path)
         special[token] = i
     return special
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON can spell half of a surrogate pair."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _listed(value: object, name: str, path: Path) -> list[Any]:
@@ -158,9 +163,9 @@ def _checked(definition: BpeDefinition, path: Path) -> BpeDefinition:
     missing = symbols.difference(vocabulary)
     if missing:
         raise BadInput(f"{len(missing)} of the 256 byte tokens are missing", where=path)
-    for token in vocabulary:
-        if not symbols.issuperset(token) or not token:
-            raise BadInput(f"the token {printable(token)!r} is not spelt in byte-level symbols", where=path)
+    if "" in vocabulary or not symbols.issuperset("".join(vocabulary)):
+        token = next(token for token in vocabulary if not token or not symbols.issuperset(token))
+        raise BadInput(f"the token {printable(token)!r} is not spelt in byte-level symbols", where=path)
     seen: set[tuple[str, str]] = set()
     for left, right in definition.merges:
         for token in (left, right, left + right):

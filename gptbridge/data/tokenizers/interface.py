@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 END_OF_TEXT = "<|endoftext|>"
@@ -46,6 +46,5 @@ class Tokenizer(Protocol):
 
 
 def identity_of(definition: Mapping[str, Any]) -> str:
-    """Return the sha256 (hex) of a definition's canonical JSON: sorted keys, no spaces, ASCII."""
-    text = json.dumps(definition, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Return the sha256 (hex) of a definition's canonical JSON: sorted keys, no spaces, UTF-8."""
+    return hashlib.sha256(orjson.dumps(definition, option=orjson.OPT_SORT_KEYS)).hexdigest()
