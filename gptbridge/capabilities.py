@@ -46,13 +46,3 @@ LANGUAGE_MODELING_ONLY = (
 def problems(limits: Iterable[Limit], spec: RunSpec, device: DeviceKind | None) -> list[Problem]:
     """Return a problem for each of `limits` that `spec` breaks on `device`."""
     return [Problem(limit.field, limit.reason) for limit in limits if limit.broken(spec, device)]
-
-
-def device_limit(backend: str, kinds: Iterable[DeviceKind]) -> Limit:
-    """Return the limit that `backend` computes on `kinds` of device alone."""
-    known = tuple(kinds)
-    return Limit(
-        "training.device",
-        lambda spec, _: spec.training.device not in ("auto", *known),
-        f"{backend} computes on {', '.join(known)}",
-    )

@@ -1,0 +1,7 @@
+"""Parallel layouts of the torch backend: one device so far."""
+
+from __future__ import annotations
+
+from gptbridge.capabilities import SINGLE_DEVICE
+
+LIMITS = SINGLE_DEVICE

@@ -1,0 +1,69 @@
+"""The hooks of the torch backend. Nothing here imports torch until a worker hook runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gptbridge.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
+from gptbridge.hookspecs import BackendInfo, Problem, hookimpl
+from gptbridge_torch import parallel
+
+if TYPE_CHECKING:
+    from gptbridge.session import Device, DeviceKind, Session
+    from gptbridge_specs import RunSpec
+
+INFO = BackendInfo(
+    name="torch",
+    title="PyTorch",
+    requires=("torch>=2.5",),
+    modules=("torch",),
+    hardware=("cpu", "gpu"),
+    install="pip install 'gptbridge[torch]'",
+)
+
+LIMITS = (
+    *parallel.LIMITS,
+    *LANGUAGE_MODELING_ONLY,
+    Limit(
+        "precision.compute",
+        lambda spec, device: spec.precision.compute == "fp16" and device == "cpu",
+        "fp16 needs a GPU: on a CPU it is slower than fp32 and overflows; use bf16 or fp32",
+    ),
+)
+
+
+@hookimpl
+def gptbridge_backend_info() -> BackendInfo:
+    """Describe the backend."""
+    return INFO
+
+
+@hookimpl
+def gptbridge_check(spec: RunSpec, device: DeviceKind | None) -> Sequence[Problem]:
+    """Return what the tables say that torch cannot do."""
+    return problems(LIMITS, spec, device)
+
+
+@hookimpl
+def gptbridge_probe() -> Mapping[str, Any]:
+    """Import torch and name its version and devices."""
+    from gptbridge_torch import hardware
+
+    return hardware.probe()
+
+
+@hookimpl
+def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
+    """Prepare the process and pick the device."""
+    from gptbridge_torch import hardware
+
+    return hardware.setup(spec.training.device)
+
+
+@hookimpl
+def gptbridge_open_session(spec: RunSpec, device: Device) -> Session:
+    """Build model and optimizer on `device`."""
+    from gptbridge_torch.session import TorchSession
+
+    return TorchSession(spec, device)
