@@ -2,6 +2,53 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(no_args_is_help=True)
+
+
+@app.callback()
+def tokenizer() -> None:
+    """Train a vocabulary."""
+
+
+@app.command()
+def train(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Files or folders: .txt, .jsonl, also .gz, .zst, .bz2, .xz."),
+    ],
+    vocab_size: Annotated[int, typer.Option(help="Tokens, with the 256 bytes and end-of-text.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+    json_key: Annotated[str, typer.Option(help="Where a line of .jsonl has its text.")] = "text",
+    document_separator: Annotated[
+        str | None,
+        typer.Option(help="In .txt, a line that ends a document; '' is a blank line. Absent: a file is one."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Train a byte-level BPE; write vocab.json, merges.txt, tokenizer.json, tokenizer_config.json."""
+    from gptbridge.data.tokenizers.training import train_tokenizer
+    from gptbridge_cli.progress import transfer_progress
+
+    with transfer_progress("reading", quiet=quiet) as report:
+        definition = train_tokenizer(
+            inputs,
+            vocab_size,
+            output,
+            json_key=json_key,
+            document_separator=document_separator,
+            on_progress=lambda consumed, total: report(consumed, total, ""),
+        )
+    facts = {"folder": str(output), "vocab_size": definition.vocab_size, "identity": definition.identity()}
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    typer.echo(f"{output}: {definition.vocab_size} tokens, identity {definition.identity()}")
+    if definition.vocab_size < vocab_size:
+        typer.echo(f"fewer than {vocab_size}: the text has nothing left to merge", err=True)

@@ -1,0 +1,94 @@
+"""Training a byte-level BPE: the merges that Hugging Face's trainer finds, through gigatoken."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gigatoken import train_bpe
+
+from gptbridge.data.blocks import Position, Problem, read_blocks
+from gptbridge.data.sources import find_sources
+from gptbridge.data.tokenizers.bpe_files import BpeDefinition, byte_symbols, write_bpe
+from gptbridge.data.tokenizers.interface import END_OF_TEXT
+from gptbridge.errors import BadInput, UsageError
+
+SMALLEST = 257  # the bytes and end-of-text
+
+
+def train_tokenizer(
+    inputs: list[str],
+    vocab_size: int,
+    output: Path,
+    *,
+    json_key: str = "text",
+    document_separator: str | None = None,
+    on_progress: Callable[[int, int], None] = lambda consumed, total: None,
+) -> BpeDefinition:
+    """Train on the documents of `inputs` and write the tokenizer's files into the folder `output`.
+
+    Ids: 0..255 are the bytes, then the merges in the order they were found, last end-of-text. The
+    vocabulary is smaller than `vocab_size` when the text has nothing left to merge. Raises
+    UsageError when `output` exists, BadInput for a bad document.
+    """
+    if vocab_size < SMALLEST:
+        raise UsageError(f"--vocab-size {vocab_size} is too small", allowed=f"{SMALLEST} or more")
+    if output.exists():
+        raise UsageError("exists already", where=output, hint="Choose another --output")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        corpus = Path(folder, "corpus")
+        _gather(inputs, corpus, json_key, document_separator, on_progress)
+        with _stdout_to_stderr():
+            _, merges = train_bpe(corpus, vocab_size, [END_OF_TEXT], separator=END_OF_TEXT.encode())
+        definition = _definition(merges)
+        made = Path(folder, "tokenizer")
+        write_bpe(definition, made)
+        made.rename(output)
+    return definition
+
+
+def _gather(
+    inputs: list[str],
+    corpus: Path,
+    json_key: str,
+    separator: str | None,
+    on_progress: Callable[[int, int], None],
+) -> None:
+    """Write all documents into one file, each followed by end-of-text, which no merge crosses."""
+    sources = find_sources(inputs)
+    total = sum(source.size for source in sources)
+    with corpus.open("wb") as file:
+        for block in read_blocks(sources, Position(), json_key=json_key, separator=separator):
+            for line, text in block.payload.documents():
+                if isinstance(text, Problem):
+                    raise BadInput(str(text), where=f"{sources[block.source].path}, line {line}")
+                file.write(text.encode() + END_OF_TEXT.encode())
+            on_progress(block.consumed, total)
+
+
+def _definition(merges: list[tuple[bytes, bytes]]) -> BpeDefinition:
+    symbols = byte_symbols()
+    spelt = [
+        ("".join(symbols[b] for b in left), "".join(symbols[b] for b in right)) for left, right in merges
+    ]
+    tokens = dict.fromkeys([*symbols, *(left + right for left, right in spelt)])
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    return BpeDefinition(vocabulary, tuple(spelt), {END_OF_TEXT: len(vocabulary)})
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """The library prints its progress; standard output is for what the command prints."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
