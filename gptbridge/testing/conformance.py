@@ -1,0 +1,326 @@
+"""The conformance kit's tests: a backend that passes them trains the same model as every other one."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gptbridge import reference
+from gptbridge.errors import BridgeError, UsageError
+from gptbridge.hookspecs import API_VERSION
+from gptbridge.plugins import backend_names, hardware_names
+from gptbridge.session import EXP_AVG, Session, SessionState, StepResult
+from gptbridge.testing import cases, mistakes
+from gptbridge.testing.comparison import require, require_equal_bits
+from gptbridge.testing.harness import MODELS, Harness
+
+LEARNING_RATE = 0.5
+
+# What a backend may refuse, each with the field that its Problem must name.
+REFUSABLE: dict[str, dict[str, Any]] = {
+    "parallel.data": {"parallel": {"data": 2}},
+    "parallel.tensor": {"parallel": {"tensor": 3}},
+    "parallel.pipeline": {"parallel": {"pipeline": 2}},
+    "parallel.sharding": {"parallel": {"sharding": 2}},
+    "parallel.sequence": {"parallel": {"sequence": True}},
+    "task.name": {"task": {"name": "classification", "num_labels": 3}},
+    "task.lora": {"task": {"lora": {"rank": 2}}},
+}
+
+IMPORT_CHECK = """
+import json, sys
+from gptbridge.plugins import load_backend
+from gptbridge_specs import RunSpec
+backend = load_backend(sys.argv[1])
+backend.problems(RunSpec())
+print(json.dumps([name for name in backend.info.modules if name in sys.modules]))
+"""
+
+
+class BackendConformance(Harness):
+    """Subclass it in a pytest file and name the backend: every test here then runs against it.
+
+    Each comparison also proves that it would notice the mistakes of `gptbridge.testing.mistakes`.
+    """
+
+    # The plugin
+
+    def test_info_names_the_entry_point(self) -> None:
+        """`BackendInfo` describes the entry point that it was loaded through."""
+        info = self._plugin().info
+        require(info.name == self.backend, f"BackendInfo.name is {info.name!r}, not {self.backend!r}")
+        require(info.api_version == API_VERSION, f"BackendInfo.api_version is not {API_VERSION}")
+        require(self.backend in backend_names(), f"{self.backend} is no entry point")
+        require(info.title.strip() and info.install.strip(), "BackendInfo lacks title or install command")
+        kinds = {*info.hardware, *hardware_names(self.backend)}
+        require(kinds and kinds <= {"cpu", "gpu", "ascend"}, f"BackendInfo.hardware is {info.hardware}")
+
+    def test_plugin_module_imports_no_framework(self) -> None:
+        """Listing and checking a backend must cost no framework import."""
+        info = self._plugin().info
+        absent = [name for name in info.modules if importlib.util.find_spec(name) is None]
+        require(not absent, f"BackendInfo.modules names {absent}, which cannot be imported")
+        command = [sys.executable, "-c", IMPORT_CHECK, self.backend]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        require(run.returncode == 0, f"the plugin does not load in a fresh process:\n{run.stderr}")
+        imported = json.loads(run.stdout.splitlines()[-1])
+        require(not imported, f"loading or checking the plugin imports {imported}: import it in worker hooks")
+
+    def test_session_has_every_method(self) -> None:
+        """The session implements the whole protocol, and the backend opens a second one beside it."""
+        session = self._open(self._spec("gelu_tanh-tied"))
+        require(isinstance(session, Session), "the session lacks methods of gptbridge.session.Session")
+        session.close()
+
+    # The model
+
+    @pytest.mark.parametrize("model", MODELS)
+    def test_logits_match_the_reference(self, model: str) -> None:
+        """The forward pass is GPT's, from canonical weights, at any length."""
+        spec = self._spec(model)
+        weights, batch = cases.weights(spec.model), cases.batch(spec.model)
+        tokens = batch.inputs[0]
+        expected = reference.logits(spec.model, weights, tokens)
+        wrong = {
+            name: {"logits": reference.logits(bad_model, bad_weights, tokens)}
+            for name, (bad_model, bad_weights) in mistakes.in_weights(spec.model, weights).items()
+        }
+        session = self._start(spec, weights)
+        self._compare("logits", session.logits(tokens), expected, wrong)
+        self._compare("logits of 5 tokens", session.logits(tokens[:2, :5]), expected[:2, :5], {})
+
+    def test_logits_at_positions(self) -> None:
+        """`logits(tokens, at)` picks rows of the full logits."""
+        spec = self._spec("gelu_erf-untied")
+        tokens = cases.batch(spec.model).inputs[0]
+        session = self._start(spec, cases.weights(spec.model))
+        at = np.array([[10, 0], [3, 7], [5, 5], [1, 9]], np.int32)
+        full = session.logits(tokens)
+        wrong = {"row": {"logits at": full[:, :2]}, "sample": {"logits at": _rows(full[::-1], at)}}
+        self._compare("logits at", session.logits(tokens, at), _rows(full, at), wrong)
+
+    @pytest.mark.parametrize("model", MODELS)
+    def test_gradients_match_the_reference(self, model: str) -> None:
+        """Loss and gradient are those of the analytic backward pass, and computing them changes nothing."""
+        spec = self._spec(model)
+        weights, batch = cases.weights(spec.model), cases.batch(spec.model)
+        session = self._start(spec, weights)
+        found = {name: np.array(gradient) for name, gradient in session.gradients(batch)}
+        _, expected = reference.loss_and_gradients(spec.model, weights, batch)
+        self._compare_all("gradient", found, expected, mistakes.in_gradients(spec.model, weights, batch))
+        require_equal_bits("weights after gradients()", dict(session.export_weights()), weights)
+
+    def test_token_losses_match_the_reference(self) -> None:
+        """`token_losses` is the negative log likelihood of each label, masked or not."""
+        spec = self._spec("quick_gelu-tied")
+        weights, batch = cases.weights(spec.model), cases.batch(spec.model)
+        inputs, labels = batch.inputs[1, :3], batch.labels[1, :3]
+        expected = reference.token_losses(spec.model, weights, inputs, labels)
+        shifted = reference.token_losses(spec.model, weights, inputs, np.roll(labels, 1, 1))
+        wrong = {"labels are shifted": {"token losses": shifted}}
+        found = self._start(spec, weights).token_losses(inputs, labels)
+        self._compare("token losses", found, expected, wrong)
+
+    # The step
+
+    def test_sgd_step_matches_the_reference(self) -> None:
+        """Plain SGD without clipping: the one update that shows a wrong scale of loss or gradient."""
+        spec = self._spec("gelu_tanh-tied")
+        weights, batch = cases.weights(spec.model), cases.batch(spec.model)
+        loss, gradients = reference.loss_and_gradients(spec.model, weights, batch)
+        session = self._start(spec, weights)
+        result = session.step(batch, LEARNING_RATE)
+        self._compare_result(result, loss, gradients)
+        wrong = {
+            name: {key: -LEARNING_RATE * g for key, g in bad.items()}
+            for name, bad in mistakes.in_gradients(spec.model, weights, batch).items()
+        }
+        clipped = reference.clip(gradients, 1.0)
+        wrong["gradients are clipped to 1"] = {key: -LEARNING_RATE * g for key, g in clipped.items()}
+        updated = reference.sgd_step(spec.model, spec.optimizer, weights, gradients, LEARNING_RATE)
+        found = _change(dict(session.export_weights()), weights)
+        self._compare_all("change of", found, _change(updated, weights), wrong)
+        require(not list(session.export_optimizer()), "SGD has no moments to export")
+
+    def test_adamw_step_matches_the_reference(self) -> None:
+        """The fifth update of AdamW from given moments, with clipping and decoupled decay."""
+        spec = self._spec("gelu_erf-untied")
+        weights, moments = cases.weights(spec.model), cases.moments(spec.model)
+        batch = cases.batch(spec.model)
+        loss, gradients = reference.loss_and_gradients(spec.model, weights, batch)
+
+        def updated(optimizer: Any, update: int = 5) -> dict[str, NDArray[Any]]:
+            arguments = (spec.model, optimizer, weights, moments, gradients, LEARNING_RATE, update)
+            new_weights, new_moments = reference.adamw_step(*arguments)
+            return {**_change(new_weights, weights), **new_moments}
+
+        session = self._start(spec, weights)
+        session.import_optimizer(moments)
+        session.import_state(SessionState(updates=4))
+        self._compare_result(session.step(batch, LEARNING_RATE), loss, gradients)
+        found = {**_change(dict(session.export_weights()), weights), **dict(session.export_optimizer())}
+        wrong = {name: updated(bad) for name, bad in mistakes.in_adamw(spec.optimizer).items()}
+        wrong["the update is not counted"] = updated(spec.optimizer, 4)
+        wrong["moments are not corrected for their bias"] = updated(spec.optimizer, 10**9)
+        self._compare_all("AdamW:", found, updated(spec.optimizer), wrong)
+        require(session.export_state().updates == 5, "export_state().updates does not count the update")
+
+    def test_clipping_has_a_threshold(self) -> None:
+        """Gradients above the largest norm are scaled down to it, others are left as they are."""
+        spec = self._spec("quick_gelu-tied")
+        weights, limit = cases.weights(spec.model), spec.optimizer.clip_grad_norm
+        sides = {}
+        for kept in (0.7, 0.1):  # few labels that count make a larger gradient
+            batch = cases.batch(spec.model, kept=kept)
+            loss, gradients = reference.loss_and_gradients(spec.model, weights, batch)
+            sides[reference.gradient_norm(gradients) > (limit or 0)] = kept
+            session = self._start(spec, weights)
+            self._compare_result(session.step(batch, LEARNING_RATE), loss, gradients)
+            updated = reference.sgd_step(spec.model, spec.optimizer, weights, gradients, LEARNING_RATE)
+            found = _change(dict(session.export_weights()), weights)
+            self._compare_all("change of", found, _change(updated, weights), {})
+        require(len(sides) == 2, f"the kit's batches lie on one side of {limit}: {sides}")
+
+    @pytest.mark.parametrize("micro_batches", [1, 2, 4])
+    def test_micro_batches_add_up(self, micro_batches: int) -> None:
+        """The same 8 samples give the same loss and gradient norm in 1 x 8, 2 x 4 and 4 x 2."""
+        spec = self._spec("gelu_tanh-tied")
+        weights = cases.weights(spec.model)
+        batch = cases.batch(spec.model, micro_batches=micro_batches)
+        loss, gradients = reference.loss_and_gradients(spec.model, weights, batch)
+        self._compare_result(self._start(spec, weights).step(batch, LEARNING_RATE), loss, gradients)
+
+    # What travels
+
+    @pytest.mark.parametrize("model", MODELS)
+    def test_weights_survive_a_round_trip(self, model: str) -> None:
+        """What is imported is exported: names, order, float32 bits; and an export is a copy."""
+        spec = self._spec(model)
+        session = self._start(spec, cases.weights(spec.model, seed=7))
+        for seed in (8, 7):  # the second import proves that the first was not merely remembered
+            weights = cases.weights(spec.model, seed=seed)
+            session.import_weights(weights)
+            exported = dict(session.export_weights())
+            require_equal_bits("exported weights", exported, weights)
+        session.step(cases.batch(spec.model), LEARNING_RATE)
+        require_equal_bits("weights exported before a step", exported, weights)
+        moved = [name for name, array in session.export_weights() if not np.array_equal(array, weights[name])]
+        require(len(moved) == len(weights), f"a step leaves {sorted(set(weights) - set(moved))} unchanged")
+
+    def test_moments_survive_a_round_trip(self) -> None:
+        """AdamW's moments and the counters are exported as they were imported."""
+        spec = self._spec("gelu_erf-untied")
+        session = self._start(spec, cases.weights(spec.model))
+        for seed, updates in ((2, 3), (5, 11)):
+            moments, state = cases.moments(spec.model, seed), SessionState(updates=updates)
+            session.import_optimizer(moments)
+            session.import_state(state)
+            require_equal_bits("exported moments", dict(session.export_optimizer()), moments)
+            require(session.export_state() == state, f"exported state is {session.export_state()}")
+
+    @pytest.mark.parametrize("method", ["import_weights", "import_optimizer"])
+    def test_wrong_names_and_shapes_are_refused(self, method: str) -> None:
+        """KeyError for an absent or unknown name, ValueError for a wrong shape; each names the tensor."""
+        spec = self._spec("gelu_erf-untied")
+        right = {"import_weights": cases.weights, "import_optimizer": cases.moments}[method](spec.model)
+        session = self._start(spec, cases.weights(spec.model))
+        load = getattr(session, method)
+        matrix = next(name for name in right if name.startswith("h.1.attn.c_proj.weight"))
+        vector = next(name for name in right if name.startswith("h.1.mlp.c_fc.bias"))
+        attempts = {
+            "an absent tensor": (KeyError, matrix, {k: v for k, v in right.items() if k != matrix}),
+            "an unknown tensor": (KeyError, "h.9.odd", {**right, "h.9.odd": right[vector]}),
+            "a cut tensor": (ValueError, vector, {**right, vector: right[vector][:-1]}),
+            "a tensor with one more axis": (ValueError, matrix, {**right, matrix: right[matrix][None]}),
+        }
+        for what, (error, name, tensors) in attempts.items():
+            try:
+                load(tensors)
+            except error as refusal:
+                weight = name.removesuffix(EXP_AVG)
+                require(
+                    weight in str(refusal), f"{method}: the error for {what} names no {weight}: {refusal}"
+                )
+            else:
+                raise AssertionError(f"{method} accepts {what}: {name}")
+        load(right)
+
+    def test_resume_repeats_every_bit(self) -> None:
+        """A new session with the weights, moments and state of step 2 repeats steps 3 and 4, with dropout."""
+        spec, has_dropout = self._dropout_spec()
+        first = self._start(spec, cases.weights(spec.model))
+        for step in (1, 2):
+            first.step(cases.batch(spec.model, step=step), 0.01)
+        weights, moments = dict(first.export_weights()), dict(first.export_optimizer())
+        state = first.export_state()
+        expected = [first.step(cases.batch(spec.model, step=step), 0.01) for step in (3, 4)]
+        second = self._open(spec)
+
+        def resume(moments: Mapping[str, NDArray[np.float32]], *steps: int) -> list[StepResult]:
+            second.import_weights(weights)
+            second.import_optimizer(moments)
+            second.import_state(state)
+            return [second.step(cases.batch(spec.model, step=step), 0.01) for step in steps]
+
+        forgotten = resume(cases.zero_moments(spec.model), 3, 4)
+        require(forgotten[1] != expected[1], "the moments make no difference: this test could not fail")
+        found = resume(moments, 3, 4)
+        require(found == expected, f"resumed steps give {found}, uninterrupted ones {expected}")
+        require_equal_bits(
+            "weights after step 4", dict(second.export_weights()), dict(first.export_weights())
+        )
+        if has_dropout:
+            other = resume(moments, 5)[0]
+            require(other.loss != expected[0].loss, "dropout does not depend on the step")
+        second.close()
+
+    def test_evaluation_has_no_dropout(self) -> None:
+        """`logits` and `token_losses` ignore the dropout that `step` applies."""
+        spec, has_dropout = self._dropout_spec()
+        weights, batch = cases.weights(spec.model), cases.batch(spec.model)
+        session = self._start(spec, weights)
+        trained = session.step(batch, 0.0).loss
+        loss, _ = reference.loss_and_gradients(spec.model, weights, batch)
+        if has_dropout:
+            require(abs(trained - loss) > 1e-3, "a training step applies no dropout")
+        session.import_weights(weights)
+        tokens, labels = batch.inputs[0], batch.labels[0]
+        self._compare("logits", session.logits(tokens), reference.logits(spec.model, weights, tokens), {})
+        expected = reference.token_losses(spec.model, weights, tokens, labels)
+        self._compare("token losses", session.token_losses(tokens, labels), expected, {})
+
+    # What is refused
+
+    @pytest.mark.parametrize("field", REFUSABLE)
+    def test_unsupported_fields_are_refused(self, field: str) -> None:
+        """What one process cannot honour is refused before launch by a Problem that names the field."""
+        backend = self._plugin()
+        plain = cases.run_spec(self.device)
+        require(not backend.problems(plain), f"a plain spec is refused: {backend.problems(plain)}")
+        spec = cases.run_spec(self.device, **REFUSABLE[field])
+        problems = backend.problems(spec)
+        if not problems:  # then it must not train on one device as if nothing had been asked
+            with pytest.raises(BridgeError):
+                backend.open(spec)
+            return
+        require([p.field for p in problems] == [field], f"problems are {problems}, not one on {field}")
+        require(len(problems[0].reason) > 10, f"{field}: the reason is {problems[0].reason!r}")
+        with pytest.raises(UsageError, match=field):
+            backend.open(spec)
+
+
+def _rows(logits: NDArray[Any], at: NDArray[np.int32]) -> NDArray[Any]:
+    picked: NDArray[Any] = np.take_along_axis(logits, at[..., None], 1)
+    return picked
+
+
+def _change(new: Mapping[str, NDArray[Any]], old: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name: array.astype(np.float64) - old[name] for name, array in new.items()}

@@ -1,0 +1,118 @@
+"""How the kit's tests reach a backend: its specs, its shared sessions, its tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gptbridge import reference
+from gptbridge.plugins import Backend, load_backend
+from gptbridge.session import Session, SessionState, StepResult
+from gptbridge.testing import cases
+from gptbridge.testing.comparison import require, require_close
+from gptbridge_specs import RunSpec
+
+# Three models cover each activation, and a tied and a separate head.
+MODELS: dict[str, dict[str, Any]] = {
+    "gelu_tanh-tied": {},
+    "gelu_erf-untied": {"activation": "gelu_erf", "tie_word_embeddings": False},
+    "quick_gelu-tied": {"activation": "quick_gelu"},
+}
+# Each model trains with another optimizer, so that three sessions serve nearly every test.
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "gelu_tanh-tied": {},
+    "gelu_erf-untied": {
+        "name": "adamw",
+        "beta1": 0.8,
+        "beta2": 0.95,
+        "epsilon": 1e-2,
+        "weight_decay": 0.3,
+        "clip_grad_norm": 0.5,
+    },
+    "quick_gelu-tied": {"clip_grad_norm": 6.0},
+}
+DROPOUT = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+
+
+class Harness:
+    """A backend under test. `tolerance` is relative to the largest value of the tensor compared."""
+
+    backend: ClassVar[str] = ""
+    device: ClassVar[str] = "auto"
+    tolerance: ClassVar[float] = 2e-5
+
+    _sessions: ClassVar[dict[str, Session]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls._sessions = {}
+
+    @classmethod
+    def teardown_class(cls) -> None:
+        """Close the shared sessions."""
+        for session in cls._sessions.values():
+            session.close()
+        cls._sessions.clear()
+
+    @classmethod
+    def _plugin(cls) -> Backend:
+        require(cls.backend, f'{cls.__name__} needs a class attribute: backend = "NAME"')
+        return load_backend(cls.backend)
+
+    def _spec(self, model: str) -> RunSpec:
+        spec = cases.run_spec(self.device, MODELS[model], optimizer=OPTIMIZERS[model])
+        problems = self._plugin().problems(spec)
+        if any(problem.field.startswith("model.") for problem in problems):
+            pytest.skip(f"{self.backend} declares: {problems}")
+        return spec
+
+    def _dropout_spec(self) -> tuple[RunSpec, bool]:
+        """Return a run with AdamW and dropout, or without dropout where the backend refuses that."""
+        optimizer = {"name": "adamw", "clip_grad_norm": 1.0, "weight_decay": 0.1}
+        spec = cases.run_spec(self.device, DROPOUT, optimizer=optimizer)
+        if not self._plugin().problems(spec):
+            return spec, True
+        return cases.run_spec(self.device, optimizer=optimizer), False
+
+    def _open(self, spec: RunSpec) -> Session:
+        return self._plugin().open(spec)[0]
+
+    def _start(self, spec: RunSpec, weights: cases.Arrays) -> Session:
+        """Return the shared session of `spec` as if it were new. Compilers make new ones expensive."""
+        key = spec.model_dump_json()
+        if key not in self._sessions:
+            self._sessions[key] = self._open(spec)
+        session = self._sessions[key]
+        session.import_weights(weights)
+        if spec.optimizer.name == "adamw":
+            session.import_optimizer(cases.zero_moments(spec.model))
+        session.import_state(SessionState())
+        return session
+
+    def _compare(
+        self, what: str, found: NDArray[Any], expected: NDArray[Any], wrong: Mapping[str, Any]
+    ) -> None:
+        self._compare_all(what, {what: found}, {what: expected}, wrong)
+
+    def _compare_all(
+        self,
+        what: str,
+        found: Mapping[str, NDArray[Any]],
+        expected: Mapping[str, NDArray[Any]],
+        wrong: Mapping[str, Any],
+    ) -> None:
+        require_close(f"{self.backend}: {what}", found, expected, wrong, self.tolerance)
+
+    def _compare_result(self, result: StepResult, loss: float, gradients: Mapping[str, NDArray[Any]]) -> None:
+        norm = reference.gradient_norm(gradients)
+        found = {"loss": np.array(result.loss), "grad_norm": np.array(result.grad_norm)}
+        expected = {"loss": np.array(loss), "grad_norm": np.array(norm)}
+        wrong = {
+            "the loss is scaled": {"loss": np.array(2 * loss), "grad_norm": np.array(norm)},
+            "the norm is of clipped gradients": {"loss": np.array(loss), "grad_norm": np.array(norm / 1.01)},
+        }
+        self._compare_all("step", found, expected, wrong)
+        require(not result.skipped, "the step says that it was skipped")
