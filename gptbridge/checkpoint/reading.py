@@ -86,7 +86,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 def _tensor_files(folder: Path, stem: str) -> WeightFile:
     index = folder / f"{stem}.safetensors.index.json"
-    return open_weights(index if index.exists() else folder / f"{stem}.safetensors")
+    files = open_weights(index if index.exists() else folder / f"{stem}.safetensors")
+    if files.format != "safetensors":
+        raise BadInput(f"this is {files.format}", where=files.path, allowed="safetensors")
+    return files
 
 
 class _Renamed(Mapping[str, NDArray[np.float32]]):

@@ -32,7 +32,9 @@ def next_token(logits: NDArray[np.floating[Any]], spec: GenerationSpec, *, row: 
     if spec.strategy == "greedy":
         return int(logits.argmax())
     cumulative = np.cumsum(probabilities(logits, spec))
-    drawn = _uniform(spec.seed, row, position) * cumulative[-1]
+    # Rounding may lift the product to the total, where no token is.
+    limit = np.nextafter(cumulative[-1], 0.0)
+    drawn = min(_uniform(spec.seed, row, position) * cumulative[-1], limit)
     return int(np.searchsorted(cumulative, drawn, side="right"))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,16 +37,23 @@ class Continuation:
 
 
 def generate(
-    checkpoint: Path, prompts: Sequence[str], *, backend: str, overrides: Sequence[str] = ()
+    checkpoint: Path,
+    prompts: Sequence[str],
+    *,
+    backend: str,
+    overrides: Sequence[str] = (),
+    warn: Callable[[str], None] = lambda message: None,
 ) -> list[Continuation]:
     """Continue each prompt with the model in `checkpoint`, under its tokenizer.
 
     `checkpoint` is a run folder, a checkpoint folder or a Hugging Face GPT-2 folder. `overrides`
     set fields of the spec, such as generation.top_k=50; without them the decoding is the run's own
-    and computes in fp32. BadInput for a damaged checkpoint, UsageError for a bad override or prompt.
+    and computes in fp32. A damaged checkpoint that is passed over is named to `warn`.
+
+    BadInput for a damaged checkpoint, UsageError for a bad override or prompt.
     """
     plugin = load_backend(backend)
-    opened = open_checkpoint(find_checkpoint(checkpoint, warn=lambda message: None))
+    opened = open_checkpoint(find_checkpoint(checkpoint, warn))
     spec = _spec(opened, overrides)
     tokenizer = opened.tokenizer()
     contexts = [_encoded(text, tokenizer, spec.model.vocab_size) for text in prompts]
@@ -67,6 +74,11 @@ def generate(
         Continuation(prompt, tokenizer.decode(tokens), tuple(tokens), len(tokens) < longest)
         for prompt, tokens in zip(prompts, written, strict=True)
     ]
+
+
+def visible(text: str) -> str:
+    """Return `text` with control characters escaped, but for line ends and tabs: fit for a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def continue_tokens(
