@@ -109,13 +109,38 @@ class RawSegment:
         return self._extent
 
 
+class MemorySegment:
+    """A few bytes that came with the file's structure."""
+
+    __slots__ = ("_content",)
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the segment gives."""
+        return len(self._content)
+
+    def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill `out` with the bytes from `start`."""
+        out[:] = np.frombuffer(self._content, np.uint8, len(out), start)
+
+    def extent(self) -> None:
+        """Return None: the bytes are not read from the file again."""
+
+
 class SegmentedBlock(Block):
-    """A row-major tensor in several segments, one after the other; every read is a copy."""
+    """A tensor in several segments, one after the other; every read is a copy.
 
-    __slots__ = ("_segments",)
+    Row-major, or column-major if `fortran`: then even a few rows are read with the whole tensor.
+    """
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    __slots__ = ("_fortran", "_segments")
+
+    def __init__(self, segments: Sequence[Segment], *, fortran: bool = False) -> None:
         self._segments = segments
+        self._fortran = fortran
 
     def _bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return the bytes [start, stop) of the whole tensor."""
@@ -130,24 +155,32 @@ class SegmentedBlock(Block):
 
     def read(self, info: TensorInfo) -> NDArray[Any]:
         """Return a copy, as large as the tensor."""
-        return self._bytes(0, info.nbytes).view(info.storage_dtype).reshape(info.shape)
+        elements = self._bytes(0, info.nbytes).view(info.storage_dtype)
+        return elements.reshape(info.shape, order="F" if self._fortran else "C")
 
     def rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
         """Return a copy of those rows."""
         start, stop, _ = slice(start, stop).indices(info.shape[0])
         stop = max(start, stop)
+        if self._fortran:
+            whole: NDArray[Any] = self.read(info)[start:stop]
+            return whole
         row_bytes = info.nbytes // max(info.shape[0], 1)
         raw = self._bytes(start * row_bytes, stop * row_bytes)
         return raw.view(info.storage_dtype).reshape(stop - start, *info.shape[1:])
 
     def extents(self) -> tuple[Extent, ...] | None:
-        """Return an extent for each segment, unless one is encoded."""
+        """Return an extent for each segment, unless one is encoded or the order is not row-major."""
+        if self._fortran:
+            return None
         extents = [segment.extent() for segment in self._segments]
         found = tuple(extent for extent in extents if extent is not None)
         return found if len(found) == len(extents) else None
 
     def chunks(self, info: TensorInfo) -> Chunks:
         """Yield the extents, or decoded slabs."""
+        if self._fortran:
+            return row_major_chunks(self.read(info))
         extents = self.extents()
         return self._slabs(info) if extents is None else extents
 

@@ -1,11 +1,11 @@
-"""open_weights: what a weight file is, by its content, and its reader."""
+"""open_weights: a weight file or a sharded set of them, of whatever format its content is."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from gptbridge.weights.formats.safetensors import read_safetensors
+from gptbridge.weights.formats.detection import READERS, detect
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.weight_file import WeightFile
 
@@ -19,7 +19,7 @@ def open_weights(path: str | os.PathLike[str], *, verify: bool = True) -> Weight
     """
     source = SourceFile(Path(path))
     try:
-        weights = WeightFile(source.path, [read_safetensors(source)], {})
+        weights = WeightFile(source.path, [READERS[detect(source)](source)])
         if verify:
             weights.verify()
     except BaseException:

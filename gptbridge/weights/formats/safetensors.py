@@ -84,9 +84,7 @@ def _add(contents: Contents, name: str, entry: object, data_start: int) -> tuple
     info = contents.new_tensor(name, _DTYPES[code], shape)
     if not 0 <= start <= stop <= source.size - data_start:
         source.refuse("its bytes lie outside the file", tensor=name)
-    if stop - start != info.nbytes:
-        source.refuse(f"its shape takes {info.nbytes} bytes, the file gives {stop - start}", tensor=name)
-    contents.add(info, MappedBlock(source, data_start + start, info.nbytes))
+    contents.add(info, MappedBlock(source, data_start + start, info.nbytes), stop - start)
     return data_start + start, data_start + stop, name
 
 

@@ -24,6 +24,10 @@ from gptbridge.weights.formats.tensor import (
     describe_bad_shape,
 )
 
+# Tensors may share bytes (tied weights, an expanded buffer), but a small file may not fill a disk.
+MAX_EXPANSION = 16
+FREE_EXPANSION = 1 << 20
+
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
@@ -46,6 +50,7 @@ class Contents:
     metadata: dict[str, str] = field(default_factory=dict)
     tree: Tree = None
     checksums: list[Checksum] = field(default_factory=list)
+    total_bytes: int = 0
 
     def new_tensor(self, name: object, dtype: str, shape: Sequence[Any]) -> TensorInfo:
         """Return the TensorInfo after checking its name, which must be new, and its shape."""
@@ -58,8 +63,15 @@ class Contents:
             self.source.refuse(f"holds more than {MAX_TENSORS} tensors")
         return TensorInfo(str(name), dtype, tuple(shape))
 
-    def add(self, info: TensorInfo, block: Block) -> None:
-        """Add a tensor that `new_tensor` described and whose bytes `block` is known to hold."""
+    def add(self, info: TensorInfo, block: Block, nbytes: int) -> None:
+        """Add a tensor that `new_tensor` described, to whose elements the file gives `nbytes` bytes."""
+        if nbytes != info.nbytes:
+            self.source.refuse(
+                f"its shape takes {info.nbytes} bytes, the file gives {nbytes}", tensor=info.name
+            )
+        self.total_bytes += info.nbytes
+        if self.total_bytes > MAX_EXPANSION * self.source.size + FREE_EXPANSION:
+            self.source.refuse(f"its tensors claim over {MAX_EXPANSION} times the bytes in the file")
         self.tensors[info.name] = info
         self.blocks[info.name] = block
 
@@ -73,10 +85,10 @@ class WeightFile:
     dict. A context manager; arrays that were read stay valid after it closes.
     """
 
-    def __init__(self, path: Path, contents: Sequence[Contents], metadata: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, contents: Sequence[Contents]) -> None:
         self.path = path
         self.format = contents[0].format
-        self.metadata = metadata
+        self.metadata: Mapping[str, str] = contents[0].metadata
         self.tensors: dict[str, TensorInfo] = {}
         self._contents = contents
         self._blocks: dict[str, Block] = {}

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+
+class Refused(Exception):
+    """A pickle's value that is not acceptable, said as a predicate of the pickle; becomes BadInput."""
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """A class or function that a pickle may name.
+
+    `call` returns the data for NAME(*args) or raises Refused; None when the name is only a value.
+    `dtype` is the element type that a torch dtype or storage class stands for.
+    """
+
+    name: str
+    call: Callable[[tuple[Any, ...]], object] | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +37,7 @@ class Span:
 class Latin1Bytes:
     """Bytes that protocol 2 holds as the UTF-8 text of their Latin-1 reading."""
 
-    content: str | Span
+    content: Span
 
 
 @dataclass(slots=True)
@@ -67,3 +85,29 @@ class Attributes:
 
     name: str
     values: dict[Any, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinedArray:
+    """A row-major array that a file holds in several, one after the other."""
+
+    parts: tuple[NumpyArray, ...]
+    shape: tuple[Any, ...]
+
+
+_MAX_KEY_PARTS = 8
+
+
+def checked_key(key: Any) -> Any:
+    """Return a key of a dict or member of a set: only kinds whose hash is quick and shallow."""
+    for part in key if type(key) is tuple and len(key) <= _MAX_KEY_PARTS else (key,):
+        if type(part) is int and part.bit_length() > 63:
+            raise Refused("has a key beyond 64 bits")
+        if part is not None and type(part) not in (bool, int, str, bytes):
+            raise Refused(f"has a {kind_of(part)} as a key")
+    return key
+
+
+def kind_of(value: object) -> str:
+    """Return what an error calls a value: its class, or the name that a pickle gave."""
+    return value.name if isinstance(value, Global) else type(value).__name__

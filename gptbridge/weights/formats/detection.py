@@ -1,0 +1,69 @@
+"""Which format a file is of, told from its first bytes; names and suffixes are not asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from gptbridge.weights.formats.ckpt import read_ckpt
+from gptbridge.weights.formats.pdparams import read_pdparams
+from gptbridge.weights.formats.safetensors import read_safetensors
+from gptbridge.weights.formats.source import SourceFile
+from gptbridge.weights.formats.weight_file import Contents
+
+Reader = Callable[[SourceFile], Contents]
+READERS: Mapping[str, Reader] = {
+    "safetensors": read_safetensors,
+    "pdparams": read_pdparams,
+    "ckpt": read_ckpt,
+}
+_ENCRYPTED = "an encrypted MindSpore checkpoint: save it again without enc_key"
+# What people hand in by mistake: where the bytes stand, the bytes, what the file is.
+_OTHER_FILES = (
+    (0, b"\xd8^:\x7f", _ENCRYPTED),
+    (0, b"\xd9^:\x7f", _ENCRYPTED),
+    (0, b"\xda^:\x7f", _ENCRYPTED),
+    (0, b"version https://git-lfs", "a Git LFS pointer: fetch the file itself with git lfs pull"),
+    (0, b"<", "a web page or XML, not weights"),
+    (0, b"{", "JSON, not weights"),
+    (0, b"\x1f\x8b", "compressed with gzip: unpack it first"),
+    (0, b"(\xb5/\xfd", "compressed with zstd: unpack it first"),
+    (0, b"\xfd7zXZ", "compressed with xz: unpack it first"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"\x93NUMPY", "a NumPy .npy file"),
+    (0, b"GGUF", "a GGUF file"),
+    (0, b"PK\x05\x06", "an empty zip archive"),
+    (257, b"ustar", "a tar archive, such as torch wrote before 0.1.10"),
+)
+_HEADER_LENGTH_BYTES = 8
+
+
+def detect(source: SourceFile) -> str:
+    """Return a name of READERS; BadInput that says what the file is when it is no weight file."""
+    name = next((name for name, is_format in _TESTS if is_format(source)), None)
+    if name is None:
+        for offset, signature, meaning in _OTHER_FILES:
+            if source.data[offset : offset + len(signature)] == signature:
+                source.refuse(f"is {meaning}")
+        source.refuse("is no weight file", allowed=", ".join(READERS))
+    return name
+
+
+def _is_safetensors(source: SourceFile) -> bool:
+    # Its first bytes are a length and may be any other format's signature: ask for the brace behind it.
+    length = int.from_bytes(source.data[:_HEADER_LENGTH_BYTES], "little")
+    return source.data[_HEADER_LENGTH_BYTES : _HEADER_LENGTH_BYTES + 1] == b"{" and length < source.size
+
+
+def _is_pickle(source: SourceFile) -> bool:
+    return source.data[:1] == b"\x80"
+
+
+def _is_ckpt(source: SourceFile) -> bool:
+    return source.data[:1] == b"\n"
+
+
+_TESTS: Sequence[tuple[str, Callable[[SourceFile], bool]]] = (
+    ("safetensors", _is_safetensors),
+    ("pdparams", _is_pickle),
+    ("ckpt", _is_ckpt),
+)

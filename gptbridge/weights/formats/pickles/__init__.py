@@ -1,0 +1,1 @@
+"""Pickles decoded as data by an interpreter of their opcodes, and written."""

@@ -1,0 +1,79 @@
+"""The exact table of names that a weight file's pickle may mention, and the data that each becomes.
+
+A table's function gets the arguments of the pickle's call, checks them and returns plain data or an inert
+record of values.py. None calls, imports or allocates what the pickle asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from gptbridge.errors import printable
+from gptbridge.weights.formats.pickles import numpy_calls, python_calls, torch_calls
+from gptbridge.weights.formats.pickles.python_calls import Args
+from gptbridge.weights.formats.pickles.torch_calls import TORCH_STORAGES
+from gptbridge.weights.formats.pickles.values import (
+    Attributes,
+    Global,
+    NumpyArray,
+    NumpyDType,
+    Refused,
+    kind_of,
+)
+from gptbridge.weights.formats.tensor import STORAGE_DTYPES
+
+# Enumerations in the args and rerun state of Megatron-LM's checkpoints, old and new; kept as text.
+_MEGATRON_ENUMS = {
+    "megatron.core.enums": ("ModelType",),
+    "megatron.enums": ("PositionEmbeddingType",),
+    "megatron.model.enums": ("ModelType", "LayerType", "AttnType", "AttnMaskType", "PositionEmbeddingType"),
+    "megatron.legacy.model.enums": ("ModelType", "LayerType", "AttnType", "AttnMaskType"),
+    "megatron.core.transformer.enums": ("ModelType", "LayerType", "AttnType", "AttnMaskType", "AttnBackend"),
+    "megatron.core.rerun_state_machine": ("RerunMode", "RerunState", "RerunDiagnostic"),
+}
+
+
+def _enum(name: str) -> Callable[[Args], object]:
+    def make(args: Args) -> str:
+        match args:
+            case (bool() | int() | str(),):
+                return f"{name}({printable(args[0])})"
+            case _:
+                raise Refused(f"makes a {name} of something else than a value")
+
+    return make
+
+
+def build_state(target: object, state: object) -> None:
+    """Carry out BUILD: give an object that a call made its state."""
+    match target, state:
+        case NumpyArray(content=None), (
+            int(),
+            tuple(shape),
+            NumpyDType() as dtype,
+            bool() | int() as fortran,
+            raw,
+        ):
+            target.shape, target.dtype, target.fortran, target.content = shape, dtype, bool(fortran), raw
+        case NumpyDType(), (int(), "<" | "|" | "=" | ">" as order, None, None, None, *_):
+            target.order = order
+        case Attributes(), dict(values) if all(isinstance(name, str) for name in values):
+            target.values.update(values)
+        case dict(), dict():
+            pass  # Python attributes of an OrderedDict, such as torch's _metadata: not weight data.
+        case _:
+            raise Refused(f"sets the state of a {kind_of(target)} to a {kind_of(state)}")
+
+
+def _table() -> dict[tuple[str, str], Global]:
+    functions = {**python_calls.FUNCTIONS, **numpy_calls.FUNCTIONS, **torch_calls.FUNCTIONS}
+    entries = [Global(name, call) for name, call in functions.items()]
+    for module in ("torch", "torch.cuda", "torch.storage"):
+        entries += [Global(f"{module}.{name}", None, dtype) for name, dtype in TORCH_STORAGES.items()]
+    entries += [Global(f"torch.{dtype}", None, dtype) for dtype in STORAGE_DTYPES]
+    for module, names in _MEGATRON_ENUMS.items():
+        entries += [Global(f"{module}.{name}", _enum(name)) for name in names]
+    return {(module, name): entry for entry in entries for module, _, name in [entry.name.rpartition(".")]}
+
+
+GLOBALS: Mapping[tuple[str, str], Global] = _table()
