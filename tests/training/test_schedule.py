@@ -13,10 +13,10 @@ from gptbridge_specs import load_run
 from gptbridge_specs.run import ScheduleSpec
 
 # Both systems print the rate after their scheduler has stepped: the line of step N shows step N + 1.
-FLEETX_LOG = (
-    "5.55556e-09 8.33333e-09 1.11111e-08 1.38889e-08 1.66667e-08 "
-    "1.94444e-08 2.22222e-08 2.50000e-08 2.77778e-08"
-).split()
+FLEETX_LOG = [
+    *("5.55556e-09", "8.33333e-09", "1.11111e-08", "1.38889e-08", "1.66667e-08"),
+    *("1.94444e-08", "2.22222e-08", "2.50000e-08", "2.77778e-08"),
+]
 
 
 def printed_rate(preset: str, line: int, digits: int) -> str:

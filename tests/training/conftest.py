@@ -1,0 +1,85 @@
+"""Real runs for the tests of this room: a tiny model, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptbridge.training.events import history, read_events
+
+TINY = (
+    "model.hidden_size=32",
+    "model.num_layers=2",
+    "model.num_attention_heads=2",
+    "model.max_position_embeddings=32",
+    "training.seq_length=32",
+    "training.global_batch_size=4",
+    "training.max_steps=8",
+    "training.device=cpu",
+    "evaluation.interval=4",
+    "evaluation.batches=1",
+)
+NO_DROPOUT = ("model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0")
+NUMBERS = ("loss", "learning_rate", "grad_norm")
+
+
+def options(overrides: Sequence[str]) -> list[str]:
+    return [word for override in overrides for word in ("-o", override)]
+
+
+def command(*words: str | Path) -> list[str]:
+    return [sys.executable, "-c", "from gptbridge_cli.main import main; main()", *map(str, words)]
+
+
+def gptbridge(*words: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the command line in its own process."""
+    return subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout)
+
+
+def start(*words: str | Path) -> subprocess.Popen[str]:
+    """Start the command line and let it run."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def run_jobs(folder: Path, backend: str, jobs: list[dict[str, Any]]) -> None:
+    """Run `jobs` in one process."""
+    file = folder / f"{backend}-{len(list(folder.iterdir()))}.json"
+    file.write_text(json.dumps([{"backend": backend, **job} for job in jobs]))
+    script = Path(__file__).with_name("train_jobs.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(file)], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def steps_of(run: Path) -> dict[int, dict[str, Any]]:
+    """Return step -> its event, as the run counts in the end."""
+    events = history(read_events(run / "events.jsonl"))
+    return {e["step"]: dict(e) for e in events if e["event"] == "step"}
+
+
+def numbers_of(run: Path) -> dict[int, tuple[float, ...]]:
+    """Return step -> loss, learning rate and gradient norm."""
+    return {step: tuple(event[name] for name in NUMBERS) for step, event in steps_of(run).items()}
+
+
+def kinds_of(run: Path) -> list[str]:
+    return [event["event"] for event in read_events(run / "events.jsonl")]
+
+
+@pytest.fixture(scope="session")
+def torch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of 8 steps on torch with checkpoints at 4 and 8. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("torch_run")
+    run_jobs(folder, "torch", [{"run": str(folder / "run"), "overrides": [*TINY, "checkpoint.interval=4"]}])
+    return folder / "run"

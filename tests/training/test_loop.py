@@ -1,0 +1,106 @@
+"""What a run leaves behind, and how it ends: real runs on torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from gptbridge.checkpoint.reading import open_checkpoint
+from gptbridge.training.events import read_events
+from gptbridge.training.schedule import learning_rate
+from gptbridge_specs import load_run
+from tests.training.conftest import TINY, gptbridge, kinds_of, numbers_of, options, run_jobs, steps_of
+
+
+def test_a_run_folder_is_complete(torch_run: Path) -> None:
+    spec = load_run(str(torch_run / "spec.yaml"))
+    assert spec == load_run("gpt2-tiny", [*TINY, "checkpoint.interval=4"])
+    environment = json.loads((torch_run / "environment.json").read_text())
+    assert environment["backend"] == "torch"
+    assert environment["framework_version"]
+    assert sorted(p.name for p in (torch_run / "checkpoints").iterdir()) == ["step-00000004", "step-00000008"]
+
+
+def test_every_event_has_its_fields(torch_run: Path) -> None:
+    kinds = kinds_of(torch_run)
+    assert kinds == [
+        "start",
+        *["step"] * 4,
+        "evaluate",
+        "checkpoint",
+        *["step"] * 4,
+        "evaluate",
+        "checkpoint",
+        "end",
+    ]
+    spec = load_run(str(torch_run / "spec.yaml"))
+    for step, event in steps_of(torch_run).items():
+        assert event["learning_rate"] == learning_rate(spec.schedule, 8, step)
+        assert event["tokens"] == step * spec.tokens_per_step
+        assert 0 <= event["data_seconds"] <= event["step_seconds"]
+        assert event["tokens_per_second"] > 0
+        assert 4 < event["loss"] < 7
+    assert {e["reason"] for e in read_events(torch_run / "events.jsonl") if e["event"] == "end"} == {
+        "complete"
+    }
+
+
+def test_the_checkpoint_knows_where_the_run_is(torch_run: Path) -> None:
+    state = open_checkpoint(torch_run / "checkpoints/step-00000004").state
+    assert state is not None
+    assert (state.step, state.tokens, state.data.samples) == (4, 4 * 128, 16)
+    assert (state.rng.seed, state.rng.step, state.optimizer.updates) == (1234, 4, 4)
+
+
+def test_a_run_is_not_overwritten(torch_run: Path) -> None:
+    before = (torch_run / "events.jsonl").read_bytes()
+    result = gptbridge("train", "--backend", "torch", "--run", torch_run, *options(TINY))
+    assert result.returncode == 2
+    assert "--resume auto" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert (torch_run / "events.jsonl").read_bytes() == before
+
+
+def test_a_branch_of_a_run_stands_on_its_own(torch_run: Path, tmp_path: Path) -> None:
+    """Continue from an older checkpoint: refused in the same folder, a whole run in a new one."""
+    run = shutil.copytree(torch_run, tmp_path / "run")
+    older = run / "checkpoints/step-00000004"
+    refused = gptbridge("train", "--backend", "torch", "--resume", older)
+    assert refused.returncode == 2
+    assert "--run" in refused.stderr
+    branch = tmp_path / "branch"
+    overrides = ["training.max_steps=6", "schedule.decay_steps=8"]
+    run_jobs(tmp_path, "torch", [{"run": str(branch), "resume": str(older), "overrides": overrides}])
+    shutil.rmtree(run)
+    whole = numbers_of(torch_run)
+    assert numbers_of(branch) == {step: whole[step] for step in (5, 6)}
+    assert kinds_of(branch)[0] == "resume"
+    assert open_checkpoint(branch / "checkpoints/step-00000004").folder.is_dir()
+
+
+def test_a_forbidden_change_is_refused_before_anything_happens(torch_run: Path) -> None:
+    before = (torch_run / "events.jsonl").read_bytes()
+    result = gptbridge(
+        "train", "-b", "torch", "--resume", torch_run, "-o", "training.seed=9", "-o", "model.num_layers=3"
+    )
+    assert result.returncode == 2
+    assert "training.seed: 9, the checkpoint has 1234" in result.stderr
+    assert "model.num_layers: 3, the checkpoint has 2" in result.stderr
+    assert (torch_run / "events.jsonl").read_bytes() == before
+
+
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    wild = ("schedule.max_lr=1e30", "schedule.warmup_steps=6", "optimizer.clip_grad_norm=null")
+    result = gptbridge(
+        "train", "-b", "torch", "--run", run, *options([*TINY, *wild, "checkpoint.interval=1"])
+    )
+    assert result.returncode == 1
+    assert "the loss is" in result.stderr
+    assert "The last checkpoint is step" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    end = read_events(run / "events.jsonl")[-1]
+    assert (end["event"], end["reason"]) == ("end", "failed")
+    newest = max((run / "checkpoints").iterdir())
+    assert open_checkpoint(newest).state is not None
