@@ -137,7 +137,7 @@ def open_data(spec: RunSpec, *, rank: int = 0, ranks: int = 1) -> Iterator[RunDa
             where="training.global_batch_size",
         )
     dataset = open_dataset(spec.data.path)
-    tokenizer = load_tokenizer(spec.data.tokenizer)
+    tokenizer = load_tokenizer(spec.data.tokenizer or dataset.tokenizer or "byte")
     _check_tokenizer(spec, dataset, tokenizer)
     with ThreadPoolExecutor(1, "gptbridge-data") as thread:
         data = RunData(spec, dataset, tokenizer, rank, ranks, thread)
@@ -151,8 +151,8 @@ def _check_tokenizer(spec: RunSpec, dataset: TokenDataset, tokenizer: Tokenizer)
     made_by = dataset.tokenizer_identity
     if made_by is not None and made_by != tokenizer.identity:
         raise UsageError(
-            f"{spec.data.tokenizer!r} is tokenizer {tokenizer.identity[:12]}, but {dataset.where} was "
-            f"made with tokenizer {made_by[:12]}",
+            f"{spec.data.tokenizer or 'byte'} is tokenizer {tokenizer.identity[:12]}, but {dataset.where} "
+            f"was made with tokenizer {made_by[:12]}",
             where="data.tokenizer",
             hint="Name the tokenizer of the dataset, or prepare the text again with this one",
         )
@@ -164,7 +164,7 @@ def _check_tokenizer(spec: RunSpec, dataset: TokenDataset, tokenizer: Tokenizer)
             allowed=f"{needed} or more",
         )
     if spec.data.mask_end_of_text and tokenizer.end_of_text is None:
-        raise UsageError(f"{spec.data.tokenizer!r} has no end-of-text token", where="data.mask_end_of_text")
+        raise UsageError("the tokenizer has no end-of-text token", where="data.mask_end_of_text")
 
 
 def _prefetched(

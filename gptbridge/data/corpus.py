@@ -42,7 +42,9 @@ def embedded_corpus() -> TokenDataset:
     for start, stop, text in zip(offsets[:-1], offsets[1:], texts, strict=True):
         ids[start : stop - 1] = np.frombuffer(text, np.uint8)
         ids[stop - 1] = tokenizer.end_of_text
-    return TokenDataset("embedded", None, FlatTokens(ids), offsets, tokenizer.identity, tokenizer.vocab_size)
+    return TokenDataset(
+        "embedded", None, FlatTokens(ids), offsets, tokenizer.identity, tokenizer.vocab_size, "byte"
+    )
 
 
 def _sources(folder: Path) -> list[Path]:

@@ -1,16 +1,128 @@
-"""From a path to a token dataset."""
+"""From a path to a token dataset: which files it has, which format they are, several joined."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
 from gptbridge.data.corpus import embedded_corpus
-from gptbridge.data.tokens import TokenDataset
+from gptbridge.data.readers.megatron import open_megatron
+from gptbridge.data.readers.mindrecord import open_mindrecord
+from gptbridge.data.readers.nanogpt import open_nanogpt
+from gptbridge.data.readers.paddlenlp import open_paddlenlp, open_paddlenlp_npz
+from gptbridge.data.tokens import ChainedTokens, TokenDataset
 from gptbridge.errors import BadInput
 
 __all__ = ["TokenDataset", "open_dataset"]
 
+_ALLOWED = (
+    "the PREFIX of .bin and .idx or of _ids.npy and _idx.npz, a .bin, a .mindrecord, or a folder of them"
+)
+
+
+@dataclass(frozen=True)
+class _Format:
+    """How a dataset of a format is found: by the name of the one file that it is never without."""
+
+    file: re.Pattern[str]  # group 1 is what `open` takes
+    open: Callable[[Path], TokenDataset]
+    endings: tuple[str, ...]  # of group 1, in the names that a user may call the dataset
+
+
+_FORMATS = (
+    _Format(re.compile(r"(.+)\.idx"), open_megatron, ("", ".idx", ".bin")),
+    _Format(re.compile(r"(.+)_ids\.npy"), open_paddlenlp, ("", "_ids.npy", "_idx.npz")),
+    _Format(re.compile(r"(.+)_ids\.npz"), open_paddlenlp_npz, ("", "_ids.npz")),
+    _Format(re.compile(r"(.+\.mindrecord\d*)"), open_mindrecord, ("",)),
+    _Format(re.compile(r"(.+)\.bin"), open_nanogpt, ("", ".bin")),
+)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A dataset that lies in a folder, not opened yet."""
+
+    format: _Format
+    stem: Path
+
+    def is_called(self, name: str) -> bool:
+        """Tell whether `name` means this dataset; X and X.mindrecord mean all files X.mindrecord0, ..."""
+        names = {self.stem.name + ending for ending in self.format.endings}
+        if self.format.open is open_mindrecord:
+            whole = self.stem.name.rstrip("0123456789")
+            names |= {whole, whole.removesuffix(".mindrecord")}
+        return name in names
+
 
 def open_dataset(path: str | None) -> TokenDataset:
-    """Open the token dataset at `path`; None: the embedded corpus."""
+    """Open the token dataset at `path`: a prefix, one of its files, or a folder of datasets.
+
+    A folder's datasets are joined in the order of their names; they must be of one format and one
+    tokenizer. None: the embedded corpus. Raises BadInput for whatever is missing, damaged or
+    something else. The ids themselves are not looked at: every batch and `data inspect` do that.
+    """
     if path is None:
         return embedded_corpus()
-    raise BadInput("no token dataset", where=path)
+    given = Path(path)
+    if given.is_dir():
+        found = list(_datasets_in(given))
+    else:
+        found = [one for one in _datasets_in(given.parent) if one.is_called(given.name)]
+    if not found:
+        problem = "no token dataset here" if os.path.lexists(given) else "no such token dataset"
+        raise BadInput(problem, where=path, allowed=_ALLOWED)
+    if len({one.format.open for one in found}) > 1:
+        names = ", ".join(sorted(one.stem.name for one in found)[:4])
+        raise BadInput(
+            f"token datasets of several formats here: {names}",
+            where=path,
+            hint="Name the file of one of them",
+        )
+    datasets = [one.format.open(one.stem) for one in found]
+    dataset = datasets[0] if len(datasets) == 1 else _joined(path, datasets)
+    if dataset.tokens == 0:
+        raise BadInput("holds no token", where=path)
+    return dataset
+
+
+def _datasets_in(folder: Path) -> Iterator[_Found]:
+    """Yield the datasets of a folder, sorted by name; a .bin is raw only where no .idx goes with it."""
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except (OSError, ValueError):
+        return
+    for name in sorted(names):
+        for format_ in _FORMATS:
+            match = format_.file.fullmatch(name)
+            if match and not (format_.open is open_nanogpt and f"{match[1]}.idx" in names):
+                yield _Found(format_, folder / match[1])
+                break
+
+
+def _joined(path: str, datasets: list[TokenDataset]) -> TokenDataset:
+    """Return the documents of all `datasets`, one after the other."""
+    first = datasets[0]
+    for other in datasets[1:]:
+        if (other.tokenizer_identity, other.vocab_size) != (first.tokenizer_identity, first.vocab_size):
+            raise BadInput(
+                f"{first.where} and {other.where} were made with different tokenizers",
+                where=path,
+                hint="Name one of them, or prepare both with the same tokenizer",
+            )
+    lengths = np.concatenate([dataset.lengths for dataset in datasets])
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return TokenDataset(
+        first.format,
+        path,
+        ChainedTokens([dataset.source for dataset in datasets]),
+        offsets,
+        first.tokenizer_identity,
+        first.vocab_size,
+        first.tokenizer,
+    )

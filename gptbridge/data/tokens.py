@@ -83,8 +83,8 @@ class TokenDataset:
     """Documents of token ids, and what is known about the tokenizer that made them.
 
     `offsets` (int64, documents + 1) are the positions of the documents' first tokens in `source`;
-    the first is 0, the last the number of tokens. `tokenizer_identity` and `vocab_size` are None
-    where the format does not tell them.
+    the first is 0, the last the number of tokens. `tokenizer` is what `load_tokenizer` opens; it,
+    `tokenizer_identity` and `vocab_size` are None where the dataset does not tell them.
     """
 
     format: str
@@ -93,6 +93,7 @@ class TokenDataset:
     offsets: NDArray[np.int64]
     tokenizer_identity: str | None = None
     vocab_size: int | None = None
+    tokenizer: str | None = None
 
     @property
     def documents(self) -> int:

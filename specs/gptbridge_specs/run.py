@@ -18,7 +18,11 @@ class DataSpec(Part):
         description="Token dataset: the PREFIX of .bin/.idx, a .bin, an _ids.npy, a .mindrecord, or a folder "
         "of them; absent: the embedded corpus (the Python standard library of this machine, byte-level).",
     )
-    tokenizer: str = Field("byte", description="byte, or a folder with the files of a tokenizer.")
+    tokenizer: str | None = Field(
+        None,
+        description="byte, or a folder with the files of a tokenizer; absent: the one that lies beside the "
+        "dataset, else byte.",
+    )
     split: tuple[float, float, float] = Field(
         (949.0, 50.0, 1.0), description="Shares of the documents for training, validation and test."
     )
