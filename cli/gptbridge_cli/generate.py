@@ -30,13 +30,18 @@ def generate(
     from dataclasses import asdict
 
     from gptbridge.generation.generate import generate as continue_texts
+    from gptbridge.generation.generate import visible
     from gptbridge.training.start import choose_backend
 
     results = continue_texts(
-        checkpoint, prompts, backend=backend or choose_backend(), overrides=overrides or ()
+        checkpoint,
+        prompts,
+        backend=backend or choose_backend(),
+        overrides=overrides or (),
+        warn=lambda message: typer.echo(f"warning: {message}", err=True),
     )
     if as_json:
         typer.echo(json.dumps([asdict(result) for result in results], indent=2))
         return
     for result in results:
-        typer.echo(result.prompt + result.text)
+        typer.echo(visible(result.prompt + result.text))
