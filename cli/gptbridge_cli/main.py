@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gptbridge import __version__
-from gptbridge_cli import data, generate, spec, tokenizer, train
+from gptbridge_cli import backends, convert, data, generate, parity, spec, tokenizer, train
 
 app = typer.Typer(
     name="gptbridge",
@@ -18,6 +18,10 @@ app = typer.Typer(
 )
 app.command()(train.train)
 app.command()(generate.generate)
+app.command()(parity.parity)
+app.command()(backends.backends)
+app.command()(convert.convert)
+app.command()(convert.inspect)
 app.add_typer(spec.app, name="spec", help="List, show and check specs.")
 app.add_typer(tokenizer.app, name="tokenizer", help="Train a vocabulary.")
 app.add_typer(data.app, name="data", help="Make token datasets and look into them.")
