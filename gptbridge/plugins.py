@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,11 @@ def hardware_names(backend: str) -> list[str]:
     return sorted(name.partition(":")[2] for name in names if name.startswith(f"{backend}:"))
 
 
+def hardware_problems(backend: str) -> list[str]:
+    """Return one line for each hardware plugin of `backend` that does not load."""
+    return [str(error) for _, error in _hardware(backend) if isinstance(error, BackendBroken)]
+
+
 def load_backend(name: str) -> Backend:
     """Return the backend called `name`, its framework installed but not imported.
 
@@ -52,10 +57,9 @@ def load_backend(name: str) -> Backend:
 
 def load_plugin(name: str) -> Backend:
     """Return the backend called `name`, whether its framework is installed or not."""
-    manager = pluggy.PluginManager("gptbridge")
-    manager.add_hookspecs(hookspecs)
+    manager = _manager()
     entry = _find(name)
-    _register(manager, entry)
+    _register(manager, entry, _load(entry))
     info = _call(name, manager.hook.gptbridge_backend_info)
     if not isinstance(info, BackendInfo):
         raise BackendBroken("gptbridge_backend_info returns no BackendInfo", where=name, hint=_repair(entry))
@@ -174,16 +178,14 @@ class Backend:
 
     def _register_hardware(self, device: str) -> None:
         """Let hardware plugins answer before the backend: pluggy asks the last one registered first."""
-        for entry in metadata.entry_points(group=HARDWARE):
-            backend, _, kind = entry.name.partition(":")
-            if backend != self.name or self._manager.has_plugin(entry.name):
-                continue
-            try:
-                _register(self._manager, entry)
-            except BackendBroken as error:
-                if device == kind:
-                    raise
-                _log.warning("%s", error)
+        for entry, plugin in _hardware(self.name):
+            if not isinstance(plugin, BackendBroken):
+                if not self._manager.has_plugin(entry.name):
+                    _register(self._manager, entry, plugin)
+            elif entry.name == f"{self.name}:{device}":
+                raise plugin
+            else:
+                _log.warning("%s", plugin)
 
 
 def _find(name: str) -> metadata.EntryPoint:
@@ -202,16 +204,38 @@ def _find(name: str) -> metadata.EntryPoint:
     )
 
 
-def _register(manager: pluggy.PluginManager, entry: metadata.EntryPoint) -> None:
-    """Load a plugin module and check its hooks: names, arguments and marks."""
+def _hardware(backend: str) -> Iterator[tuple[metadata.EntryPoint, object]]:
+    """Yield the hardware plugins of `backend`: each one's module, or the error that keeps it out."""
+    for entry in metadata.entry_points(group=HARDWARE):
+        if entry.name.partition(":")[0] == backend:
+            try:
+                module = _load(entry)
+                _register(_manager(), entry, module)
+            except BackendBroken as error:
+                yield entry, error
+            else:
+                yield entry, module
+
+
+def _manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager("gptbridge")
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def _load(entry: metadata.EntryPoint) -> object:
     try:
-        module = entry.load()
+        return entry.load()
     except (Exception, SystemExit) as error:
         raise BackendBroken(
             f"the plugin module {entry.value} does not load: {_describe(error)}",
             where=entry.name,
             hint=_repair(entry),
         ) from error
+
+
+def _register(manager: pluggy.PluginManager, entry: metadata.EntryPoint, module: object) -> None:
+    """Check the hooks of a plugin, names, arguments and marks, and let the manager call them."""
     unmarked = [
         name
         for name, value in vars(module).items()
