@@ -75,7 +75,9 @@ def find_sources(inputs: Iterable[str]) -> list[Source]:
 
 def _walk(folder: Path) -> list[str]:
     names: list[str] = []
-    for parent, _, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
+        # the merges.txt of a dataset written here before is no text
+        folders[:] = [name for name in folders if not name.endswith(".tokenizer")]
         names += [Path(parent, file).relative_to(folder).as_posix() for file in files]
     return sorted(names)
 
