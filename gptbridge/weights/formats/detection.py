@@ -8,11 +8,16 @@ from gptbridge.weights.formats.ckpt import read_ckpt
 from gptbridge.weights.formats.pdparams import read_pdparams
 from gptbridge.weights.formats.safetensors import read_safetensors
 from gptbridge.weights.formats.source import SourceFile
+from gptbridge.weights.formats.torch_legacy import MAGIC_BYTES, read_torch_legacy
+from gptbridge.weights.formats.torch_zip import read_torch_zip
 from gptbridge.weights.formats.weight_file import Contents
+from gptbridge.weights.formats.zip_directory import LOCAL_MARK
 
 Reader = Callable[[SourceFile], Contents]
 READERS: Mapping[str, Reader] = {
     "safetensors": read_safetensors,
+    "torch": read_torch_zip,
+    "torch-legacy": read_torch_legacy,
     "pdparams": read_pdparams,
     "ckpt": read_ckpt,
 }
@@ -35,6 +40,7 @@ _OTHER_FILES = (
     (257, b"ustar", "a tar archive, such as torch wrote before 0.1.10"),
 )
 _HEADER_LENGTH_BYTES = 8
+_MAGIC_WITHIN = 32
 
 
 def detect(source: SourceFile) -> str:
@@ -54,6 +60,15 @@ def _is_safetensors(source: SourceFile) -> bool:
     return source.data[_HEADER_LENGTH_BYTES : _HEADER_LENGTH_BYTES + 1] == b"{" and length < source.size
 
 
+def _is_torch_zip(source: SourceFile) -> bool:
+    return source.data[:4] == LOCAL_MARK
+
+
+def _is_torch_legacy(source: SourceFile) -> bool:
+    # A frame may stand between the protocol and the number.
+    return source.data.find(MAGIC_BYTES, 0, _MAGIC_WITHIN) >= 0
+
+
 def _is_pickle(source: SourceFile) -> bool:
     return source.data[:1] == b"\x80"
 
@@ -64,6 +79,8 @@ def _is_ckpt(source: SourceFile) -> bool:
 
 _TESTS: Sequence[tuple[str, Callable[[SourceFile], bool]]] = (
     ("safetensors", _is_safetensors),
+    ("torch", _is_torch_zip),
+    ("torch-legacy", _is_torch_legacy),
     ("pdparams", _is_pickle),
     ("ckpt", _is_ckpt),
 )
