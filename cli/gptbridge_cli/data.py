@@ -65,3 +65,27 @@ def prepare(
     typer.echo(f"{output}: {content['documents']} documents, {content['tokens']} tokens ({content['dtype']})")
     if bad or content["empty_documents"]:
         typer.echo(f"left out: {bad} bad, {content['empty_documents']} empty")
+
+
+@app.command()
+def inspect(
+    path: Annotated[
+        str | None,
+        typer.Argument(metavar="PREFIX", help="A token dataset or a folder; absent: the embedded corpus."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read a token dataset whole: check every token, tell what it holds."""
+    from gptbridge.data.inspection import inspect_dataset
+
+    facts = inspect_dataset(path)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    for name, value in facts.items():
+        shown = ", ".join(f"{k} {v}" for k, v in value.items()) if name == "document_tokens" else value
+        if name == "splits":
+            shown = "; ".join(
+                f"{k} {v['documents']} documents {v['tokens']} tokens" for k, v in value.items()
+            )
+        typer.echo(f"{name.replace('_', ' ')}: {'-' if shown is None else shown}")

@@ -7,21 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.data.dataset import open_dataset
-from gptbridge.data.sampling import Samples, split_bounds
+from gptbridge.data.sampling import SPLITS, Samples, Split, split_bounds
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.data.tokens import TokenDataset
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.session import Batch
 from gptbridge_specs import RunSpec
-
-Split = Literal["training", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("training", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -156,12 +152,11 @@ def _check_tokenizer(spec: RunSpec, dataset: TokenDataset, tokenizer: Tokenizer)
             where="data.tokenizer",
             hint="Name the tokenizer of the dataset, or prepare the text again with this one",
         )
-    needed = tokenizer.vocab_size if made_by is not None else dataset.vocab_size
-    if needed is not None and needed > spec.model.vocab_size:
+    if dataset.vocab_size is not None and dataset.vocab_size > spec.model.vocab_size:
         raise UsageError(
-            f"{spec.model.vocab_size} is below the {needed} tokens of {dataset.where}",
+            f"{spec.model.vocab_size} is below the vocabulary of {dataset.where}",
             where="model.vocab_size",
-            allowed=f"{needed} or more",
+            allowed=f"{dataset.vocab_size} or more",
         )
     if spec.data.mask_end_of_text and tokenizer.end_of_text is None:
         raise UsageError("the tokenizer has no end-of-text token", where="data.mask_end_of_text")

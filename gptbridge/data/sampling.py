@@ -10,16 +10,18 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Splits = tuple[int, int, int, int]
+Split = Literal["training", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("training", "validation", "test")
 
 _ROUNDS = 8
 
 
-def split_bounds(documents: int, shares: Sequence[float]) -> Splits:
+def split_bounds(documents: int, shares: Sequence[float]) -> tuple[int, int, int, int]:
     """Return the first document of training, validation and test, and the number of documents.
 
     PaddleNLP's and FleetX's rounding (get_train_valid_test_split_): each share is rounded half to

@@ -25,17 +25,15 @@ from gptbridge.weights.json_files import INDEX_LIMIT, read_json
 _HEADER = struct.Struct("<9sQBQQ")
 _DTYPES = {code: name for name, code in DTYPE_CODES.items()}
 _CHUNK = 1 << 20
+_EMPTY_LIMIT = 1 << 20  # sequences without a token, of which an index of nothing else would be made
 
 
 def open_megatron(prefix: Path) -> TokenDataset:
     """Open PREFIX.bin and PREFIX.idx; BadInput where they are damaged or disagree."""
     with closing(SourceFile(_beside(prefix, ".idx"))) as index:
-        dtype, offsets = _read_index(index)
-    ids = map_ids(_beside(prefix, ".bin"), dtype)
-    if len(ids) != offsets[-1]:
-        raise BadInput(
-            f"holds {len(ids)} tokens where the .idx counts {offsets[-1]}", where=_beside(prefix, ".bin")
-        )
+        dtype, sequences, bounds = _read_header(index)
+        ids = map_ids(_beside(prefix, ".bin"), dtype)
+        offsets = _read_offsets(index, sequences, bounds, ids)
     folder = _beside(prefix, ".tokenizer")
     return TokenDataset(
         "megatron",
@@ -51,8 +49,8 @@ def _beside(prefix: Path, ending: str) -> Path:
     return prefix.with_name(prefix.name + ending)
 
 
-def _read_index(index: SourceFile) -> tuple[str, NDArray[np.int64]]:
-    """Return the type of the tokens and the offsets of the documents, in tokens."""
+def _read_header(index: SourceFile) -> tuple[str, int, int]:
+    """Return the type of the tokens and the numbers of sequences and of document bounds."""
     magic, version, code, sequences, bounds = _HEADER.unpack(index.bytes_at(0, _HEADER.size, "its header"))
     if magic != MAGIC:
         index.refuse(f"begins with {magic!r}", allowed=f"{MAGIC!r}")
@@ -66,6 +64,15 @@ def _read_index(index: SourceFile) -> tuple[str, NDArray[np.int64]]:
         index.refuse(
             f"{index.size} bytes, but {sequences} sequences and {bounds} document bounds take {expected}"
         )
+    return _DTYPES[code], sequences, bounds
+
+
+def _read_offsets(
+    index: SourceFile, sequences: int, bounds: int, ids: NDArray[np.integer[Any]]
+) -> NDArray[np.int64]:
+    """Return the offsets of the documents in `ids`, after a check of all that the index says."""
+    if sequences > len(ids) + _EMPTY_LIMIT:
+        index.refuse(f"{sequences} sequences of {len(ids)} tokens")
     lengths = array_at(index, _HEADER.size, sequences, "<i4", "the lengths")
     pointers = array_at(index, _HEADER.size + 4 * sequences, sequences, "<i8", "the pointers")
     documents = array_at(index, _HEADER.size + 12 * sequences, bounds, "<i8", "the document bounds")
@@ -73,9 +80,12 @@ def _read_index(index: SourceFile) -> tuple[str, NDArray[np.int64]]:
         index.refuse(f"sequence {int(lengths.argmin())} has length {shortest}")
     ends = np.zeros(sequences + 1, np.int64)
     np.cumsum(lengths, out=ends[1:])
-    _check_pointers(index, pointers, ends, np.dtype(_DTYPES[code]).itemsize)
+    if ends[-1] != len(ids):
+        index.refuse(f"counts {ends[-1]} tokens where the .bin holds {len(ids)}")
+    _check_pointers(index, pointers, ends, ids.itemsize)
     _check_bounds(index, documents, sequences)
-    return _DTYPES[code], ends[documents]
+    offsets: NDArray[np.int64] = ends[documents]
+    return offsets
 
 
 def _check_pointers(
