@@ -1,0 +1,85 @@
+"""The update rules of a spec, by MindSpore's fused kernels, with the arithmetic of torch.optim."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from gptbridge.session import EXP_AVG, EXP_AVG_SQ
+from gptbridge_specs.run import OptimizerSpec
+
+_ADAM = ops.AdamWeightDecay()
+_SUM = ops.ReduceSum()
+
+
+class Optimizer:
+    """AdamW or SGD over weights by canonical name, which it changes in place."""
+
+    def __init__(self, spec: OptimizerSpec, weights: Mapping[str, Tensor]) -> None:
+        self._spec = spec
+        self._weights = weights
+        self._decay = {
+            name: spec.weight_decay if spec.decay == "all" or weight.ndim > 1 else 0.0
+            for name, weight in weights.items()
+        }
+        self._norm = ms.jit(_global_norm)
+        self.moments: dict[str, Tensor] = {}
+        if spec.name == "adamw":
+            self.moments = {
+                name + suffix: Tensor(np.zeros(weight.shape, np.float32))
+                for name, weight in weights.items()
+                for suffix in (EXP_AVG, EXP_AVG_SQ)
+            }
+
+    def global_norm(self, gradients: Mapping[str, Tensor]) -> float:
+        """Return the L2 norm of all gradients."""
+        return float(self._norm(*gradients.values()))
+
+    def update(
+        self, gradients: Mapping[str, Tensor], factor: float, learning_rate: float, count: int
+    ) -> None:
+        """Change the weights by `factor` x gradients; `count` numbers the update, 1 is the first."""
+        rule = self._adamw if self._spec.name == "adamw" else self._sgd
+        for name in self._weights:
+            gradient = gradients[name] if factor == 1 else gradients[name] * factor
+            rule(name, gradient, learning_rate, count)
+
+    def _adamw(self, name: str, gradient: Tensor, learning_rate: float, count: int) -> None:
+        """Apply p *= 1 - lr decay; p -= lr m_hat / (sqrt(v_hat) + epsilon).
+
+        The kernel knows no bias correction: it does p -= rate (m / (sqrt(v) + epsilon) + decay p).
+        With c1 = 1 - beta1^count, c2 = 1 - beta2^count, m_hat = m / c1 and v_hat = v / c2 that is the
+        same update for rate = lr sqrt(c2) / c1, epsilon sqrt(c2) and decay lr / rate.
+        """
+        spec = self._spec
+        root = math.sqrt(1 - spec.beta2**count)
+        ratio = root / (1 - spec.beta1**count)
+        _ADAM(
+            self._weights[name],
+            self.moments[name + EXP_AVG],
+            self.moments[name + EXP_AVG_SQ],
+            learning_rate * ratio,
+            spec.beta1,
+            spec.beta2,
+            spec.epsilon * root,
+            self._decay[name] / ratio,
+            gradient,
+        )
+
+    def _sgd(self, name: str, gradient: Tensor, learning_rate: float, count: int) -> None:
+        """Apply p *= 1 - lr decay; p -= lr g."""
+        weight = self._weights[name]
+        kept = 1 - learning_rate * self._decay[name]
+        ops.assign(weight, weight * kept - gradient * learning_rate)
+
+
+def _global_norm(*gradients: Tensor) -> Tensor:
+    """Return the L2 norm; sums run over rows first, which is fast and exact to fp32 rounding."""
+    total = 0.0
+    for gradient in gradients:
+        total = total + _SUM(_SUM(gradient * gradient, -1))
+    return ops.sqrt(total)

@@ -1,0 +1,7 @@
+"""How the MindSpore backend is laid out over devices: on one, so far."""
+
+from __future__ import annotations
+
+from gptbridge.capabilities import SINGLE_DEVICE
+
+LIMITS = SINGLE_DEVICE

@@ -1,0 +1,75 @@
+"""The hooks of the MindSpore backend. Nothing here imports mindspore until a worker hook runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gptbridge.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
+from gptbridge.hookspecs import BackendInfo, Problem, hookimpl
+from gptbridge_mindspore import parallel
+
+if TYPE_CHECKING:
+    from gptbridge.session import Device, DeviceKind, Session
+    from gptbridge_specs import RunSpec
+
+INFO = BackendInfo(
+    name="mindspore",
+    title="MindSpore",
+    requires=("mindspore>=2.5",),
+    modules=("mindspore",),
+    hardware=("cpu", "ascend"),
+    install="pip install 'gptbridge[mindspore]'",
+)
+
+# training.compile is not here: this backend compiles its model always, asked or not.
+LIMITS = (
+    *parallel.LIMITS,
+    *LANGUAGE_MODELING_ONLY,
+    Limit(
+        "precision.compute",
+        lambda spec, device: spec.precision.compute == "bf16" and device == "cpu",
+        "MindSpore has no bf16 kernels for a CPU, not even a matrix product; use fp32",
+    ),
+    Limit(
+        "precision.compute",
+        lambda spec, device: spec.precision.compute == "fp16" and device == "cpu",
+        "MindSpore's fp16 kernels for a CPU are slower than its fp32 ones; use fp32",
+    ),
+)
+
+
+@hookimpl
+def gptbridge_backend_info() -> BackendInfo:
+    """Describe the backend."""
+    return INFO
+
+
+@hookimpl
+def gptbridge_check(spec: RunSpec, device: DeviceKind | None) -> Sequence[Problem]:
+    """Return what the tables say that MindSpore cannot do."""
+    return problems(LIMITS, spec, device)
+
+
+@hookimpl
+def gptbridge_probe() -> Mapping[str, Any]:
+    """Import MindSpore and name its version and devices."""
+    from gptbridge_mindspore import hardware
+
+    return hardware.probe()
+
+
+@hookimpl
+def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
+    """Prepare the process and pick the device."""
+    from gptbridge_mindspore import hardware
+
+    return hardware.setup(spec.training.device)
+
+
+@hookimpl
+def gptbridge_open_session(spec: RunSpec, device: Device) -> Session:
+    """Build model and optimizer on `device`."""
+    from gptbridge_mindspore.session import MindSporeSession
+
+    return MindSporeSession(spec, device)

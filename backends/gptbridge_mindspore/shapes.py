@@ -1,0 +1,20 @@
+"""Few shapes for many: every new shape is compiled, so odd ones are padded to a usual one."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALLEST = 16
+
+
+def usual_size(size: int, *usual: int) -> int:
+    """Return the smallest power of two from SMALLEST on, or number of `usual`, that holds `size`."""
+    power = max(SMALLEST, 1 << (size - 1).bit_length())
+    return min(n for n in (power, *usual) if n >= size)
+
+
+def pad(array: NDArray[np.int32], shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Return `array` with zeros appended along each axis up to `shape`."""
+    widths = [(0, target - size) for size, target in zip(array.shape, shape, strict=True)]
+    return np.pad(np.asarray(array, np.int32), widths)
