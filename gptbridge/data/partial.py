@@ -1,8 +1,8 @@
 """A token dataset in the making: PREFIX.partial holds what is done, and a journal that vouches for it.
 
 Tokens and lengths are appended; each line of the journal says how far they count, where reading
-goes on, and the CRC-32 of what was added. After a kill the lines that hold are kept and the rest is
-cut off.
+goes on, and the CRC-32 of what was added, and begins with its own CRC-32. After a kill the lines
+that hold are kept and the rest is cut off.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class PartialDataset:
             "digests": done.digests[len(done.digests) - self._new_digests :],
             "crc32": self._crcs,
         }
-        self._journal.write(json.dumps(line).encode() + b"\n")
+        self._journal.write(_sealed(json.dumps(line).encode()))
         self._journal.flush()
         os.fsync(self._journal.fileno())
         self._crcs = [0, 0]
@@ -150,10 +150,10 @@ class PartialDataset:
             file.seek(size)
 
     def _followed(self, line: bytes) -> Done | None:
-        try:
-            entry = json.loads(line)
-        except ValueError:
+        content = line[9:].removesuffix(b"\n")
+        if line != _sealed(content):
             return None
+        entry = json.loads(content)
         before = self.done
         tokens, documents, empty = entry["counts"]
         added = [(tokens - before.tokens) * self._token_size, (documents - before.documents) * 4]
@@ -167,6 +167,10 @@ class PartialDataset:
             Counter(entry["problems"]),
             before.digests + entry["digests"],
         )
+
+
+def _sealed(content: bytes) -> bytes:
+    return b"%08x %s\n" % (zlib.crc32(content), content)
 
 
 def _crc(file: IO[bytes], count: int) -> int | None:
