@@ -1,9 +1,17 @@
 """Weight file formats, decoded and encoded from their bytes: no framework, no object from a pickle.
 
 Reading: `with open_weights(path) as weights:` gives `weights.tensors`, `read`, `rows`, `chunks`, `tree`.
+Writing: `WRITERS[format](path, entries)`, each entry a TensorInfo and a call that gives its chunks.
 """
 
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+from gptbridge.weights.formats.ckpt_writer import write_ckpt
 from gptbridge.weights.formats.open import open_weights
+from gptbridge.weights.formats.pdparams_writer import write_pdparams
+from gptbridge.weights.formats.safetensors import write_safetensors
+from gptbridge.weights.formats.shards import write_sharded
 from gptbridge.weights.formats.tensor import (
     STORAGE_DTYPES,
     Chunks,
@@ -14,10 +22,20 @@ from gptbridge.weights.formats.tensor import (
     TensorRef,
     Tree,
 )
+from gptbridge.weights.formats.torch_writer import write_torch, write_torch_legacy
 from gptbridge.weights.formats.weight_file import WeightFile
+
+WRITERS: Mapping[str, Callable[[Path, Iterable[Entry]], None]] = {
+    "safetensors": write_safetensors,
+    "torch": write_torch,
+    "torch-legacy": write_torch_legacy,
+    "pdparams": write_pdparams,
+    "ckpt": write_ckpt,
+}
 
 __all__ = [
     "STORAGE_DTYPES",
+    "WRITERS",
     "Chunks",
     "Entry",
     "Extent",
@@ -27,4 +45,10 @@ __all__ = [
     "Tree",
     "WeightFile",
     "open_weights",
+    "write_ckpt",
+    "write_pdparams",
+    "write_safetensors",
+    "write_sharded",
+    "write_torch",
+    "write_torch_legacy",
 ]

@@ -25,7 +25,7 @@ from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import MAX_NAME_LENGTH, MAX_TENSORS
 from gptbridge.weights.formats.weight_file import Checksum, Contents
 
-_DTYPES: Mapping[str, str] = {
+DTYPES: Mapping[str, str] = {
     "Float64": "float64",
     "Float32": "float32",
     "Float16": "float16",
@@ -44,11 +44,11 @@ _DTYPES: Mapping[str, str] = {
 }
 _TEXT = "str"
 SLICE_BYTES = 512 << 20
-_CRC_MARK, _CRC_BYTES = b"crc_num", 10
+CRC_MARK, CRC_BYTES = b"crc_num", 10
 _MAX_TEXT_BYTES = 1 << 20
 _MAX_DIMS = 64
 # Checkpoint.value, Value.tag, Value.tensor, Value.maptensor, TensorProto.dims, .tensor_type, .tensor_content
-_VALUE, _TAG, _TENSOR, _MAP_TENSOR, _DIMS, _TYPE, _CONTENT = 1, 1, 2, 3, 1, 2, 3
+VALUE, TAG, TENSOR, MAP_TENSOR, DIMS, TYPE, CONTENT = 1, 1, 2, 3, 1, 2, 3
 
 
 @dataclass(slots=True)
@@ -80,10 +80,10 @@ def read_ckpt(source: SourceFile) -> Contents:
 def _checked_end(contents: Contents) -> int:
     """Return where the messages end, noting the CRC that follows them if there is one."""
     source = contents.source
-    end = source.size - len(_CRC_MARK) - _CRC_BYTES
-    if end < 0 or source.data[end : end + len(_CRC_MARK)] != _CRC_MARK:
+    end = source.size - len(CRC_MARK) - CRC_BYTES
+    if end < 0 or source.data[end : end + len(CRC_MARK)] != CRC_MARK:
         return source.size
-    expected = int.from_bytes(source.data[end + len(_CRC_MARK) :], "big")
+    expected = int.from_bytes(source.data[end + len(CRC_MARK) :], "big")
     contents.checksums.append(Checksum("the file", 0, end, expected))
     return end
 
@@ -94,7 +94,7 @@ def _records(source: SourceFile, end: int) -> Iterator[_Record]:
     count = 0
     for number, wire_type, begin, stop in fields(source, 0, end):
         count += 1
-        if (number, wire_type) != (_VALUE, LENGTH_DELIMITED) or count > MAX_TENSORS:
+        if (number, wire_type) != (VALUE, LENGTH_DELIMITED) or count > MAX_TENSORS:
             source.refuse(f"is no MindSpore checkpoint of at most {MAX_TENSORS} values")
         part = _value(source, begin, stop)
         if current is not None and current.name == part.name:
@@ -112,17 +112,17 @@ def _records(source: SourceFile, end: int) -> Iterator[_Record]:
 def _value(source: SourceFile, start: int, end: int) -> _Record:
     found: dict[int, tuple[int, int]] = {}
     for number, wire_type, begin, stop in fields(source, start, end):
-        if wire_type != LENGTH_DELIMITED or number not in (_TAG, _TENSOR, _MAP_TENSOR) or number in found:
+        if wire_type != LENGTH_DELIMITED or number not in (TAG, TENSOR, MAP_TENSOR) or number in found:
             source.refuse(f"holds a malformed value at byte {start}")
         found[number] = (begin, stop)
-    if _TAG not in found:
+    if TAG not in found:
         source.refuse(f"holds a value without a name at byte {start}")
-    name = _text(source, *found[_TAG], "a tensor's name")
-    if _MAP_TENSOR in found:
+    name = _text(source, *found[TAG], "a tensor's name")
+    if MAP_TENSOR in found:
         source.refuse("is a map tensor, a hash table of embeddings", tensor=name, allowed="plain tensors")
-    if _TENSOR not in found:
+    if TENSOR not in found:
         source.refuse("has no value", tensor=name)
-    return _tensor_proto(source, name, *found[_TENSOR])
+    return _tensor_proto(source, name, *found[TENSOR])
 
 
 def _tensor_proto(source: SourceFile, name: str, start: int, end: int) -> _Record:
@@ -178,14 +178,14 @@ def _add_text(contents: Contents, record: _Record) -> None:
 
 def _add_tensor(contents: Contents, record: _Record) -> None:
     source = contents.source
-    if record.type not in _DTYPES:
-        known = ", ".join(_DTYPES)
+    if record.type not in DTYPES:
+        known = ", ".join(DTYPES)
         source.refuse(
             f"element type {printable(record.type, 40)!r} is not known", tensor=record.name, allowed=known
         )
     # mindspore.load_checkpoint takes dims [0] with one element for a scalar.
     dims = [] if record.dims == [0] and record.nbytes else record.dims
-    info = contents.new_tensor(record.name, _DTYPES[record.type], dims)
+    info = contents.new_tensor(record.name, DTYPES[record.type], dims)
     if record.nbytes != info.nbytes:
         source.refuse(
             f"its shape takes {info.nbytes} bytes, the file gives {record.nbytes}", tensor=info.name

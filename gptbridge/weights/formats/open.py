@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from gptbridge.weights.formats.detection import READERS, detect
+from gptbridge.weights.formats.shards import is_index, read_shards
 from gptbridge.weights.formats.source import SourceFile
-from gptbridge.weights.formats.weight_file import WeightFile
+from gptbridge.weights.formats.weight_file import Contents, WeightFile
 
 
 def open_weights(path: str | os.PathLike[str], *, verify: bool = True) -> WeightFile:
@@ -17,12 +18,28 @@ def open_weights(path: str | os.PathLike[str], *, verify: bool = True) -> Weight
     declares as well, unless `verify` is False and the caller runs `WeightFile.verify` itself. A file that
     is damaged, malicious or of no known format is BadInput; nothing in it is ever executed.
     """
-    source = SourceFile(Path(path))
-    try:
-        weights = WeightFile(source.path, [READERS[detect(source)](source)])
-        if verify:
+    weights = WeightFile(Path(path), _contents(Path(path)))
+    if verify:
+        try:
             weights.verify()
+        except BaseException:
+            weights.close()
+            raise
+    return weights
+
+
+def _contents(path: Path) -> list[Contents]:
+    source = SourceFile(path)
+    try:
+        if not is_index(source):
+            return [_read(source)]
+        contents = read_shards(source, _read)
     except BaseException:
         source.close()
         raise
-    return weights
+    source.close()
+    return contents
+
+
+def _read(source: SourceFile) -> Contents:
+    return READERS[detect(source)](source)

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gptbridge.errors import RunFailed
 from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, Extent, TensorInfo
 
+Piece: TypeAlias = "NDArray[np.uint8] | Extent"
 _READ_STEP = 1 << 20
 
 
@@ -48,22 +49,57 @@ class OutputFile:
         """Replace bytes that were written before."""
         os.pwrite(self._fd, data, offset)
 
+    def write_piece(self, piece: Piece, checksum: Checksum | None = None) -> None:
+        """Append a piece of a tensor; `checksum` takes it in beside the writing."""
+        if checksum is not None:
+            checksum.add(piece)
+        if isinstance(piece, Extent):
+            self.copy(piece)
+        else:
+            self.write(piece.data)
+
     def write_tensor(self, info: TensorInfo, chunks: Chunks, checksum: Checksum | None = None) -> None:
-        """Append a tensor's bytes, also to `checksum`; ValueError unless they are `info.nbytes` bytes."""
-        start = self.position
-        for chunk in chunks:
-            for piece in _pieces(chunk):
-                if checksum is not None:
-                    checksum.add(piece)
-                if isinstance(piece, Extent):
-                    self.copy(piece)
-                else:
-                    self.write(piece.data)
-        if self.position - start != info.nbytes:
-            raise ValueError(f"{info.name}: {self.position - start} bytes given, {info.nbytes} declared")
+        """Append a tensor's bytes; ValueError unless they are just `info.nbytes` bytes."""
+        stream = TensorStream(info, chunks)
+        for piece in stream.take(info.nbytes):
+            self.write_piece(piece, checksum)
+        stream.finish()
 
 
-def _pieces(chunk: NDArray[Any] | Extent) -> Iterator[NDArray[np.uint8] | Extent]:
+class TensorStream:
+    """The bytes of one tensor, taken in pieces of bounded size, whatever chunks they come in."""
+
+    def __init__(self, info: TensorInfo, chunks: Chunks) -> None:
+        self._info = info
+        self._pieces = (piece for chunk in chunks for piece in _pieces(chunk))
+        self._rest: Piece | None = None
+
+    def take(self, nbytes: int) -> Iterator[Piece]:
+        """Yield the next `nbytes` bytes; ValueError when the tensor's chunks end before."""
+        while nbytes:
+            piece = self._rest if self._rest is not None else next(self._pieces, None)
+            if piece is None:
+                raise ValueError(f"{self._info.name}: the chunks are {nbytes} bytes short")
+            piece, self._rest = _split(piece, nbytes)
+            nbytes -= piece.nbytes
+            yield piece
+
+    def finish(self) -> None:
+        """Raise ValueError when there are bytes that were not taken."""
+        if self._rest is not None or next(self._pieces, None) is not None:
+            raise ValueError(f"{self._info.name}: the chunks hold more than {self._info.nbytes} bytes")
+
+
+def _split(piece: Piece, nbytes: int) -> tuple[Piece, Piece | None]:
+    if piece.nbytes <= nbytes:
+        return piece, None
+    if isinstance(piece, Extent):
+        rest = Extent(piece.fd, piece.offset + nbytes, piece.nbytes - nbytes)
+        return Extent(piece.fd, piece.offset, nbytes), rest
+    return piece[:nbytes], piece[nbytes:]
+
+
+def _pieces(chunk: NDArray[Any] | Extent) -> Iterator[Piece]:
     """Cut a chunk so that a checksum of one piece can run beside the writing of it."""
     if isinstance(chunk, Extent):
         for start in range(0, chunk.nbytes, SLAB_BYTES):
@@ -82,7 +118,7 @@ class Checksum:
         self._pool = ThreadPoolExecutor(max_workers=1)
         self._pending: Future[None] | None = None
 
-    def add(self, piece: NDArray[np.uint8] | Extent) -> None:
+    def add(self, piece: Piece) -> None:
         """Take in the next bytes; waits until those before are done, so that one piece is in flight."""
         self._wait()
         work = self._add_extent if isinstance(piece, Extent) else self._add_array

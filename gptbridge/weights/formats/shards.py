@@ -1,0 +1,124 @@
+"""Weights in several files: the index that names each tensor's file, read and written.
+
+Format: {"metadata": {...}, "weight_map": {TENSOR: FILE}}, as transformers writes it beside its shards.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gptbridge.errors import printable
+from gptbridge.weights.formats.json_header import decode_object
+from gptbridge.weights.formats.output import new_file
+from gptbridge.weights.formats.source import SourceFile
+from gptbridge.weights.formats.tensor import Entry
+from gptbridge.weights.formats.weight_file import Contents
+
+SHARD_BYTES = 5_000_000_000
+_MAX_SHARDS = 4096
+_SUFFIXES = (".safetensors", ".bin", ".pdparams", ".ckpt")
+
+
+def is_index(source: SourceFile) -> bool:
+    """Whether the file is JSON; no weight file starts with a brace."""
+    return source.data[:1] == b"{"
+
+
+def read_shards(index: SourceFile, read: Callable[[SourceFile], Contents]) -> list[Contents]:
+    """Open each file that an index names, beside it, and check that it holds just its tensors.
+
+    When one is refused, those that were opened are closed.
+    """
+    files = _files(index)
+    opened: list[Contents] = []
+    try:
+        for name, tensors in files.items():
+            source = SourceFile(index.path.with_name(name))
+            try:
+                contents = read(source)
+                _check_tensors(contents, tensors)
+            except BaseException:
+                source.close()
+                raise
+            opened.append(contents)
+    except BaseException:
+        for contents in opened:
+            contents.source.close()
+        raise
+    return opened
+
+
+def _files(index: SourceFile) -> dict[str, set[str]]:
+    """Return the tensors that the index puts into each file, in the order of the index."""
+    content = decode_object(index, 0, index.size, "the index")
+    weight_map = content.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        index.refuse("is JSON without a weight_map: no weight file and no index of one")
+    files: dict[str, set[str]] = {}
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not _is_plain(name):
+            problem = f"is said to be in {printable(name, 80)!r}"
+            index.refuse(problem, tensor=tensor, allowed="the name of a weight file beside the index")
+        files.setdefault(name, set()).add(tensor)
+    if len(files) > _MAX_SHARDS:
+        index.refuse(f"names {len(files)} files", allowed=f"at most {_MAX_SHARDS}")
+    return files
+
+
+def _is_plain(name: str) -> bool:
+    plain = name.isprintable() and not set(name) & set("/\\:") and not name.startswith(".")
+    return plain and name.endswith(_SUFFIXES)
+
+
+def _check_tensors(contents: Contents, expected: set[str]) -> None:
+    missing, extra = expected - contents.tensors.keys(), contents.tensors.keys() - expected
+    if missing:
+        contents.source.refuse("is missing, though the index puts it here", tensor=min(missing))
+    if extra:
+        contents.source.refuse("is here, though the index does not put it here", tensor=min(extra))
+
+
+def write_sharded(
+    folder: Path,
+    stem: str,
+    suffix: str,
+    entries: Iterable[Entry],
+    write: Callable[[Path, list[Entry]], None],
+    shard_bytes: int = SHARD_BYTES,
+) -> list[Path]:
+    """Write entries into `folder` as STEM.SUFFIX, or as shards of at most `shard_bytes` and an index.
+
+    `suffix` is without a dot. Returns the files written, the index last. Each file is complete or absent;
+    for the set to be so, write into a folder that is renamed when this returns.
+    """
+    shards = _plan(list(entries), shard_bytes)
+    if len(shards) == 1:
+        path = folder / f"{stem}.{suffix}"
+        write(path, shards[0])
+        return [path]
+    names = [f"{stem}-{n:05d}-of-{len(shards):05d}.{suffix}" for n in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        write(folder / name, shard)
+    weight_map = {info.name: name for name, shard in zip(names, shards, strict=True) for info, _ in shard}
+    total = sum(info.nbytes for shard in shards for info, _ in shard)
+    index = folder / f"{stem}.{suffix}.index.json"
+    content: Mapping[str, Any] = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    with new_file(index) as output:
+        output.write((json.dumps(content, indent=2) + "\n").encode())
+    return [*(folder / name for name in names), index]
+
+
+def _plan(entries: list[Entry], shard_bytes: int) -> list[list[Entry]]:
+    """Cut entries into runs of at most `shard_bytes`; a larger tensor has a run of its own."""
+    shards: list[list[Entry]] = [[]]
+    size = 0
+    for entry in entries:
+        if shards[-1] and size + entry[0].nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(entry)
+        size += entry[0].nbytes
+    return shards
