@@ -24,7 +24,7 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
         return None
     raise UsageError(
         f"paddle {paddle.__version__} has no {CUSTOM_DEVICE} device: paddle-custom-npu or CANN is missing",
-        where="training.device=ascend",
-        allowed="auto, cpu, gpu",
+        where="training.device",
+        allowed="cpu, gpu, auto",
         hint="Install CANN and paddle-custom-npu for this version of paddle, or choose another device.",
     )

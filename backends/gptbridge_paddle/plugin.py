@@ -13,14 +13,23 @@ if TYPE_CHECKING:
     from gptbridge.session import Device, DeviceKind, Session
     from gptbridge_specs import RunSpec
 
+INFO = BackendInfo(
+    name="paddle",
+    title="PaddlePaddle",
+    requires=("paddlepaddle>=3.0",),
+    modules=("paddle",),
+    hardware=("cpu", "gpu"),
+    install="pip install 'gptbridge[paddle]'",
+)
+
 LIMITS = (
     *parallel.LIMITS,
     *LANGUAGE_MODELING_ONLY,
     Limit(
         "precision.compute",
-        lambda spec, device: device == "cpu" and spec.precision.compute != "fp32",
-        "Paddle computes in fp32 alone on CPU: it has no bf16 or fp16 kernels there, and its "
-        "automatic mixed precision would silently stay in fp32",
+        lambda spec, device: spec.precision.compute != "fp32" and device == "cpu",
+        "bf16 and fp16 need a GPU: on a CPU Paddle has no kernels for them, and its automatic mixed "
+        "precision would silently compute in fp32; use fp32",
     ),
 )
 
@@ -28,19 +37,12 @@ LIMITS = (
 @hookimpl
 def gptbridge_backend_info() -> BackendInfo:
     """Describe the backend."""
-    return BackendInfo(
-        name="paddle",
-        title="PaddlePaddle",
-        requires=("paddlepaddle>=3.0",),
-        modules=("paddle",),
-        hardware=("cpu", "gpu"),
-        install="pip install 'gptbridge[paddle]'",
-    )
+    return INFO
 
 
 @hookimpl
 def gptbridge_check(spec: RunSpec, device: DeviceKind | None) -> Sequence[Problem]:
-    """Return what in `spec` Paddle cannot honour on `device`."""
+    """Return what the tables say that Paddle cannot do."""
     return problems(LIMITS, spec, device)
 
 
@@ -49,15 +51,15 @@ def gptbridge_probe() -> Mapping[str, Any]:
     """Import Paddle and name its version and devices."""
     from gptbridge_paddle import hardware
 
-    return {"version": hardware.import_paddle().__version__, "devices": hardware.devices()}
+    return hardware.probe()
 
 
 @hookimpl
-def gptbridge_setup_hardware(spec: RunSpec) -> Device:
+def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
     """Prepare the process, import Paddle and pick the device."""
     from gptbridge_paddle import hardware
 
-    return hardware.setup(spec)
+    return hardware.setup(spec.training.device)
 
 
 @hookimpl

@@ -1,93 +1,89 @@
-"""One rank of a run on Paddle: the training step, evaluation, and the state that a checkpoint holds."""
+"""One device's model and optimizer in Paddle, behind the Session protocol."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import paddle
 from numpy.typing import NDArray
 from paddle import Tensor
 
-from gptbridge.session import EXP_AVG, EXP_AVG_SQ, Batch, Device, SessionState, StepResult
-from gptbridge.training.loss_scale import after_step, initial_state
-from gptbridge.weights.canonical import dropout_seed, parameters
-from gptbridge_paddle.model import GPT, IGNORED
-from gptbridge_paddle.optimizer import build_optimizer, global_norm
-from gptbridge_paddle.weights import canonical_tensors, export_tensors, import_tensors
+from gptbridge.session import Batch, Device, SessionState, StepResult
+from gptbridge.training import loss_scale
+from gptbridge.weights.canonical import dropout_seed
+from gptbridge_paddle.loss import linear_cross_entropy, token_losses
+from gptbridge_paddle.model import GPT
+from gptbridge_paddle.optimizer import Optimizer
+from gptbridge_paddle.weights import Weights
 from gptbridge_specs import RunSpec
 
-DTYPES = {"bf16": "bfloat16", "fp16": "float16"}
+COMPUTE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class PaddleSession:
-    """Model and optimizer on one device; implements `gptbridge.session.Session`."""
+    """A `gptbridge.session.Session`. Parameters are fp32; lower precision happens in auto_cast regions."""
 
     def __init__(self, spec: RunSpec, device: Device) -> None:
         self._spec = spec
-        self._device = device
-        table = parameters(spec.model)
+        self._place = device.handle
+        self._dtype = COMPUTE[spec.precision.compute]
         self._model = GPT(spec.model, spec.training.recompute)
-        self._weights = canonical_tensors(self._model, table)
-        self._optimizer = build_optimizer(self._weights, table, spec.optimizer)
-        self._state = initial_state(spec.precision)
+        self._random = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
+        self._weights = Weights(spec.model, self._model)
+        self._optimizer = Optimizer(spec.optimizer, list(self._weights.table.values()))
+        self._state = loss_scale.initial_state(spec.precision)
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         """Accumulate gradients over the micro-batches, clip, update once."""
         scale = self._state.loss_scale
-        loss = self._accumulate(batch, scale or 1.0)
-        norm = float(global_norm(self._weights)) / (scale or 1.0)
-        overflowed = scale is not None and not math.isfinite(norm)
+        loss = self._accumulate(batch)
+        grad_norm = self._optimizer.clip()
+        overflowed = scale is not None and not math.isfinite(loss + grad_norm)
         if not overflowed:
-            self._scale_gradients(1 / (scale or 1.0) * self._clip_factor(norm))
-            with paddle.no_grad():
-                self._optimizer.update(learning_rate, self._state.updates + 1)
-        self._clear_gradients()
-        self._state = after_step(self._state, self._spec.precision, overflowed=overflowed)
-        return StepResult(loss, norm, skipped=overflowed, loss_scale=scale)
+            self._optimizer.update(learning_rate)
+        self._state = loss_scale.after_step(self._state, self._spec.precision, overflowed=overflowed)
+        return StepResult(loss, grad_norm, overflowed, scale)
 
     def gradients(self, batch: Batch) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Yield the gradient of the step's loss for each weight, unclipped; change nothing."""
-        scale = self._state.loss_scale or 1.0
-        self._accumulate(batch, scale)
-        self._scale_gradients(1 / scale)
-        yield from export_tensors({name: weight.grad for name, weight in self._weights.items()})
+        self._accumulate(batch)
+        yield from self._weights.export(_gradient)
         self._clear_gradients()
 
     def token_losses(self, inputs: NDArray[np.int32], labels: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return the (B, T) negative log likelihood of each label, without dropout."""
-        self._model.eval()
         with paddle.no_grad(), self._precision():
-            losses = self._model.token_losses(self._tensor(inputs), self._tensor(labels), "none")
-        return np.array(losses.numpy(), np.float32)
+            hidden = self._evaluate(inputs).flatten(0, 1)
+            losses = token_losses(hidden, self._model.head, self._to_device(labels).flatten())
+        return np.array(losses.numpy()).reshape(labels.shape)
 
     def logits(self, tokens: NDArray[np.int32], at: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Return (B, T, V) logits of (B, T) tokens without dropout; (B, K, V) at positions `at` (B, K)."""
-        self._model.eval()
         with paddle.no_grad(), self._precision():
-            hidden = self._model(self._tensor(tokens))
+            hidden = self._evaluate(tokens)
             if at is not None:
-                hidden = paddle.take_along_axis(hidden, self._tensor(at)[:, :, None], axis=1)
-            logits = self._model.logits(hidden)
+                hidden = paddle.take_along_axis(hidden, self._to_device(at).unsqueeze(2), 1)
+            logits = paddle.matmul(hidden, self._model.head, transpose_y=True)
         return np.array(logits.astype("float32").numpy())
 
     def export_weights(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Yield every weight, one at a time, in canonical order."""
-        return export_tensors(self._weights)
+        return self._weights.export(_weight)
 
     def import_weights(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
         """Load every weight; KeyError for an absent or unknown name, ValueError for a wrong shape."""
-        import_tensors(weights, self._weights)
+        self._weights.load(_weight, weights)
 
     def export_optimizer(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Yield `NAME.exp_avg` and `NAME.exp_avg_sq` of every weight; nothing for SGD."""
-        return export_tensors(self._moments())
+        return self._weights.export(self._optimizer.moments)
 
     def import_optimizer(self, moments: Mapping[str, NDArray[np.float32]]) -> None:
         """Load every moment, under the same rules as `import_weights`."""
-        import_tensors(moments, self._moments())
+        self._weights.load(self._optimizer.moments, moments)
 
     def export_state(self) -> SessionState:
         """Return the numbers that `import_state` needs to continue."""
@@ -95,53 +91,62 @@ class PaddleSession:
 
     def import_state(self, state: SessionState) -> None:
         """Continue from `state`."""
-        self._state = state
+        self._state = loss_scale.continued(state, self._spec.precision)
+        self._optimizer.set_updates(state.updates)
 
     def close(self) -> None:
         """Free the device."""
         del self._model, self._weights, self._optimizer
+        if not self._place.is_cpu_place():
+            paddle.device.cuda.empty_cache()
 
-    def _accumulate(self, batch: Batch, scale: float) -> float:
-        """Add the gradients of `scale` x the step's loss over all micro-batches; return the loss."""
+    def _accumulate(self, batch: Batch) -> float:
+        """Leave the gradient of the step's loss in the parameters; return the loss."""
         self._model.train()
-        labels = np.where(batch.loss_mask, batch.labels, np.int32(IGNORED))
+        self._clear_gradients()
+        inputs = self._to_device(batch.inputs)
+        labels = self._to_device(np.where(batch.loss_mask, batch.labels, 0))
+        mask = paddle.to_tensor(batch.loss_mask.astype(np.float32), place=self._place)
+        scale = self._state.loss_scale or 1.0
         total = paddle.zeros([])
-        for n in range(len(batch.inputs)):
-            paddle.seed(dropout_seed(self._spec.training.seed, batch.step, n))
-            with self._precision():
-                loss = self._model.token_losses(self._tensor(batch.inputs[n]), self._tensor(labels[n]), "sum")
-                loss = loss / batch.loss_tokens
-            (loss * scale if scale != 1.0 else loss).backward()
-            total = total + loss.detach()
-        return float(total)
+        for n in range(len(inputs)):
+            if self._random:
+                # A generator on CPU takes the low 32 bits of these 63.
+                paddle.seed(dropout_seed(self._spec.training.seed, batch.step, n))
+            loss = self._masked_sum(inputs[n], labels[n], mask[n])
+            (loss * (scale / batch.loss_tokens)).backward()
+            total += loss.detach()
+        if scale != 1.0:
+            self._optimizer.scale_gradients(1 / scale)
+        return float(total) / batch.loss_tokens
 
-    def _clip_factor(self, norm: float) -> float:
-        """Return what brings gradients of global norm `norm` down to the largest one allowed."""
-        limit = self._spec.optimizer.clip_grad_norm
-        return 1.0 if limit is None or norm <= limit else limit / norm
-
-    def _scale_gradients(self, factor: float) -> None:
-        if factor != 1.0:
-            with paddle.no_grad():
-                for weight in self._weights.values():
-                    weight.grad.scale_(factor)
+    def _masked_sum(self, inputs: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """Return the sum of the unmasked tokens' negative log likelihood; all arguments (B, T)."""
+        with self._precision():
+            hidden = self._model(inputs).flatten(0, 1)
+            return linear_cross_entropy(hidden, self._model.head, labels.flatten(), mask.flatten())
 
     def _clear_gradients(self) -> None:
-        for weight in self._weights.values():
-            weight.clear_gradient(set_to_zero=False)
+        for parameter in self._weights.table.values():
+            parameter.clear_gradient(set_to_zero=False)
 
-    def _moments(self) -> dict[str, Tensor]:
-        optimizer = self._optimizer
-        by_name = ((EXP_AVG, optimizer.exp_avg), (EXP_AVG_SQ, optimizer.exp_avg_sq))
-        return {name + suffix: moments[name] for name in optimizer.exp_avg for suffix, moments in by_name}
+    def _evaluate(self, tokens: NDArray[np.int32]) -> Tensor:
+        """Return the final hidden states (B, T, H) of (B, T) tokens without dropout."""
+        self._model.eval()
+        return self._model(self._to_device(tokens))
 
-    def _precision(self) -> AbstractContextManager[None]:
-        """Return the context in which the model computes: master weights stay fp32."""
-        dtype = DTYPES.get(self._spec.precision.compute)
-        context: AbstractContextManager[None] = paddle.amp.auto_cast(
-            enable=dtype is not None, dtype=dtype or "float16", level="O1"
-        )
-        return context
+    def _precision(self) -> Any:
+        """Return the context in which the model computes."""
+        enabled = self._dtype != "float32"
+        return paddle.amp.auto_cast(enable=enabled, dtype=self._dtype if enabled else "float16", level="O1")
 
-    def _tensor(self, array: NDArray[np.int32]) -> Tensor:
-        return paddle.to_tensor(np.ascontiguousarray(array, np.int32), place=self._device.handle)
+    def _to_device(self, array: NDArray[np.int32]) -> Tensor:
+        return paddle.to_tensor(np.ascontiguousarray(array, np.int32), place=self._place)
+
+
+def _weight(parameter: Tensor) -> dict[str, Tensor]:
+    return {"": parameter}
+
+
+def _gradient(parameter: Tensor) -> dict[str, Tensor]:
+    return {} if parameter.grad is None else {"": parameter.grad}

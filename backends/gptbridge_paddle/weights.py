@@ -1,52 +1,53 @@
-"""Canonical weights in and out of the Paddle model: one table for weights, gradients and moments."""
+"""Canonical names to and from Paddle tensors: one table, both ways. The layouts are the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-import paddle
 from numpy.typing import NDArray
 from paddle import Tensor, nn
 
-from gptbridge.weights.canonical import Parameter
+from gptbridge.weights.canonical import parameters
+from gptbridge_specs import ModelSpec
 
 
-def canonical_tensors(model: nn.Layer, table: Sequence[Parameter]) -> dict[str, Tensor]:
-    """Return the model's own parameters under their canonical names, in canonical order.
+class Weights:
+    """The tensors of a model by canonical name, and whatever else has their shape: moments, gradients."""
 
-    Paddle's Linear is (in, out) as the canonical layout is, and the sublayers have the canonical
-    names, so that nothing is renamed or transposed.
-    """
-    native = dict(model.named_parameters())
-    return {parameter.name: native[parameter.name] for parameter in table}
+    def __init__(self, model: ModelSpec, layer: nn.Layer) -> None:
+        native = dict(layer.named_parameters())
+        self.table: dict[str, Tensor] = {p.name: native[p.name] for p in parameters(model)}
 
+    def export(
+        self, select: Callable[[Tensor], Mapping[str, Tensor]]
+    ) -> Iterator[tuple[str, NDArray[np.float32]]]:
+        """Yield, as fp32 copies, the tensors that `select` finds for each parameter.
 
-def export_tensors(
-    tensors: Mapping[str, Tensor], suffix: str = ""
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yield `NAME + suffix` and a float32 copy of each tensor, one at a time."""
-    for name, tensor in tensors.items():
-        yield name + suffix, np.array(tensor.numpy(), np.float32)
+        `select` returns them by the suffix of their name: {"": parameter} for the weight itself.
+        """
+        for name, parameter in self.table.items():
+            for suffix, tensor in select(parameter).items():
+                yield name + suffix, np.array(tensor.numpy(), np.float32)
 
+    def load(
+        self,
+        select: Callable[[Tensor], Mapping[str, Tensor]],
+        arrays: Mapping[str, NDArray[np.float32]],
+    ) -> None:
+        """Fill the tensors that `select` finds from canonical `arrays`, which must name exactly these.
 
-def check_arrays(arrays: Mapping[str, NDArray[np.float32]], tensors: Mapping[str, Tensor]) -> None:
-    """Raise KeyError for an absent or unknown name, ValueError for a wrong shape."""
-    absent = sorted(tensors.keys() - arrays.keys())
-    unknown = sorted(arrays.keys() - tensors.keys())
-    if absent or unknown:
-        raise KeyError(f"absent: {', '.join(absent) or 'none'}; unknown: {', '.join(unknown) or 'none'}")
-
-
-def import_tensors(arrays: Mapping[str, NDArray[np.float32]], tensors: Mapping[str, Tensor]) -> None:
-    """Copy each array into the tensor of its name.
-
-    Raises KeyError for an absent or unknown name and ValueError for a wrong shape; names are
-    checked before anything is copied.
-    """
-    check_arrays(arrays, tensors)
-    for name, tensor in tensors.items():
-        array = np.ascontiguousarray(arrays[name], np.float32)
-        if list(array.shape) != tensor.shape:
-            raise ValueError(f"{name} has shape {array.shape}, not {tuple(tensor.shape)}")
-        paddle.assign(paddle.to_tensor(array, place=tensor.place), tensor)
+        Raises KeyError for an absent or unknown name, ValueError for a wrong shape.
+        """
+        targets = {
+            name + suffix: tensor
+            for name, parameter in self.table.items()
+            for suffix, tensor in select(parameter).items()
+        }
+        for name in [*(targets.keys() - arrays.keys()), *(arrays.keys() - targets.keys())]:
+            raise KeyError(name)
+        for name, tensor in targets.items():
+            array = np.asarray(arrays[name], np.float32)
+            if array.shape != tuple(tensor.shape):
+                raise ValueError(f"{name} has shape {array.shape}, the model {tuple(tensor.shape)}")
+            tensor.set_value(array)
