@@ -1,0 +1,1 @@
+"""A gptbridge backend that trains in NumPy."""

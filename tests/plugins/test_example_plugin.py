@@ -1,0 +1,83 @@
+"""The example plugin, as a stranger uses it: pip install, list, train, conformance kit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "gptbridge-numpy"
+MAIN = "from gptbridge_cli.main import main; main()"
+
+Python = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Python:
+    """Run Python in a new environment that sees this one's packages and has the example installed."""
+    folder = tmp_path_factory.mktemp("example")
+    shutil.copytree(EXAMPLE, folder / "source")
+    venv.create(folder / "venv", with_pip=False, symlinks=True)
+    executable = folder / "venv" / "bin" / "python"
+    (site_packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
+    outer = sysconfig.get_path("purelib")
+    (site_packages / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(executable), *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+
+    options = ["--no-index", "--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
+    install = [sys.executable, "-m", "pip", "--python", str(executable), "install", *options, "./source"]
+    pip = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=200)
+    assert pip.returncode == 0, pip.stderr
+    return run
+
+
+def test_it_is_listed_beside_the_built_in_backends(python: Python) -> None:
+    result = python("-c", MAIN, "backends", "--json")
+    assert result.returncode == 0, result.stderr
+    rows = {row["name"]: row for row in json.loads(result.stdout)}
+    assert rows["numpy"]["state"] == "ready"
+    assert rows["numpy"]["hardware"] == ["cpu"]
+    assert {"torch", "paddle", "mindspore"} < set(rows)
+
+
+def test_it_trains(python: Python) -> None:
+    overrides = {
+        "model.hidden_size": 32,
+        "model.num_layers": 2,
+        "training.seq_length": 32,
+        "training.max_steps": 20,
+        "evaluation.batches": 1,
+    }
+    options = [word for key, value in overrides.items() for word in ("-o", f"{key}={value}")]
+    result = python("-c", MAIN, "train", "--backend", "numpy", "--run", "run", *options)
+    assert result.returncode == 0, result.stderr
+    folder = Path(str(result.args[0])).parents[2] / "run"
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    losses = [event["loss"] for event in events if event["event"] == "step"]
+    assert len(losses) == 20
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_it_refuses_dropout_by_name(python: Python) -> None:
+    result = python(
+        "-c", MAIN, "train", "--backend", "numpy", "--run", "refused", "-o", "model.hidden_dropout_prob=0.1"
+    )
+    assert result.returncode == 2
+    assert "model.hidden_dropout_prob: this backend has no dropout" in result.stderr
+
+
+def test_it_passes_the_conformance_kit(python: Python) -> None:
+    result = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "source/tests")
+    assert result.returncode == 0, result.stdout[-6000:]
+    assert " passed" in result.stdout
+    assert "skipped" not in result.stdout
