@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from gptbridge.weights.formats.ckpt import read_ckpt
+from gptbridge.weights.formats.paddle_tensor import is_paddle_tensor, read_paddle_tensor
 from gptbridge.weights.formats.pdparams import read_pdparams
 from gptbridge.weights.formats.safetensors import read_safetensors
 from gptbridge.weights.formats.source import SourceFile
@@ -19,6 +20,7 @@ READERS: Mapping[str, Reader] = {
     "torch": read_torch_zip,
     "torch-legacy": read_torch_legacy,
     "pdparams": read_pdparams,
+    "paddle-tensor": read_paddle_tensor,
     "ckpt": read_ckpt,
 }
 _ENCRYPTED = "an encrypted MindSpore checkpoint: save it again without enc_key"
@@ -82,5 +84,6 @@ _TESTS: Sequence[tuple[str, Callable[[SourceFile], bool]]] = (
     ("torch", _is_torch_zip),
     ("torch-legacy", _is_torch_legacy),
     ("pdparams", _is_pickle),
+    ("paddle-tensor", is_paddle_tensor),
     ("ckpt", _is_ckpt),
 )

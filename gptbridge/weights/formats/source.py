@@ -31,7 +31,7 @@ class SourceFile:
             raise BadInput(f"cannot be opened: {reason}", where=path) from error
         try:
             self.size = self._checked_size()
-            self.data = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
+            self.data = self._mapped()
         except BaseException:
             os.close(self.fd)
             raise
@@ -44,6 +44,12 @@ class SourceFile:
         if status.st_size == 0:
             self.refuse("is empty")
         return status.st_size
+
+    def _mapped(self) -> mmap.mmap:
+        try:
+            return mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
+        except OSError as error:
+            raise BadInput(f"cannot be mapped: {error.strerror}", where=self.path) from error
 
     def refuse(self, problem: str, *, tensor: object = None, allowed: str | None = None) -> NoReturn:
         """Raise BadInput that names this file, the tensor if one is to blame, and the reason."""

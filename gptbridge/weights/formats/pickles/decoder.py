@@ -24,6 +24,7 @@ INLINE_LENGTH = 1024
 _MAX_LINE = 512
 # What a set, or the data that a call makes, may take beyond its opcodes, in opcodes.
 _OBJECT_COST = 4
+_TEXT_PER_OPCODE = 16
 _MARK = object()
 
 BuildState = Callable[[object, object], None]
@@ -186,7 +187,7 @@ class PickleDecoder:
 
     def _push_group_as(self, kind: type) -> None:
         values = self._pop_group()
-        if kind is frozenset:
+        if kind is set:
             self._spend(_OBJECT_COST)
             values = [checked_key(value) for value in values]
         self._stack.append(kind(values))
@@ -253,11 +254,12 @@ class PickleDecoder:
         args, function = self._pop(), self._pop()
         if not isinstance(function, Global) or function.call is None or type(args) is not tuple:
             raise Refused(f"calls {kind_of(function)} with a {kind_of(args)}")
-        self._spend(_OBJECT_COST)
+        self._spend(_OBJECT_COST + sum(_size(argument) for argument in args))
         self._stack.append(function.call(args))
 
     def _build(self, _: None) -> None:
         state = self._pop()
+        self._spend(_size(state))
         self._build_state(self._stack[-1], state)
 
     def _load_persistent(self, _: None) -> None:
@@ -280,6 +282,13 @@ def _decoded(raw: bytes) -> str:
         return raw.decode()
     except UnicodeDecodeError:
         raise Refused("holds text that is not UTF-8") from None
+
+
+def _size(value: object) -> int:
+    """Return what copying a value costs, in opcodes: what was made once may be used a million times."""
+    if isinstance(value, (str, bytes)):
+        return len(value) // _TEXT_PER_OPCODE
+    return len(value) if isinstance(value, (list, tuple, dict, set)) else 0
 
 
 def _describe_opcode(opcode: int) -> str:
@@ -321,7 +330,7 @@ _OPCODES: Mapping[int, tuple[Callable[[PickleDecoder, Any], None], Any]] = {
     0x86: (PickleDecoder._push_tuple, 2),
     0x87: (PickleDecoder._push_tuple, 3),
     ord("t"): (PickleDecoder._push_group_as, tuple),
-    0x91: (PickleDecoder._push_group_as, frozenset),
+    0x91: (PickleDecoder._push_group_as, set),
     ord("0"): (PickleDecoder._drop, None),
     ord("1"): (PickleDecoder._drop_group, None),
     ord("2"): (PickleDecoder._duplicate, None),

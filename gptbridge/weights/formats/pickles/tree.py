@@ -68,8 +68,8 @@ class TreeBuilder:
                 return [child for _, child in self._children(enumerate(value))]
             case tuple():
                 return tuple(child for _, child in self._children(enumerate(value)))
-            case set() | frozenset():
-                return set(value)
+            case set():
+                return value
             case Attributes():
                 return Namespace(self._children(value.values.items()))
             case TorchStorage():
