@@ -2,36 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from gptbridge.data.tokenizers.byte import ByteTokenizer
 from gptbridge.data.tokenizers.interface import Tokenizer
 from gptbridge.errors import BadInput
+from gptbridge.weights.json_files import read_json
 
 
 def load_tokenizer(name_or_folder: str) -> Tokenizer:
     """Return the tokenizer called `byte`, or the one whose files lie in a folder.
 
-    Raises BadInput for a folder without a tokenizer, or with a damaged one.
+    The files tell the kind; `KIND:FOLDER` says it where they do not (bpe, sentencepiece, cpm,
+    jieba-bpe). Raises BadInput for a folder without a tokenizer, or with a damaged one; UsageError
+    when a library for it is not installed.
     """
     if name_or_folder == "byte":
         return ByteTokenizer()
+    kind, colon, rest = name_or_folder.partition(":")
+    if colon and kind in _LOADERS:
+        return _LOADERS[kind](Path(rest))
     folder = Path(name_or_folder)
-    if (folder / "tokenizer.json").exists():
-        return _load_bpe(folder / "tokenizer.json")
-    if (folder / "vocab.json").exists():
-        return _load_bpe(folder)
+    return _LOADERS[_kind_of(folder)](folder)
+
+
+def _kind_of(folder: Path) -> str:
+    config = folder / "tokenizer_config.json"
+    if config.exists():
+        content = read_json(config)
+        known = content.get("gptbridge_tokenizer") or _CLASSES.get(str(content.get("tokenizer_class")))
+        if known in _LOADERS:
+            return str(known)
+    if any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+        return "bpe"
+    if folder.is_dir() and any(folder.glob("*.model")):
+        return "sentencepiece"
     raise BadInput(
         "no tokenizer here",
-        where=name_or_folder,
-        allowed="byte, or a folder with tokenizer.json, or vocab.json and merges.txt",
+        where=folder,
+        allowed="byte, or a folder with tokenizer.json, vocab.json and merges.txt, or a .model",
     )
 
 
-def _load_bpe(path: Path) -> Tokenizer:
+def _load_bpe(folder: Path) -> Tokenizer:
     from gptbridge.data.tokenizers.bpe import BpeTokenizer
     from gptbridge.data.tokenizers.bpe_reading import read_tokenizer_json, read_vocab_and_merges
 
-    definition = read_vocab_and_merges(path) if path.is_dir() else read_tokenizer_json(path)
+    path = folder / "tokenizer.json"
+    definition = read_tokenizer_json(path) if path.exists() else read_vocab_and_merges(folder)
     byte = ByteTokenizer()
-    return byte if definition.identity() == byte.identity else BpeTokenizer(definition, where=path)
+    return byte if definition.identity() == byte.identity else BpeTokenizer(definition, where=folder)
+
+
+def _load_sentencepiece(folder: Path) -> Tokenizer:
+    from gptbridge.data.tokenizers.sentencepiece import SentencePieceTokenizer
+
+    return SentencePieceTokenizer(_only_model(folder))
+
+
+def _load_cpm(folder: Path) -> Tokenizer:
+    from gptbridge.data.tokenizers.sentencepiece import CpmTokenizer
+
+    return CpmTokenizer(_only_model(folder))
+
+
+def _load_jieba_bpe(folder: Path) -> Tokenizer:
+    from gptbridge.data.tokenizers.jieba_bpe import JiebaBpeTokenizer
+
+    return JiebaBpeTokenizer(folder / "tokenizer.json")
+
+
+def _only_model(folder: Path) -> Path:
+    models = sorted(folder.glob("*.model"))
+    if len(models) != 1:
+        raise BadInput(f"{len(models)} .model files", where=folder, allowed="one")
+    return models[0]
+
+
+_LOADERS: dict[str, Callable[[Path], Tokenizer]] = {
+    "bpe": _load_bpe,
+    "sentencepiece": _load_sentencepiece,
+    "cpm": _load_cpm,
+    "jieba-bpe": _load_jieba_bpe,
+}
+
+# The names by which the systems that made them call these tokenizers.
+_CLASSES = {"GPTChineseTokenizer": "cpm", "CpmTokenizer": "cpm", "JiebaBPETokenizer": "jieba-bpe"}
