@@ -83,7 +83,7 @@ def main() -> None:
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
-        return loss.item()
+        return float(loss.detach())
 
     measure(workload, step)
 

@@ -47,9 +47,10 @@ class Optimizer:
         return {suffix: state[name] for suffix, name in MOMENTS.items() if name in state}
 
     def set_updates(self, updates: int) -> None:
-        """Say how many updates came before: the bias correction counts them."""
+        """Say how many updates came before: AdamW's bias correction counts them, SGD has none."""
         for state in self._rule.state.values():
-            state["step"].fill_(updates)
+            if "step" in state:
+                state["step"].fill_(updates)
 
 
 def _rule(spec: OptimizerSpec, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
