@@ -18,9 +18,9 @@ from gptbridge.weights.conversion.companions import write_companions
 from gptbridge.weights.conversion.source import Source, open_source
 from gptbridge.weights.conversion.streaming import target_bytes
 from gptbridge.weights.conversion.target import Split, TargetFile, TargetTensor, plan_files
-from gptbridge.weights.conversion.writers import WRITERS
+from gptbridge.weights.conversion.writers import WRITERS, Frame
 from gptbridge.weights.formats import Chunks
-from gptbridge.weights.layouts.registry import layouts_of, require_dialect
+from gptbridge.weights.layouts.registry import MEGATRON_VERSION, layouts_of, require_dialect
 from gptbridge.weights.layouts.rules import Layout
 from gptbridge_specs import ModelSpec
 
@@ -57,15 +57,16 @@ class Converted:
 
 def convert_checkpoint(request: Request, progress: Progress | None = None) -> Converted:
     """Convert; raises BadInput for the source, UsageError for what is asked, RunFailed for the disk."""
-    layout = choose_layout(require_dialect(request.to), request.variant)
+    layout = choose_layout(require_dialect(request.to), request.variant, request.split)
     _refuse_existing(request)
     with ExitStack() as stack:
         source = open_source(request.source, stack, dialect=request.from_, given=request.given)
         model = _target_model(source, request)
         dtypes = {name: request.dtype or weight.dtype for name, weight in source.weights.items()}
         files = plan_files(request.to, layout, model, dtypes, request.split)
+        frame = Frame(request.to, layout.variant, model, request.split)
         with _new_folder(request.output) as folder:
-            nbytes = _Writing(source, model, request, progress).write(files, folder)
+            nbytes = _Writing(source, frame, progress).write(files, folder)
             companions = write_companions(source, model, request.to, folder, request.split)
     return Converted(
         source.dialect,
@@ -77,13 +78,16 @@ def convert_checkpoint(request: Request, progress: Progress | None = None) -> Co
     )
 
 
-def choose_layout(dialect: str, variant: str | None) -> Layout:
+def choose_layout(dialect: str, variant: str | None, split: Split) -> Layout:
     """Return the layout to write; UsageError names the variants that there are."""
-    layouts = {layout.variant: layout for layout in reversed(layouts_of(dialect))}
     if variant is None:
-        return layouts_of(dialect)[0]
+        pipeline = dialect == "fleetx" and split.pipeline > 1
+        return layouts_of(dialect)[2 if pipeline else 0]
+    versions = range(MEGATRON_VERSION + 1) if dialect == "megatron" else (MEGATRON_VERSION,)
+    found = [layout for version in versions for layout in layouts_of(dialect, checkpoint_version=version)]
+    layouts = {layout.variant: layout for layout in found if " " not in layout.variant}
     if variant not in layouts:
-        raise UsageError(f"{dialect} has no variant {variant!r}", allowed=", ".join(sorted(layouts)))
+        raise UsageError(f"{dialect} has no variant {variant!r}", allowed=", ".join(layouts))
     return layouts[variant]
 
 
@@ -136,10 +140,9 @@ def _umask() -> int:
 class _Writing:
     """Writes the planned files of one conversion."""
 
-    def __init__(self, source: Source, model: ModelSpec, request: Request, progress: Progress | None) -> None:
+    def __init__(self, source: Source, frame: Frame, progress: Progress | None) -> None:
         self._source = source
-        self._model = model
-        self._dialect = request.to
+        self._frame = frame
         self._progress = progress
         self._done = 0
 
@@ -151,7 +154,7 @@ class _Writing:
                 path = folder / file.name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 entries = [(t.info, self._chunks(t, workers, file.name, total)) for t in file.tensors]
-                WRITERS[file.format](path, entries, self._dialect, self._model)
+                WRITERS[file.format](path, entries, self._frame)
         return total
 
     def _chunks(self, tensor: TargetTensor, workers: Executor, name: str, total: int) -> Callable[[], Chunks]:

@@ -81,6 +81,8 @@ _PLACES: Mapping[str, _Place] = {
     ),
 }
 
+_BASE = _Place("torch", "pytorch_model.bin")  # ModelScope's base and large sizes
+
 
 def plan_files(
     dialect: str, layout: Layout, model: ModelSpec, dtypes: Mapping[str, str], split: Split
@@ -89,7 +91,7 @@ def plan_files(
 
     `dtypes` gives the element type of each canonical weight; those are the weights written.
     """
-    place = _PLACES[dialect]
+    place = _BASE if layout.variant == "base" else _PLACES[dialect]
     _check_split(dialect, place, model, split)
     files = []
     for stage in range(split.pipeline):

@@ -3,17 +3,93 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from gptbridge.weights.formats import Entry
+from gptbridge.weights.configs.writing import config_content
+from gptbridge.weights.conversion.target import Split
+from gptbridge.weights.formats import Entry, Namespace, TensorRef, Tree
+from gptbridge.weights.formats.ckpt_writer import write_ckpt
+from gptbridge.weights.formats.pdparams_writer import write_pdparams
 from gptbridge.weights.formats.safetensors import write_safetensors
+from gptbridge.weights.formats.torch_writer import write_torch
+from gptbridge.weights.layouts.registry import MEGATRON_VERSION
 from gptbridge_specs import ModelSpec
 
-Writer = Callable[[Path, Sequence[Entry], str, ModelSpec], None]
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What stands around the tensors of every file of one conversion."""
+
+    dialect: str
+    variant: str
+    model: ModelSpec
+    split: Split
 
 
-def _safetensors(path: Path, entries: Sequence[Entry], dialect: str, model: ModelSpec) -> None:
+Writer = Callable[[Path, Sequence[Entry], Frame], None]
+
+
+def _safetensors(path: Path, entries: Sequence[Entry], frame: Frame) -> None:
     write_safetensors(path, entries)
 
 
-WRITERS: Mapping[str, Writer] = {"safetensors": _safetensors}
+def _pdparams(path: Path, entries: Sequence[Entry], frame: Frame) -> None:
+    write_pdparams(path, entries)
+
+
+def _ckpt(path: Path, entries: Sequence[Entry], frame: Frame) -> None:
+    write_ckpt(path, entries)
+
+
+def _torch(path: Path, entries: Sequence[Entry], frame: Frame) -> None:
+    names = [info.name for info, _ in entries]
+    if frame.dialect == "megatron":
+        write_torch(path, entries, _megatron(names, frame))
+    elif frame.variant == "large":
+        write_torch(path, entries, _nested(names, depth=1))
+    else:
+        write_torch(path, entries)
+
+
+def _megatron(names: Sequence[str], frame: Frame) -> Tree:
+    """Return Megatron-LM's dict: nested modules down to the blocks, args, checkpoint_version."""
+    version, _, number = frame.variant.partition("-")
+    args = {
+        **config_content(frame.model, "megatron"),
+        "tensor_model_parallel_size": frame.split.tensor,
+        "pipeline_model_parallel_size": frame.split.pipeline,
+        "untie_embeddings_and_output_weights": not frame.model.tie_word_embeddings,
+        "position_embedding_type": "learned_absolute",
+    }
+    tree: dict[Any, Tree] = {
+        "args": Namespace(args),
+        "checkpoint_version": float(number) if version == "version" else float(MEGATRON_VERSION),
+        "iteration": 0,
+    }
+    flat = version == "core"
+    return {**tree, **_nested(names, depth=1 if flat else 5)}
+
+
+def _nested(names: Sequence[str], *, depth: int) -> dict[Any, Tree]:
+    """Return a dict of dicts, at most `depth` deep; what is below a module of layers stays one key."""
+    tree: dict[Any, Any] = {}
+    for name in names:
+        module, layers, below = name.partition(".layers.")
+        steps = module.split(".", depth) if not layers else [*module.split("."), f"layers.{below}"]
+        if len(steps) > depth + 1:
+            steps = name.split(".", depth)
+        inner = tree
+        for step in steps[:-1]:
+            inner = inner.setdefault(step, {})
+        inner[steps[-1]] = TensorRef(name)
+    return tree
+
+
+WRITERS: Mapping[str, Writer] = {
+    "safetensors": _safetensors,
+    "pdparams": _pdparams,
+    "ckpt": _ckpt,
+    "torch": _torch,
+}

@@ -29,7 +29,7 @@ _PIPELINE = Layout(
 )
 
 FLEETX = (
-    variant("fleetx", "fused qkv", "gpt.", _FUSED),
-    variant("fleetx", "split qkv", "gpt."),
+    variant("fleetx", "fused", "gpt.", _FUSED),
+    variant("fleetx", "split", "gpt."),
     _PIPELINE,
 )

@@ -44,10 +44,11 @@ def _block(attention: str, norm: str, rows: str) -> Table:
     }
 
 
-def _classic(dialect: str, prefix: str, folder: str, attention: str, norm: str, version: int) -> Layout:
+def _classic(dialect: str, variant: str, prefix: str, names: tuple[str, str, str], version: int) -> Layout:
+    folder, attention, norm = names
     return Layout(
         dialect,
-        f"{prefix}{folder}, {attention}, {norm}, version {version}",
+        variant,
         rules(
             top={
                 "wte.weight": (f"{prefix}embedding.word_embeddings.weight", "v i"),
@@ -69,7 +70,7 @@ def _core(prefix: str, fused_norms: bool) -> Layout:
     ln_2 = "mlp.linear_fc1.layer_norm_" if fused_norms else "pre_mlp_layernorm."
     return Layout(
         "megatron",
-        f"{prefix}core{', fused norms' if fused_norms else ''}",
+        "core-fused-norms" if fused_norms else "core",
         rules(
             top={
                 "wte.weight": (f"{prefix}embedding.word_embeddings.weight", "v i"),
@@ -99,11 +100,11 @@ def _core(prefix: str, fused_norms: bool) -> Layout:
     )
 
 
-def _base(prefix: str) -> Layout:
+def _base(variant: str, prefix: str) -> Layout:
     """ModelScope's base and large sizes: one list of q, k and v rows, and no `embedding.`."""
     return Layout(
         "modelscope",
-        f"base ({prefix})",
+        variant,
         rules(
             top={
                 "wte.weight": (f"{prefix}word_embeddings.weight", "v i"),
@@ -121,17 +122,25 @@ def _base(prefix: str) -> Layout:
 
 def megatron(checkpoint_version: int) -> tuple[Layout, ...]:
     """Return Megatron's layouts for a checkpoint_version, the one to write first."""
-    classic = tuple(
-        _classic("megatron", "model.language_model.", *names, checkpoint_version) for names in _GENERATIONS
+    version = f"version-{checkpoint_version}"
+    prefix = "model.language_model."
+    newest, *older = _GENERATIONS
+    return (
+        _classic("megatron", version, prefix, newest, checkpoint_version),
+        *(
+            _classic("megatron", f"{version} with {', '.join(names)}", prefix, names, checkpoint_version)
+            for names in older
+        ),
+        *(_core("model.", fused) for fused in (False, True)),
     )
-    return (*classic, *(_core("model.", fused) for fused in (False, True)))
 
 
-MODELSCOPE_BASE = tuple(
-    _base(prefix) for prefix in ("language_model.", "model.language_model.", "state_dict.language_model.")
+_LARGE = ("encoder", "self_attention", "layernorm")
+MODELSCOPE = (
+    _classic("modelscope", "large", "module.language_model.", _LARGE, 2),
+    _classic("modelscope", "large without module", "language_model.", _LARGE, 2),
+    _classic("modelscope", "large in two modules", "module.module.language_model.", _LARGE, 2),
+    _base("base", "language_model."),
+    _base("base with model", "model.language_model."),
+    _base("base in state_dict", "state_dict.language_model."),
 )
-MODELSCOPE_LARGE = tuple(
-    _classic("modelscope", prefix, "encoder", "self_attention", "layernorm", 2)
-    for prefix in ("language_model.", "module.language_model.", "module.module.language_model.")
-)
-MODELSCOPE = (*MODELSCOPE_LARGE, *MODELSCOPE_BASE)
