@@ -1,0 +1,160 @@
+"""Kills, signals, locks, full disks and damage: real processes on torch, and nothing lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from gptbridge.checkpoint.reading import open_checkpoint
+from gptbridge.training.events import read_events
+from tests.training.conftest import (
+    ENVIRONMENT,
+    TINY,
+    gptbridge,
+    kinds_of,
+    numbers_of,
+    options,
+    run_jobs,
+    start,
+)
+
+pytestmark = pytest.mark.timeout(300)
+LONG = (*TINY, "evaluation.interval=0", "checkpoint.interval=1")
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    """Wait until the run has done `step` steps since the process began."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise AssertionError(process.communicate()[1])
+        if (run / "events.jsonl").exists():
+            lines = (run / "events.jsonl").read_bytes().split(b"\n")
+            if any(b'"event": "step"' in line and f'"step": {step},'.encode() in line for line in lines):
+                return
+        time.sleep(0.02)
+    process.kill()
+    raise AssertionError(f"no step {step} within 120 s")
+
+
+def test_killed_at_any_moment_it_continues_from_a_whole_checkpoint(tmp_path: Path) -> None:
+    overrides = [*LONG, "training.max_steps=60"]
+    rarely = [*overrides, "checkpoint.interval=60"]
+    run_jobs(tmp_path, "torch", [{"run": str(tmp_path / "whole"), "overrides": rarely}])
+    run = tmp_path / "killed"
+    moments = random.Random(7)
+    for kill in range(3):
+        process = start(
+            "train", "-b", "torch", "--run", run, "--resume", "auto", "--quiet", *options(overrides)
+        )
+        done = max(numbers_of(run), default=0) if (run / "events.jsonl").exists() else 0
+        wait_for_step(run, done + 8, process)
+        time.sleep(moments.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, f"kill {kill} came after the end"
+        for checkpoint in (run / "checkpoints").glob("step-*"):
+            open_checkpoint(checkpoint)
+    run_jobs(tmp_path, "torch", [{"run": str(run), "resume": "auto"}])
+    assert numbers_of(run) == numbers_of(tmp_path / "whole")
+    assert kinds_of(run).count("resume") == 3
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_a_second_one_changes_nothing(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    run = tmp_path / "run"
+    overrides = [*LONG, "training.max_steps=1000000", "checkpoint.interval=1000000"]
+    process = start("train", "-b", "torch", "--run", run, *options(overrides))
+    wait_for_step(run, 5, process)
+    other = gptbridge("train", "-b", "torch", "--run", run, "--resume", "auto", *options(overrides))
+    assert other.returncode == 2
+    assert f"process {process.pid}" in other.stderr
+    assert len(other.stderr.splitlines()) == 1
+    process.send_signal(number)
+    process.send_signal(number)
+    _, problem = process.communicate(timeout=60)
+    assert process.returncode == code
+    last = max(numbers_of(run))
+    (saved,) = (run / "checkpoints").iterdir()
+    assert saved.name == f"step-{last:08d}"
+    state = open_checkpoint(saved).state
+    assert state is not None
+    assert state.step == last
+    assert number.name in problem
+    assert len(problem.splitlines()) == 1
+    end = read_events(run / "events.jsonl")[-1]
+    assert (end["event"], end["reason"]) == ("end", "interrupted")
+
+
+def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(torch_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    half = [*TINY, "checkpoint.interval=4", "training.stop_after_steps=4"]
+    run_jobs(tmp_path, "torch", [{"run": str(run), "overrides": half}])
+    limit = 200_000  # bytes of one file: weights fit, moments do not
+    limited = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        "from gptbridge_cli.main import main; main()"
+    )
+    words = ["train", "-b", "torch", "--resume", str(run), "--quiet"]
+    full = subprocess.run(
+        [sys.executable, "-c", limited, *words], capture_output=True, text=True, timeout=120, env=ENVIRONMENT
+    )
+    assert full.returncode == 1
+    assert "step-00000008: the checkpoint could not be saved: File too large" in full.stderr
+    assert len(full.stderr.splitlines()) == 1
+    assert [entry.name for entry in (run / "checkpoints").iterdir()] == ["step-00000004"]
+    run_jobs(tmp_path, "torch", [{"run": str(run), "resume": "auto"}])
+    assert numbers_of(run) == numbers_of(torch_run)
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    result = gptbridge("train", "-b", "torch", "--run", file / "run", *options(TINY))
+    assert result.returncode == 1
+    assert result.stderr == f"error: {file / 'run'}: the run folder cannot be written: Not a directory\n"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")
+def test_a_read_only_output_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    result = gptbridge("train", "-b", "torch", "--run", tmp_path / "run", *options(TINY))
+    tmp_path.chmod(0o700)
+    assert result.returncode == 1
+    assert "Permission denied" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_passed_over(torch_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(torch_run, tmp_path / "run")
+    weights = run / "checkpoints/step-00000008/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    weights.write_bytes(content)
+    result = gptbridge("train", "-b", "torch", "--resume", run)
+    assert result.returncode == 0
+    assert f"{weights}: damaged" in result.stdout
+    assert numbers_of(run) == numbers_of(torch_run)
+    names = sorted(entry.name for entry in (run / "checkpoints").iterdir())
+    assert names == ["damaged-step-00000008", "step-00000004", "step-00000008"]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(torch_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(torch_run, tmp_path / "run")
+    for state in run.glob("checkpoints/*/state.json"):
+        state.unlink()
+    result = gptbridge("train", "-b", "torch", "--run", run, "--resume", "auto")
+    assert result.returncode == 5
+    assert "every checkpoint is damaged" in result.stderr
+    assert len(list(run.glob("checkpoints/step-*"))) == 2
