@@ -268,12 +268,15 @@ def _call(name: str, hook: Callable[..., Any], **arguments: Any) -> Any:
 
 def _installed_version(distribution: str, modules: tuple[str, ...]) -> str | None:
     """Return a version from metadata alone; a build under a longer name (paddlepaddle-gpu) counts."""
+    from packaging.utils import canonicalize_name
+
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         table = metadata.packages_distributions()
+        prefix = canonicalize_name(distribution) + "-"
         builds = [build for module in modules for build in table.get(module, ())]
-        return next((metadata.version(b) for b in builds if b.startswith(f"{distribution}-")), None)
+        return next((metadata.version(b) for b in builds if canonicalize_name(b).startswith(prefix)), None)
 
 
 def _describe(error: BaseException) -> str:

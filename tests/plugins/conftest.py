@@ -13,15 +13,34 @@ import pytest
 WritePlugin = Callable[..., None]
 Gptbridge = Callable[..., "subprocess.CompletedProcess[str]"]
 
+# A backend that loads; tests change a line of it.
+TOY = """
+from gptbridge.hookspecs import BackendInfo, Problem, hookimpl
+
+INFO = dict(name="toy", title="Toy", requires=(), modules=(), hardware=("cpu",), install="pip install toy")
+
+@hookimpl
+def gptbridge_backend_info():
+    return BackendInfo(**INFO)
+
+@hookimpl
+def gptbridge_setup_hardware(spec):
+    from gptbridge.session import Device
+    return Device("cpu", "toy cpu", None)
+"""
+
 
 @pytest.fixture
-def write_plugin(tmp_path: Path) -> WritePlugin:
-    """Return a function that installs a plugin package into the test's own path."""
+def write_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WritePlugin:
+    """Return a function that installs a plugin package where this process and its children see it."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
 
     def write(name: str, source: str, *, group: str = "gptbridge.backends", package: str = "") -> None:
-        module = "plugin_" + name.replace(":", "_")
-        (tmp_path / f"{module}.py").write_text(source)
         package = package or f"gptbridge-{name.replace(':', '-')}"
+        # A name of its own for each test: a module stays imported when its test ends.
+        module = f"{package}_{tmp_path.name}".replace("-", "_")
+        (tmp_path / f"{module}.py").write_text(source)
         info = tmp_path / f"{package.replace('-', '_')}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
@@ -32,18 +51,10 @@ def write_plugin(tmp_path: Path) -> WritePlugin:
 
 @pytest.fixture
 def gptbridge(tmp_path: Path) -> Gptbridge:
-    """Return a function that runs the `gptbridge` command, or Python code, where the test's plugins are."""
+    """Return a function that runs the `gptbridge` command."""
 
-    def run(*arguments: str, code: str = "", timeout: float = 120) -> subprocess.CompletedProcess[str]:
-        path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-        start = code or "from gptbridge_cli.main import main; main()"
-        return subprocess.run(
-            [sys.executable, "-c", start, *arguments],
-            env={**os.environ, "PYTHONPATH": path},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        start = [sys.executable, "-c", "from gptbridge_cli.main import main; main()"]
+        return subprocess.run([*start, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
 
     return run
