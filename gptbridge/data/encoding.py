@@ -47,38 +47,40 @@ class Encoder:
         self.settings = (dtype, append)
         self._tokenizer = tokenizer
         self._dtype = np.dtype(dtype)
-        self._append = [] if append is None else [np.array([append], np.uint32)]
+        self._append = np.array([] if append is None else [append], self._dtype)
 
     def encode(self, payload: Payload) -> Encoded:
         """Return the tokens of a payload's documents; an empty document is counted and left out."""
-        arrays: list[NDArray[np.uint32]] = [np.empty(0, np.uint32)]
+        tokens = bytearray()
         lengths: list[int] = []
         problems: list[tuple[int, Problem]] = []
         empty = 0
         for line, text in payload.documents():
-            ids = text if isinstance(text, Problem) else self._ids(text)
-            if isinstance(ids, Problem):
-                problems.append((line, ids))
-            elif not ids:
+            pieces = text if isinstance(text, Problem) else self._pieces(text)
+            if isinstance(pieces, Problem):
+                problems.append((line, pieces))
+                continue
+            before = len(tokens)
+            for piece in pieces:
+                # a copy at once: the encoder's own array keeps kilobytes, whatever it holds
+                tokens += self._tokenizer.encode(piece).astype(self._dtype).data
+            if len(tokens) == before:
                 empty += 1
-            else:
-                ids += self._append
-                arrays += ids
-                lengths.append(sum(map(len, ids)))
-        tokens = np.concatenate(arrays, dtype=self._dtype, casting="unsafe")
-        return Encoded(tokens, np.array(lengths, np.int32), empty, tuple(problems))
+                continue
+            tokens += self._append.data
+            lengths.append((len(tokens) - before) // self._dtype.itemsize)
+        return Encoded(
+            np.frombuffer(tokens, self._dtype), np.array(lengths, np.int32), empty, tuple(problems)
+        )
 
-    def _ids(self, text: str) -> list[NDArray[np.uint32]] | Problem:
+    def _pieces(self, text: str) -> Iterable[str] | Problem:
         if len(text) <= PIECE:
-            ids = self._tokenizer.encode(text)
-            return [ids] if len(ids) else []
-        pieces = list(_pieces(text)) if self._tokenizer.cuts_before_space else [text]
-        if max(map(len, pieces)) > RUN_LIMIT:
-            return _NO_CUT
-        return [ids for piece in pieces if len(ids := self._tokenizer.encode(piece))]
+            return (text,)
+        pieces = list(_cut(text)) if self._tokenizer.cuts_before_space else [text]
+        return _NO_CUT if max(map(len, pieces)) > RUN_LIMIT else pieces
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _cut(text: str) -> Iterator[str]:
     """Cut `text` where a visible ASCII character meets a space or newline, about every PIECE."""
     begin = 0
     while len(text) - begin > PIECE:
