@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gptbridge.data.inspection import inspect_dataset
+from gptbridge.data.prepare import TextOptions, prepare
+from tests.data.token_files import write_megatron, write_paddlenlp
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [Path(sys.executable).with_name("gptbridge"), "data", "inspect", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_every_fact_is_what_was_written(tmp_path: Path) -> None:
+    write_megatron(tmp_path / "set", [[5] * length for length in range(20)], "int32")
+    facts = inspect_dataset(str(tmp_path / "set"))
+    digest = facts.pop("digest")
+    assert len(digest) == 64
+    assert facts == {
+        "path": str(tmp_path / "set"),
+        "format": "megatron",
+        "documents": 20,
+        "tokens": 190,
+        "dtype": "int32",
+        "document_tokens": {"min": 0, "median": 9.5, "mean": 9.5, "max": 19, "empty": 1},
+        "largest_token": 5,
+        "vocab_size": None,
+        "tokenizer": None,
+        "splits": {
+            "training": {"documents": 19, "tokens": 171},
+            "validation": {"documents": 1, "tokens": 19},
+            "test": {"documents": 0, "tokens": 0},
+        },
+    }
+
+
+def test_the_command_prints_json_and_lines(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("some text")
+    prepare([str(tmp_path / "text.txt")], "byte", tmp_path / "set", TextOptions(append_end_of_text=True))
+    done = command(str(tmp_path / "set"), "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == inspect_dataset(str(tmp_path / "set"))
+    assert json.loads(done.stdout)["largest_token"] == 256
+    lines = command(str(tmp_path / "set")).stdout.splitlines()
+    assert {"documents: 1", "tokens: 10", "vocab size: 257", "format: megatron"} <= set(lines)
+
+
+def test_the_embedded_corpus_can_be_looked_at() -> None:
+    facts = json.loads(command("--json").stdout)
+    assert (facts["format"], facts["path"]) == ("embedded", "the embedded corpus")
+    assert facts["largest_token"] == 256
+
+
+def test_a_damaged_dataset_is_one_line_and_exit_code_5(tmp_path: Path) -> None:
+    write_paddlenlp(tmp_path / "set", [[1, 2], [3]])
+    (tmp_path / "set_idx.npz").write_bytes(b"\x1b[2J garbage")
+    done = command(str(tmp_path / "set"))
+    assert done.returncode == 5
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert "set_idx.npz" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_dataset_is_exit_code_5(tmp_path: Path) -> None:
+    done = command(str(tmp_path / "nowhere"))
+    assert done.returncode == 5
+    assert "no such token dataset" in done.stderr
+
+
+@pytest.mark.parametrize("position", [0, 4_500_000])
+def test_a_bad_token_is_found_wherever_it_lies(tmp_path: Path, position: int) -> None:
+    ids = np.zeros(5_000_000, np.int32)
+    ids[position] = -1
+    np.save(tmp_path / "set_ids.npy", ids)
+    np.savez(tmp_path / "set_idx.npz", lens=np.full(5, 1_000_000, np.int32))
+    done = command(str(tmp_path / "set"))
+    assert done.returncode == 5
+    assert f"token -1 in document {position // 1_000_000}" in done.stderr
