@@ -9,12 +9,14 @@ import typer
 
 from gptbridge import __version__
 from gptbridge_cli import backends, convert, data, generate, parity, spec, tokenizer, train
+from gptbridge_cli.quick_help import QuickGroup
 
 app = typer.Typer(
     name="gptbridge",
     help="Train one GPT spec on PyTorch, PaddlePaddle or MindSpore; move weights and runs between them.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    cls=QuickGroup,
 )
 app.command()(train.train)
 app.command()(generate.generate)
@@ -22,9 +24,9 @@ app.command()(parity.parity)
 app.command()(backends.backends)
 app.command()(convert.convert)
 app.command()(convert.inspect)
-app.add_typer(spec.app, name="spec", help="List, show and check specs.")
-app.add_typer(tokenizer.app, name="tokenizer", help="Train a vocabulary.")
-app.add_typer(data.app, name="data", help="Make token datasets and look into them.")
+app.add_typer(spec.app, cls=QuickGroup, name="spec", help="List, show and check specs.")
+app.add_typer(tokenizer.app, cls=QuickGroup, name="tokenizer", help="Train a vocabulary.")
+app.add_typer(data.app, cls=QuickGroup, name="data", help="Make token datasets and look into them.")
 
 
 def _show_version(wanted: bool) -> None:
