@@ -63,7 +63,8 @@ def convert_checkpoint(request: Request, progress: Progress | None = None) -> Co
         source = open_source(request.source, stack, dialect=request.from_, given=request.given)
         model = _target_model(source, request)
         dtypes = {name: request.dtype or weight.dtype for name, weight in source.weights.items()}
-        files = plan_files(request.to, layout, model, dtypes, request.split)
+        labels = source.sizes["c"]
+        files = plan_files(request.to, layout, model, dtypes, request.split, num_labels=labels)
         frame = Frame(request.to, layout.variant, model, request.split)
         with _new_folder(request.output) as folder:
             nbytes = _Writing(source, frame, progress).write(files, folder)

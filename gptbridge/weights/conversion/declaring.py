@@ -16,20 +16,28 @@ _FILES = {
     "mindspore": ("model.yaml", "config.yaml"),
     "modelscope": ("config.json",),
 }
+# FleetX's split qkv has PaddleNLP's tensor names: only the configuration tells them apart.
+_SAME_NAMES = {"paddle": ("fleetx",)}
 
 
 def declared_beside(root: Path, weights: WeightFile, dialect: str) -> tuple[Declared, str]:
     """Return what the checkpoint's own configuration declares, and its name; nothing when it has none."""
     if dialect == "megatron":
         return _megatron_args(weights)
-    for folder in dict.fromkeys((root, weights.path.parent)):
-        for name in _FILES[dialect]:
-            if (folder / name).is_file():
-                return read_config_file(folder / name, dialect), name
-        yaml_files = sorted(folder.glob("*.yaml")) if dialect in ("fleetx", "mindspore") else []
-        if len(yaml_files) == 1:
-            return read_config_file(yaml_files[0], dialect), yaml_files[0].name
+    for system in (dialect, *_SAME_NAMES.get(dialect, ())):
+        for folder in dict.fromkeys((root, weights.path.parent)):
+            file = _config_file(folder, system)
+            if file is not None:
+                return read_config_file(file, system), file.name
     return Declared(), ""
+
+
+def _config_file(folder: Path, dialect: str) -> Path | None:
+    for name in _FILES[dialect]:
+        if (folder / name).is_file():
+            return folder / name
+    yaml_files = sorted(folder.glob("*.yaml")) if dialect in ("fleetx", "mindspore") else []
+    return yaml_files[0] if len(yaml_files) == 1 else None
 
 
 def _megatron_args(weights: WeightFile) -> tuple[Declared, str]:

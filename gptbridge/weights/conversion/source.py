@@ -15,9 +15,9 @@ from gptbridge.errors import BadInput, printable
 from gptbridge.weights.configs.reading import Declared, build_model
 from gptbridge.weights.conversion.declaring import declared_beside
 from gptbridge.weights.conversion.discovery import RankFile, find_files
-from gptbridge.weights.formats import TensorInfo, WeightFile, open_weights
+from gptbridge.weights.formats import STORAGE_DTYPES, TensorInfo, WeightFile, open_weights
 from gptbridge.weights.layouts.axes import CUT, Axes, letter_sizes
-from gptbridge.weights.layouts.boxes import Box, Piece
+from gptbridge.weights.layouts.boxes import Box, Piece, gather, slabs
 from gptbridge.weights.layouts.matching import Match, best_match, require_whole, solve_sizes
 from gptbridge.weights.layouts.mindformers import LORA
 from gptbridge.weights.layouts.registry import layouts_of
@@ -85,13 +85,21 @@ def open_source(
     sizes = _sizes(match, stages, path)
     model = _model(match, sizes, declared, given or Declared(), path)
     sizes = {**letter_sizes(model, num_labels=sizes.get("c", 1)), "v": sizes["v"]}
+    weights = _weights(match, stages, sizes, path)
+    if "lm_head.weight" in weights and _equal(weights["lm_head.weight"], weights["wte.weight"], sizes):
+        del weights["lm_head.weight"]
+    tied = "lm_head.weight" not in weights
+    if not tied and declared.fields.get("tie_word_embeddings", False):
+        raise BadInput(
+            f"{declared.where} says tie_word_embeddings, but the head is not the embedding", where=path
+        )
     return Source(
         path,
         match.layout.dialect,
         match.layout.variant,
-        model,
+        model.model_copy(update={"tie_word_embeddings": tied}),
         sizes,
-        _weights(match, stages, sizes, path),
+        weights,
         found.files,
         tuple(rank.weights for rank in ranks),
         match.dropped,
@@ -158,9 +166,7 @@ def _model(
             f"{said.where} says vocab_size={printable(vocabulary)}, but the embedding has {rows} rows",
             where=where,
         )
-    canonical = {native.canonical for native in match.natives.values()}
-    fields = {**said.fields, **stored, "vocab_size": vocabulary}
-    return build_model({**fields, "tie_word_embeddings": "lm_head.weight" not in canonical}, where)
+    return build_model({**said.fields, **stored, "vocab_size": vocabulary}, where)
 
 
 def _weights(
@@ -198,6 +204,18 @@ def _weight(name: str, parts: Sequence[tuple[Piece, WeightFile, str]]) -> Canoni
         dtype,
         tuple(piece for piece, _, _ in parts),
         tuple((file, tensor) for _, file, tensor in parts),
+    )
+
+
+def _equal(first: CanonicalWeight, second: CanonicalWeight, sizes: Mapping[str, int]) -> bool:
+    """Tell whether two weights of the same axes hold the same bytes; copies a slab of each at a time."""
+    layout = canonical_axes(first.name)
+    whole = {letter: (0, sizes[letter]) for letter in layout.letters}
+    stored = STORAGE_DTYPES[first.dtype]
+    return first.dtype == second.dtype and all(
+        gather(box, layout, first.pieces, stored).tobytes()
+        == gather(box, layout, second.pieces, stored).tobytes()
+        for box in slabs(whole, layout, _COMPARED_ITEMS)
     )
 
 

@@ -85,12 +85,21 @@ _BASE = _Place("torch", "pytorch_model.bin")  # ModelScope's base and large size
 
 
 def plan_files(
-    dialect: str, layout: Layout, model: ModelSpec, dtypes: Mapping[str, str], split: Split
+    dialect: str,
+    layout: Layout,
+    model: ModelSpec,
+    dtypes: Mapping[str, str],
+    split: Split,
+    *,
+    num_labels: int = 1,
 ) -> list[TargetFile]:
-    """Return the files to write; UsageError where `split` cannot be.
+    """Return the files to write; UsageError where `split` or a head cannot be.
 
     `dtypes` gives the element type of each canonical weight; those are the weights written.
+    `num_labels` is the height of a classifier's head, if `dtypes` has one.
     """
+    _check_heads(dialect, layout, dtypes)
+    sizes = letter_sizes(model, num_labels=num_labels)
     place = _BASE if layout.variant == "base" else _PLACES[dialect]
     _check_split(dialect, place, model, split)
     files = []
@@ -99,7 +108,7 @@ def plan_files(
         for rank in range(split.tensor):
             name = place.whole if split.whole or place.ranked is None else place.ranked(rank, stage, split)
             tensors = tuple(
-                _tensor(native, canonical, model, dtypes, rank, split) for native, canonical in natives
+                _tensor(native, canonical, sizes, dtypes, rank, split) for native, canonical in natives
             )
             files.append(TargetFile(name, place.format, tensors))
     return files
@@ -128,6 +137,15 @@ def _check_split(dialect: str, place: _Place, model: ModelSpec, split: Split) ->
         )
 
 
+def _check_heads(dialect: str, layout: Layout, dtypes: Mapping[str, str]) -> None:
+    held = {rule.canonical for rule in layout.rules}
+    for name, what in (("lm_head.weight", "a head of its own"), ("score.weight", "a classifier's head")):
+        if name in dtypes and name not in held:
+            raise UsageError(
+                f"the model has {what} ({name}), and {dialect} ({layout.variant}) has no place for it"
+            )
+
+
 def _stage_natives(
     layout: Layout, model: ModelSpec, dtypes: Mapping[str, str], stage: int, stages: int
 ) -> list[tuple[NativeTensor, str]]:
@@ -135,9 +153,8 @@ def _stage_natives(
     share = model.num_layers // stages
     first = stage * share
     held: list[tuple[str, str]] = []  # name under which the layout is asked, canonical weight
-    for name in (parameter.name for parameter in parameters(model)):
-        if name not in dtypes:
-            continue
+    known = [parameter.name for parameter in parameters(model)]
+    for name in [name for name in (*known, "score.weight") if name in dtypes]:
         if name.startswith("h."):
             _, number, rest = name.split(".", 2)
             if first <= int(number) < first + share:
@@ -147,13 +164,24 @@ def _stage_natives(
             held.append((name, name))
     canonical = dict(held)
     natives = layout.natives(canonical, model.num_layers)
-    return [(native, canonical[native.canonical]) for native in natives]
+    listed = [(native, canonical[native.canonical]) for native in natives]
+    if stages > 1 and stage == stages - 1 and model.tie_word_embeddings:
+        rules = {rule.canonical: rule for rule in layout.rules}
+        listed += [
+            (NativeTensor(native, name, rules[name].axes, None), name)
+            for name, native in layout.repeated_in_last_stage
+        ]
+    return listed
 
 
 def _tensor(
-    native: NativeTensor, canonical: str, model: ModelSpec, dtypes: Mapping[str, str], rank: int, split: Split
+    native: NativeTensor,
+    canonical: str,
+    sizes: Mapping[str, int],
+    dtypes: Mapping[str, str],
+    rank: int,
+    split: Split,
 ) -> TargetTensor:
-    sizes = letter_sizes(model)
     box = {letter: (0, sizes[letter]) for letter in canonical_axes(canonical).letters}
     cut = next((letter for letter in native.axes.letters if letter in CUT), None)
     if cut is not None:

@@ -26,6 +26,10 @@ _PIPELINE = Layout(
         blocks="{}.",
     ),
     first_layer=1,
+    repeated_in_last_stage=(
+        ("wte.weight", "shared_layers.embed.word_embeddings.weight"),
+        ("wpe.weight", "shared_layers.embed.position_embeddings.weight"),
+    ),
 )
 
 FLEETX = (

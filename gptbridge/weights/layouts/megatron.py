@@ -62,6 +62,7 @@ def _classic(dialect: str, variant: str, prefix: str, names: tuple[str, str, str
         ),
         dropped=_BUFFERS,
         layers_count_from_stage=True,
+        repeated_in_last_stage=(("wte.weight", "model.word_embeddings_for_head.weight"),),
     )
 
 

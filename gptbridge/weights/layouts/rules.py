@@ -80,6 +80,8 @@ class Layout:
     rules: tuple[Rule, ...]
     dropped: tuple[str, ...] = ()  # regular expressions of native names that are no weights
     layers_count_from_stage: bool = False  # each pipeline stage numbers its layers from 0
+    # (canonical, native) of what the last pipeline stage holds once more: the head's embedding
+    repeated_in_last_stage: tuple[tuple[str, str], ...] = ()
     first_layer: int = 0  # the number of the first layer; what follows the layers has the next one
 
     @cached_property
