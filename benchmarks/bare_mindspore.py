@@ -1,0 +1,131 @@
+"""The same GPT as a bare MindSpore loop: what an engineer writes by hand without gptbridge.
+
+`python benchmarks/bare_mindspore.py --steps 20` prints one JSON line; see workload.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+
+os.environ.setdefault("GLOG_v", "4")
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Zero, initializer
+from mindspore.experimental import optim
+from workload import BETAS, CLIP, EPSILON, LEARNING_RATE, SEED, WEIGHT_DECAY, Tokens, measure, read_arguments
+
+from gptbridge.weights.canonical import InitialWeights
+from gptbridge_specs import ModelSpec
+
+
+def weight(*shape: int) -> Parameter:
+    return Parameter(initializer(Zero(), shape, ms.float32))
+
+
+class Linear(nn.Cell):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = weight(inputs, outputs), weight(outputs)
+        self.multiply = ops.MatMul()
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.multiply(x, self.weight) + self.bias
+
+
+class LayerNorm(nn.Cell):
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.weight, self.bias = weight(hidden), weight(hidden)
+        self.normalize = ops.LayerNorm(-1, -1, 1e-5)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.normalize(x, self.weight, self.bias)[0]
+
+
+class Block(nn.Cell):
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.scale = 1 / math.sqrt(hidden // heads)
+        self.ln_1 = LayerNorm(hidden)
+        self.c_attn = Linear(hidden, 3 * hidden)
+        self.c_proj = Linear(hidden, hidden)
+        self.ln_2 = LayerNorm(hidden)
+        self.fc = Linear(hidden, 4 * hidden)
+        self.proj = Linear(4 * hidden, hidden)
+        self.split = ops.Split(-1, 3)
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.mix = ops.BatchMatMul()
+
+    def construct(self, x: Tensor, bias: Tensor) -> Tensor:
+        batch, length, hidden = x.shape
+        rows = (batch * length, hidden)
+        q, k, v = self.split(self.c_attn(self.ln_1(x.reshape(rows))))
+        shape = (batch, length, self.heads, -1)
+        q, k, v = (
+            q.reshape(shape).transpose(0, 2, 1, 3),
+            k.reshape(shape).transpose(0, 2, 1, 3),
+            v.reshape(shape).transpose(0, 2, 1, 3),
+        )
+        attended = self.mix(ops.softmax(self.scores(q * self.scale, k) + bias, -1), v)
+        x = x + self.c_proj(attended.transpose(0, 2, 1, 3).reshape(rows)).reshape(x.shape)
+        inner = self.fc(self.ln_2(x.reshape(rows)))
+        # MindSpore's GELU operator is four times slower on CPU than its formula.
+        inner = 0.5 * inner * (1 + ops.tanh(0.7978845608 * (inner + 0.044715 * inner * inner * inner)))
+        return x + self.proj(inner).reshape(x.shape)
+
+
+class GPT(nn.Cell):
+    def __init__(self, model: ModelSpec, length: int) -> None:
+        super().__init__()
+        self.wte = weight(model.vocab_size, model.hidden_size)
+        self.wpe = weight(model.max_position_embeddings, model.hidden_size)
+        blocks = [Block(model.hidden_size, model.num_attention_heads) for _ in range(model.num_layers)]
+        self.h = nn.CellList(blocks)
+        self.ln_f = LayerNorm(model.hidden_size)
+        self.bias = Tensor(np.triu(np.full((length, length), -1e9, np.float32), 1))
+        self.head = ops.MatMul(transpose_b=True)
+        self.loss = ops.SparseSoftmaxCrossEntropyWithLogits()
+
+    def construct(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        x = ops.gather(self.wte, tokens, 0) + self.wpe[: tokens.shape[1]]
+        for block in self.h:
+            x = block(x, self.bias)
+        logits = self.head(self.ln_f(x.reshape(-1, x.shape[-1])), self.wte)
+        return self.loss(logits, labels.reshape(-1))
+
+
+def main() -> None:
+    workload = read_arguments(argparse.ArgumentParser(description=__doc__))
+    if workload.precision != "fp32":
+        raise SystemExit("MindSpore computes in fp32 alone on CPU")
+    model = GPT(workload.model, workload.seq)
+    parameters = list(model.trainable_params())
+    for parameter, value in zip(parameters, InitialWeights(workload.model, seed=SEED).values(), strict=True):
+        parameter.set_data(Tensor(value))
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = optim.AdamW(groups, LEARNING_RATE, BETAS, EPSILON)
+    loss_and_gradients = ms.value_and_grad(model, None, optimizer.parameters)
+
+    @ms.jit
+    def backward(tokens: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss, gradients = loss_and_gradients(tokens, labels)
+        return loss, ops.clip_by_global_norm(gradients, CLIP)
+
+    def step(inputs: Tokens, labels: Tokens) -> float:
+        loss, gradients = backward(Tensor(inputs), Tensor(labels))
+        optimizer(gradients)
+        return float(loss)
+
+    measure(workload, step)
+
+
+if __name__ == "__main__":
+    main()
