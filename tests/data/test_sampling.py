@@ -114,3 +114,11 @@ def test_epochs_of_many_samples_differ() -> None:
     samples = Samples(0, 4001, seq_length=4, seed=9, shuffle=True)
     first, second = samples.starts(np.arange(2000)).reshape(2, 1000)
     assert (first != second).mean() > 0.9
+
+
+def test_the_order_is_part_of_what_a_checkpoint_means() -> None:
+    """The values are from plain integers, outside NumPy: another order would derail resumed runs."""
+    small = Permutation(1000, seed=1234, epoch=0)(np.arange(6))
+    assert small.tolist() == [771, 264, 560, 723, 397, 139]
+    large = Permutation(10**12, seed=2**63 - 1, epoch=7)(np.array([0, 10**12 - 1]))
+    assert large.tolist() == [218936326421, 217850157172]
