@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from gptbridge.errors import printable
 from gptbridge.weights.formats.blocks import Block, MappedBlock, RawSegment, SegmentedBlock
@@ -130,7 +131,7 @@ def _tensor_proto(source: SourceFile, name: str, start: int, end: int) -> _Recor
     for number, wire_type, begin, stop in fields(source, start, end):
         match number, wire_type:
             case (1, 0) | (1, 2):
-                record.dims += _dims(source, name, begin, stop)
+                record.dims += islice(_dims(source, name, begin, stop), _MAX_DIMS + 1)
                 if len(record.dims) > _MAX_DIMS:
                     source.refuse(f"it has over {_MAX_DIMS} dimensions", tensor=name)
             case (2, 2) if not record.type:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from gptbridge.weights.formats.ckpt import read_ckpt
+from gptbridge.weights.formats.ckpt import CRC_MARK, read_ckpt
 from gptbridge.weights.formats.paddle_tensor import is_paddle_tensor, read_paddle_tensor
 from gptbridge.weights.formats.pdparams import read_pdparams
 from gptbridge.weights.formats.safetensors import read_safetensors
@@ -76,7 +76,8 @@ def _is_pickle(source: SourceFile) -> bool:
 
 
 def _is_ckpt(source: SourceFile) -> bool:
-    return source.data[:1] == b"\n"
+    # Without parameters there is only the CRC.
+    return source.data[:1] == b"\n" or source.data[: len(CRC_MARK)] == CRC_MARK
 
 
 _TESTS: Sequence[tuple[str, Callable[[SourceFile], bool]]] = (

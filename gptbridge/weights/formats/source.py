@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import stat
@@ -76,11 +75,8 @@ class SourceFile:
         return checksum
 
     def close(self) -> None:
-        """Close the file. Arrays that still look into the map keep it alive until they go."""
+        """Close the file. The map goes with its last user, for an array does not keep it from closing."""
         os.close(self.fd)
-        # BufferError: a view is still in use, and the map goes when the last one does.
-        with contextlib.suppress(BufferError):
-            self.data.close()
 
 
 _KINDS = {

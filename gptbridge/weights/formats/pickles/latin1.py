@@ -9,7 +9,7 @@ from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import Extent
 
 _STEP = 1 << 20
-_CONTINUATION, _LEAD = 0x80, 0xC2
+_CONTINUATION, _LEAST_LEAD, _LEAD = 0x80, 0xC0, 0xC2
 
 
 class Latin1Segment:
@@ -36,14 +36,14 @@ class Latin1Segment:
 
     def _count(self, start: int) -> int:
         text = self._text(start)
+        if ((text >= _LEAST_LEAD) & ~_is_lead(text)).any():
+            raise ValueError("text above U+00FF")
         before = self._text(start - 1)[0] if start else 0
         follows_lead = _is_lead(np.concatenate([[np.uint8(before)], text[:-1]]))
         continuation = (text & 0xC0) == _CONTINUATION
         last = start + len(text) == self._encoded
         if (follows_lead != continuation).any() or (last and _is_lead(text[-1:]).any()):
             raise ValueError("not the UTF-8 of Latin-1 text")
-        if ((text >= 0xC0) & ~_is_lead(text)).any():
-            raise ValueError("a character above U+00FF")
         # A character counts where it ends, so that a step decodes from its own bytes and one before.
         return len(text) - int(np.count_nonzero(_is_lead(text)))
 

@@ -22,7 +22,7 @@ from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import Namespace, TensorRef, Tree
 
 MAX_DEPTH = 64
-MAX_NODES = 1_000_000
+MAX_NODES = 300_000
 MAX_TEXT_BYTES = 32 << 20
 
 Record = NumpyArray | JoinedArray | TorchTensor

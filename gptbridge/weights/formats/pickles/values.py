@@ -110,4 +110,10 @@ def checked_key(key: Any) -> Any:
 
 def kind_of(value: object) -> str:
     """Return what an error calls a value: its class, or the name that a pickle gave."""
-    return value.name if isinstance(value, Global) else type(value).__name__
+    match value:
+        case Global():
+            return value.name
+        case Span():
+            return f"string of {value.nbytes} bytes"
+        case _:
+            return type(value).__name__
