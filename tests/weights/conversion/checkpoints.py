@@ -1,0 +1,56 @@
+"""A small asymmetric GPT-2, written in Hugging Face's form by the safetensors package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from gptbridge.weights.canonical import parameters
+from gptbridge.weights.conversion.convert import Request, convert_checkpoint
+from gptbridge.weights.conversion.target import Split
+from gptbridge.weights.hf_config import to_hf_config
+from gptbridge_specs import ModelSpec
+
+MODEL = ModelSpec(
+    vocab_size=61,
+    hidden_size=48,
+    num_layers=4,
+    num_attention_heads=4,
+    ffn_hidden_size=96,
+    max_position_embeddings=20,
+    activation="gelu_tanh",
+    hidden_dropout_prob=0,
+    attention_probs_dropout_prob=0,
+)
+
+
+def random_weights(model: ModelSpec, seed: int = 0) -> dict[str, NDArray[np.float32]]:
+    """Weights without any symmetry: LayerNorms off 1 and 0, biases not zero."""
+    stream = np.random.default_rng(seed)
+    weights = {}
+    for parameter in parameters(model):
+        scale = 0.2 if parameter.is_matrix else 0.05
+        base = 1.0 if "ln" in parameter.name and parameter.name.endswith("weight") else 0.0
+        weights[parameter.name] = (base + scale * stream.normal(size=parameter.shape)).astype(np.float32)
+    return weights
+
+
+def write_hugging_face(folder: Path, model: ModelSpec, weights: dict[str, NDArray[np.float32]]) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(to_hf_config(model)))
+    (folder / "vocab.json").write_text("{}")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def converted(
+    source: Path, output: Path, to: str, tensor: int = 1, pipeline: int = 1, **more: object
+) -> Path:
+    """Convert and return the output folder."""
+    request = Request(source, output, to, split=Split(tensor, pipeline), **more)  # type: ignore[arg-type]
+    convert_checkpoint(request)
+    return output

@@ -1,0 +1,188 @@
+"""Every dialect to every other, whole and split, bit for bit; transformers opens what comes out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from gptbridge import reference
+from gptbridge.weights.conversion.arrays import digest
+from gptbridge.weights.conversion.inspecting import inspect_checkpoint
+from gptbridge.weights.conversion.source import open_source
+from gptbridge.weights.conversion.verifying import verify
+from tests.weights.conversion.checkpoints import MODEL, converted, random_weights, write_hugging_face
+
+WHOLE = [
+    ("torch", None),
+    ("torch", "GPT2LMHeadModel"),
+    ("gptbridge", None),
+    ("paddle", None),
+    ("paddle", "GPTModel"),
+    ("mindspore", None),
+    ("fleetx", None),
+    ("fleetx", "split"),
+    ("modelscope", None),
+    ("modelscope", "base"),
+    *(("megatron", f"version-{version}") for version in (0, 1, 2, 3)),
+    ("megatron", "core"),
+    ("megatron", "core-fused-norms"),
+]
+SPLITS = [
+    ("fleetx", 2, 1),
+    ("fleetx", 4, 1),
+    ("fleetx", 1, 4),
+    ("fleetx", 2, 2),
+    ("modelscope", 4, 1),
+    ("mindspore", 2, 1),
+    ("megatron", 2, 1),
+    ("megatron", 1, 2),
+    ("megatron", 4, 4),
+]
+VARIANTS = {"megatron": ("version-0", "version-1", "version-3", "core")}
+
+
+def digest_of(folder: Path) -> str:
+    with ExitStack() as stack:
+        return digest(open_source(folder, stack))
+
+
+@pytest.fixture(scope="session")
+def forms(original: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str | None], Path]:
+    """The model in every dialect and variant."""
+    folder = tmp_path_factory.mktemp("forms")
+    return {
+        form: converted(original, folder / f"{n}", form[0], variant=form[1]) for n, form in enumerate(WHOLE)
+    }
+
+
+@pytest.mark.parametrize("form", WHOLE, ids=str)
+def test_back_and_forth_is_bit_identical(
+    form: tuple[str, str | None], forms: dict[tuple[str, str | None], Path], original: Path, tmp_path: Path
+) -> None:
+    back = converted(forms[form], tmp_path / "back", "torch", from_=form[0])
+    first, second = load_file(original / "model.safetensors"), load_file(back / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert (back / "vocab.json").exists()
+
+
+def test_every_pair_goes_as_through_torch(
+    forms: dict[tuple[str, str | None], Path], original: Path, tmp_path: Path
+) -> None:
+    expected = digest_of(original)
+    default = {dialect: forms[dialect, variant] for dialect, variant in reversed(WHOLE)}
+    assert len(default) == 7
+    for source, path in default.items():
+        for target in default:
+            output = converted(path, tmp_path / f"{source}-{target}", target, from_=source)
+            assert digest_of(output) == expected, (source, target)
+
+
+def test_digest_tells_weights_apart(original: Path, tmp_path: Path) -> None:
+    weights = random_weights(MODEL)
+    name = "h.2.attn.c_proj.weight"
+    weights[name] = np.ascontiguousarray(weights[name].T)
+    other = write_hugging_face(tmp_path / "other", MODEL, weights)
+    assert digest_of(other) != digest_of(original)
+    verdict = verify(original, other)
+    assert not verdict.passed
+    assert verdict.max_difference > 1e-2
+
+
+@pytest.mark.parametrize(("dialect", "tensor", "pipeline"), SPLITS)
+def test_split_merges_to_the_unsplit_bytes(
+    dialect: str, tensor: int, pipeline: int, original: Path, tmp_path: Path
+) -> None:
+    unsplit = (converted(original, tmp_path / "one", "torch") / "model.safetensors").read_bytes()
+    for variant in VARIANTS.get(dialect, (None,)):
+        split = converted(
+            original, tmp_path / f"{variant}", dialect, tensor, pipeline, variant=variant, vocab_size=64
+        )
+        facts = inspect_checkpoint(split)
+        assert facts["files"] == tensor * pipeline
+        back = converted(split, tmp_path / f"{variant}-back", "torch", from_=dialect, vocab_size=61)
+        assert (back / "model.safetensors").read_bytes() == unsplit
+        assert verify(original, split).passed
+
+
+def test_other_degrees_come_from_a_split(original: Path, tmp_path: Path) -> None:
+    four = converted(original, tmp_path / "four", "megatron", 4, 2, vocab_size=64)
+    two = converted(four, tmp_path / "two", "megatron", 2, 1)
+    direct = converted(original, tmp_path / "direct", "megatron", 2, 1, vocab_size=64)
+    for name in ("release/mp_rank_00/model_optim_rng.pt", "release/mp_rank_01/model_optim_rng.pt"):
+        assert (two / name).read_bytes() == (direct / name).read_bytes()
+
+
+def test_untied_head_and_other_activations_survive(tmp_path: Path) -> None:
+    for number, activation in enumerate(("gelu_tanh", "gelu_erf", "quick_gelu")):
+        model = MODEL.model_copy(update={"activation": activation, "tie_word_embeddings": False})
+        source = write_hugging_face(tmp_path / f"s{number}", model, random_weights(model, number))
+        for dialect in ("paddle", "fleetx", "megatron"):
+            output = converted(source, tmp_path / f"{number}-{dialect}", dialect)
+            facts = inspect_checkpoint(output)["model"]
+            assert facts["activation"] == activation
+            assert facts["tie_word_embeddings"] is False
+            assert digest_of(output) == digest_of(source)
+
+
+def test_erf_and_tanh_are_told_apart_in_every_dialect(tmp_path: Path) -> None:
+    for number, activation in enumerate(("gelu_tanh", "gelu_erf", "quick_gelu")):
+        model = MODEL.model_copy(update={"activation": activation})
+        source = write_hugging_face(tmp_path / f"s{number}", model, random_weights(model))
+        for dialect in ("torch", "paddle", "mindspore", "fleetx", "megatron"):
+            output = converted(source, tmp_path / f"{number}-{dialect}", dialect)
+            assert inspect_checkpoint(output)["model"]["activation"] == activation
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_dtype_rounds_every_weight_once(dtype: str, original: Path, tmp_path: Path) -> None:
+    for dialect in ("torch", "paddle", "mindspore", "megatron"):
+        small = converted(original, tmp_path / dialect, dialect, dtype=dtype)
+        assert inspect_checkpoint(small)["dtypes"].keys() == {dtype}
+        back = converted(small, tmp_path / f"{dialect}-back", "torch", from_=dialect, dtype="float32")
+        for name, value in load_file(back / "model.safetensors").items():
+            exact = load_file(original / "model.safetensors")[name]
+            unit = 2.0**-11 if dtype == "float16" else 2.0**-8
+            assert np.all(np.abs(value - exact) <= unit * np.abs(exact) + 2.0**-25)
+        assert verify(original, small).passed
+
+
+@pytest.mark.timeout(200)
+def test_transformers_opens_the_result_with_the_same_logits(
+    forms: dict[tuple[str, str | None], Path], original: Path, tmp_path: Path
+) -> None:
+    tokens = np.random.default_rng(1).integers(0, MODEL.vocab_size, (2, 12), np.int32)
+    expected = reference.logits(MODEL, load_file(original / "model.safetensors"), tokens)
+    np.savez(tmp_path / "expected.npz", tokens=tokens, logits=expected)
+    folders = [
+        str(converted(path, tmp_path / f"{n}", "torch", from_=form[0]))
+        for n, (form, path) in enumerate(forms.items())
+    ]
+    script = """
+import json, sys
+import numpy as np, torch
+from transformers import GPT2LMHeadModel
+stored = np.load(sys.argv[1])
+differences = []
+for folder in sys.argv[2:]:
+    model, report = GPT2LMHeadModel.from_pretrained(folder, output_loading_info=True)
+    problems = set(report["missing_keys"]) - {"lm_head.weight"} | set(report["unexpected_keys"])
+    assert not problems, (folder, problems)
+    with torch.no_grad():
+        logits = model.eval()(torch.tensor(stored["tokens"])).logits.numpy()
+    differences.append(float(np.abs(logits - stored["logits"]).max()))
+print(json.dumps(differences))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "expected.npz"), *folders]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    differences = json.loads(done.stdout.splitlines()[-1])
+    assert len(differences) == len(WHOLE)
+    assert max(differences) < 1e-5
