@@ -84,12 +84,12 @@ class CheckpointStore:
 
     def set_aside_after(self, good: Path) -> None:
         """Rename the checkpoints newer than `good`, which are damaged: they are never counted again."""
-        for step in self.steps():
-            damaged = self.path(step)
-            if damaged.name > good.name:
-                aside = damaged.with_name("damaged-" + damaged.name)
-                shutil.rmtree(aside, ignore_errors=True)
-                damaged.rename(aside)
+        newer = self.steps()
+        while newer and self.path(newer[-1]).name != good.name:
+            damaged = self.path(newer.pop())
+            aside = damaged.with_name("damaged-" + damaged.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            damaged.rename(aside)
 
     def clean(self) -> None:
         """Remove what a killed save or removal left behind. Only the run's one trainer may."""

@@ -20,9 +20,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Per backend: whole and half runs, with and without dropout; then every resumed half."""
     folder = tmp_path_factory.mktemp("resume")
     for backend in BACKENDS:
-        run_jobs(folder, backend, [_job(folder, backend, kind) for kind in ("whole", "half")])
-        smooth = [_job(folder, backend, kind, *NO_DROPOUT) for kind in ("whole", "half")]
-        run_jobs(folder, backend, smooth)
+        kinds = [(kind, dropout) for kind in ("whole", "half") for dropout in ((), NO_DROPOUT)]
+        run_jobs(folder, backend, [_job(folder, backend, kind, *dropout) for kind, dropout in kinds])
     for backend in BACKENDS:
         jobs = [{"run": str(_copy(folder / f"{backend}-half")), "resume": "auto"}]
         jobs += [
