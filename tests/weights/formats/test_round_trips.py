@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from gptbridge.weights.formats import (
     Namespace,
     TensorInfo,
     TensorRef,
-    Tree,
     ckpt_writer,
     open_weights,
     write_ckpt,
@@ -59,7 +59,7 @@ def assert_round_trip(kind: str, arrays: Mapping[str, tuple[str, NDArray[Any]]])
             }
             assert read_all(weights) == {name: array.tobytes() for name, (_, array) in arrays.items()}
             infos = weights.tensors.items()
-            WRITERS[kind](copy, [(info, lambda n=name: weights.chunks(n)) for name, info in infos])
+            WRITERS[kind](copy, [(info, partial(weights.chunks, name)) for name, info in infos])
         assert copy.read_bytes() == path.read_bytes()
         assert sorted(child.name for child in Path(folder).iterdir()) == ["copy", "weights"]
 
@@ -148,7 +148,7 @@ def test_safetensors_metadata_survives(tmp_path: Path) -> None:
         assert weights.metadata == {"format": "np", "a": "\u4e2d"}
 
 
-TREE: Tree = {
+TREE: dict[Any, Any] = {
     "args": Namespace(hidden_size=48, lr=1e-4, names=["a", None], flag=True, big=-(1 << 40)),
     "checkpoint_version": 3.0,
     "model": {"language_model": {"weight": TensorRef("w"), 0: TensorRef("b")}, "tied": TensorRef("w")},
@@ -161,8 +161,7 @@ def test_nested_trees_survive(write: Any, tmp_path: Path) -> None:
     arrays = {"w": ("float32", make_array("float32", (3, 4))), "b": ("float16", make_array("float16", (4,)))}
     write(tmp_path / "weights", entries_of(arrays), tree=TREE)
     with open_weights(tmp_path / "weights") as weights:
-        tree = weights.tree
-        assert isinstance(tree, dict)
+        tree: Any = weights.tree
         assert isinstance(tree["args"], Namespace)
         assert tree["args"] == TREE["args"]
         assert (tree["checkpoint_version"], tree["shape"]) == (3.0, (1, (2, 70000), ()))
