@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from gptbridge.allocator import keep_freed_memory
 from gptbridge.errors import UsageError
 from gptbridge.session import Device
 
@@ -23,17 +24,18 @@ ENVIRONMENT = {
 }
 
 
-def prepare_environment() -> None:
-    """Set what torch reads at its import; what the user has set stays."""
+def import_torch() -> Any:
+    """Set what torch reads at its import, unless the user has; import torch and return it."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    import torch
+
+    return torch
 
 
 def probe() -> dict[str, Any]:
     """Return torch's version and the devices it sees."""
-    prepare_environment()
-    import torch
-
+    torch = import_torch()
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
     return {"version": torch.__version__, "devices": ["cpu", *gpus]}
 
@@ -45,9 +47,7 @@ def setup(wanted: str) -> Device | None:
     """
     if wanted not in ("auto", "cpu", "gpu"):
         return None
-    prepare_environment()
-    import torch
-
+    torch = import_torch()
     make_deterministic()
     if torch.cuda.is_available() and wanted != "cpu":
         handle = torch.device("cuda", 0)
@@ -59,6 +59,7 @@ def setup(wanted: str) -> Device | None:
             allowed="cpu, auto",
             hint="`gptbridge backends --probe` lists the devices.",
         )
+    keep_freed_memory()
     return Device("cpu", f"CPU, {torch.get_num_threads()} threads", torch.device("cpu"))
 
 

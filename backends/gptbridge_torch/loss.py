@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_LOGITS = {"cpu": 2**22}  # logits alive at once: small enough for a CPU's caches,
-LARGE_BLOCK_LOGITS = 2**28  # large enough to fill any accelerator
-ALIGNMENT = 64  # tensor cores want a number of vocabulary rows that this divides
+# By device type, any accelerator being "other".
+# Logits alive at once: on a CPU few enough for its caches, elsewhere enough to keep it busy.
+BLOCK_LOGITS = {"cpu": 2**22, "other": 2**28}
+# The projection gets rows of zeros up to a multiple of this: tensor cores are slow on odd sizes.
+ROW_MULTIPLE = {"cpu": 1, "other": 64}
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
@@ -66,15 +68,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _projection(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Return the output projection in the type of `hidden`, on a GPU with rows of zeros up to ALIGNMENT."""
-    missing = -len(weight) % ALIGNMENT if hidden.device.type != "cpu" else 0
-    return F.pad(weight.to(hidden.dtype), (0, 0, 0, missing)) if missing else weight.to(hidden.dtype)
+    """Return the output projection in the type of `hidden`, with the rows of zeros that the device likes."""
+    missing = -len(weight) % _for_device(ROW_MULTIPLE, hidden)
+    projection = weight.to(hidden.dtype)
+    return F.pad(projection, (0, 0, 0, missing)) if missing else projection
 
 
 def _blocks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    size = max(1, BLOCK_LOGITS.get(hidden.device.type, LARGE_BLOCK_LOGITS) // len(weight))
+    size = max(1, _for_device(BLOCK_LOGITS, hidden) // len(weight))
     for start in range(0, len(hidden), size):
         yield slice(start, start + size)
+
+
+def _for_device(table: dict[str, int], tensor: Tensor) -> int:
+    return table.get(tensor.device.type, table["other"])
 
 
 def _log_probs(hidden: Tensor, projection: Tensor, vocab_size: int) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +28,9 @@ LIMITS = (
     *parallel.LIMITS,
     *LANGUAGE_MODELING_ONLY,
     Limit(
-        "precision.compute",
-        lambda spec, device: spec.precision.compute == "fp16" and device == "cpu",
-        "fp16 needs a GPU: on a CPU it is slower than fp32 and overflows; use bf16 or fp32",
+        "training.compile",
+        lambda spec, _: spec.training.compile and not shutil.which(os.environ.get("CXX", "g++")),
+        "torch.compile needs a C++ compiler, and neither g++ nor what CXX names is found",
     ),
 )
 
