@@ -66,10 +66,10 @@ def opened(spec: RunSpec) -> tuple[Session, str]:
     return session, device.name
 
 
-def check(precision: str) -> dict[str, object]:
+def check(precision: str, *more: str) -> dict[str, object]:
     """Compare loss, gradients and logits on the GPU with the reference; largest relative differences."""
     small = ["model.num_layers=3", "training.seq_length=64", f"precision.compute={precision}"]
-    spec = spec_of("gpt2-tiny", 2, *small, "training.compile=false")
+    spec = spec_of("gpt2-tiny", 2, *small, "training.compile=false", *more)
     session, device = opened(spec)
     weights = InitialWeights(spec.model, spec.training.seed)
     batch = next(batches(spec))
@@ -90,9 +90,9 @@ def check(precision: str) -> dict[str, object]:
     }
 
 
-def repeatable() -> dict[str, object]:
+def repeatable(*changes: str) -> dict[str, object]:
     """Train the same five steps twice, with dropout; tell whether the bits are equal."""
-    more = ["model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1"]
+    more = ["model.hidden_dropout_prob=0.1", "model.attention_probs_dropout_prob=0.1", *changes]
     spec = spec_of("gpt2-tiny", 4, "training.seq_length=256", *more)
     runs = []
     for _ in range(2):
@@ -145,8 +145,8 @@ def main() -> None:
         return
     if not options.only:
         for precision in ("fp32", "bf16", "fp16"):
-            print(json.dumps(check(precision)), flush=True)
-        print(json.dumps(repeatable()), flush=True)
+            print(json.dumps(check(precision, *options.more)), flush=True)
+        print(json.dumps(repeatable(*options.more)), flush=True)
     for model in options.model or SIZES:
         for micro in options.micro or SIZES[model]:
             more = [part for change in options.more for part in ("-o", change)]
