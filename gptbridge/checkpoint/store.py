@@ -111,9 +111,10 @@ def _all_or_nothing(saving: Path, final: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         shutil.rmtree(saving, ignore_errors=True)
-        if isinstance(error, OSError):
+        refused = error if isinstance(error, OSError) else error.__cause__
+        if isinstance(refused, OSError):
             raise RunFailed(
-                f"the checkpoint could not be saved: {error.strerror}",
+                f"the checkpoint could not be saved: {refused.strerror}",
                 where=final,
                 hint="Earlier checkpoints are untouched; make room and continue with --resume auto",
             ) from error

@@ -1,113 +1,49 @@
-"""Write a session's tensors to safetensors files: in a stream, in shards, never all in memory.
-
-A file is 8 bytes of header length (little-endian), a JSON header {name: {dtype, shape,
-data_offsets}} and the tensors' bytes without holes. Shards are held together by an index,
-NAME.safetensors.index.json, with a `weight_map` from tensor to file.
-"""
+"""Write what a session exports to safetensors: in a stream, in shards, never all in memory."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.errors import BackendBroken
-from gptbridge.weights.json_files import write_json
+from gptbridge.weights.formats import Entry, TensorInfo
+from gptbridge.weights.formats.safetensors import write_safetensors
+from gptbridge.weights.formats.shards import SHARD_BYTES, write_sharded
 
-SHARD_BYTES = 5_000_000_000
-_ALIGNMENT = 8
-
-Shapes = Mapping[str, tuple[int, ...]]
+Exported = Iterator[tuple[str, NDArray[np.float32]]]
 
 
 def write_tensors(
     folder: Path,
     stem: str,
-    shapes: Shapes,
+    shapes: Mapping[str, tuple[int, ...]],
     tensors: Iterable[tuple[str, NDArray[np.float32]]],
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write float32 `tensors`, one at a time as they come, to STEM.safetensors in `folder`.
+    """Write float32 `tensors`, each as it comes, to STEM.safetensors in `folder`, or shards and an index.
 
-    `shapes` lists them all in the order of the file. Above `shard_bytes` they go to several files
-    STEM-00001-of-0000N.safetensors and an index. Every file is on the disk when this returns.
-    BackendBroken when what comes is not what `shapes` announces.
+    `shapes` lists them all in their order. BackendBroken when something else comes.
     """
-    shards = _shards(stem, shapes, shard_bytes)
-    with ExitStack() as stack:
-        places: dict[str, tuple[IO[bytes], int]] = {}
-        opened: list[IO[bytes]] = [stack.enter_context((folder / name).open("wb")) for name in shards]
-        for file, members in zip(opened, shards.values(), strict=True):
-            offset = _write_header(file, members)
-            for tensor, shape in members.items():
-                places[tensor] = (file, offset)
-                offset += 4 * math.prod(shape)
-        _fill(places, shapes, tensors)
-        for file in opened:
-            file.flush()
-            os.fsync(file.fileno())
-    if len(shards) > 1:
-        weight_map = {tensor: name for name, members in shards.items() for tensor in members}
-        total = sum(4 * math.prod(shape) for shape in shapes.values())
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        write_json(folder / f"{stem}.safetensors.index.json", index)
+    exported = iter(tensors)
+    entries: list[Entry] = [
+        (TensorInfo(name, "float32", shape), partial(_take, exported, name, shape))
+        for name, shape in shapes.items()
+    ]
+    write_sharded(folder, stem, "safetensors", entries, write_safetensors, shard_bytes)
+    for name, _ in exported:
+        raise BackendBroken("exported, but no tensor of this model", where=name)
 
 
-def _fill(
-    places: dict[str, tuple[IO[bytes], int]],
-    shapes: Shapes,
-    tensors: Iterable[tuple[str, NDArray[np.float32]]],
-) -> None:
-    for tensor, array in tensors:
-        if tensor not in places:
-            raise BackendBroken("exported twice, or no tensor of this model", where=tensor)
-        if array.shape != shapes[tensor]:
-            raise BackendBroken(
-                f"exported with shape {array.shape}", where=tensor, allowed=str(shapes[tensor])
-            )
-        file, offset = places.pop(tensor)
-        file.seek(offset)
-        file.write(np.ascontiguousarray(array, "<f4").data)
-    if places:
-        raise BackendBroken("not exported", where=next(iter(places)))
-
-
-def _shards(stem: str, shapes: Shapes, shard_bytes: int) -> dict[str, Shapes]:
-    """Return file name -> its tensors, in order, each file at most `shard_bytes` where a tensor allows."""
-    groups: list[dict[str, tuple[int, ...]]] = [{}]
-    size = 0
-    for tensor, shape in shapes.items():
-        nbytes = 4 * math.prod(shape)
-        if groups[-1] and size + nbytes > shard_bytes:
-            groups.append({})
-            size = 0
-        groups[-1][tensor] = shape
-        size += nbytes
-    if len(groups) == 1:
-        return {f"{stem}.safetensors": groups[0]}
-    return {
-        f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors": group
-        for number, group in enumerate(groups, start=1)
-    }
-
-
-def _write_header(file: IO[bytes], shapes: Shapes) -> int:
-    """Write the header of a float32 file; return where its first tensor starts."""
-    # transformers opens a file only when its metadata names a framework's format.
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor, shape in shapes.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[tensor] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
-    file.write(len(text).to_bytes(8, "little") + text)
-    return 8 + len(text)
+def _take(exported: Exported, name: str, shape: tuple[int, ...]) -> list[NDArray[np.float32]]:
+    """Return the next tensor, which must be the one announced."""
+    found, array = next(exported, (None, np.empty(0, np.float32)))
+    if found != name:
+        raise BackendBroken(f"exported where {name} was due", where=found or "nothing")
+    if array.shape != shape:
+        raise BackendBroken(f"exported with shape {array.shape}", where=name, allowed=str(shape))
+    return [np.asarray(array, "<f4")]

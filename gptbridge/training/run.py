@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from gptbridge.training.environment import describe_environment
 from gptbridge.training.events import EventLog, Events, Observer
 from gptbridge.training.facts import spec_facts
 from gptbridge.training.loop import Loop, Reason
-from gptbridge.training.loss_scale import initial_state
+from gptbridge.training.loss_scale import continued, initial_state
 from gptbridge.training.resume import allow_resume
 from gptbridge.training.run_folder import locked
 from gptbridge.training.signals import StopRequest
@@ -112,11 +112,7 @@ def _load(session: Session, spec: RunSpec, checkpoint: Checkpoint | None) -> int
     session.import_weights(checkpoint.weights)
     if checkpoint.moments is not None:
         session.import_optimizer(checkpoint.moments)
-    state = checkpoint.state.session_state()
-    begin = initial_state(spec.precision)
-    if (begin.loss_scale is None) != (state.loss_scale is None):
-        state = replace(begin, updates=state.updates)  # the precision changed
-    session.import_state(state)
+    session.import_state(continued(checkpoint.state.session_state(), spec.precision))
     return checkpoint.state.step
 
 

@@ -30,19 +30,16 @@ SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 @given(
     shapes=st.dictionaries(NAMES, SHAPES, min_size=1, max_size=8),
     shard_bytes=st.integers(1, 400),
-    data=st.data(),
 )
-def test_tensors_survive_any_order_and_sharding(
+def test_tensors_survive_any_sharding(
     tmp_path_factory: pytest.TempPathFactory,
     shapes: dict[str, tuple[int, ...]],
     shard_bytes: int,
-    data: st.DataObject,
 ) -> None:
     folder = tmp_path_factory.mktemp("tensors")
     stream = np.random.default_rng(len(shapes))
     arrays = {name: stream.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    order = data.draw(st.permutations(list(arrays)))
-    write_tensors(folder, "model", shapes, ((n, arrays[n]) for n in order), shard_bytes=shard_bytes)
+    write_tensors(folder, "model", shapes, arrays.items(), shard_bytes=shard_bytes)
     index = folder / "model.safetensors.index.json"
     with open_weights(index if index.exists() else folder / "model.safetensors") as files:
         assert set(files.tensors) == set(arrays)
@@ -56,7 +53,13 @@ def test_tensors_survive_any_order_and_sharding(
 def test_a_session_that_exports_the_wrong_tensors_is_named(tmp_path: Path) -> None:
     shapes = {"a": (2,), "b": (3,)}
     a, b = np.zeros(2, np.float32), np.zeros(3, np.float32)
-    for wrong in ([("a", a)], [("a", a), ("a", a)], [("a", a), ("c", b)], [("a", b), ("b", b)]):
+    for wrong in (
+        [("a", a)],
+        [("a", a), ("a", a)],
+        [("b", b), ("a", a)],
+        [("a", b), ("b", b)],
+        [("a", a), ("b", b), ("c", b)],
+    ):
         with pytest.raises(BackendBroken):
             write_tensors(tmp_path, "model", shapes, iter(wrong))
 
