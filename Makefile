@@ -18,6 +18,7 @@ install: .venv/all
 .venv/made:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'gptbridge needs Python 3.11 or newer')"
 	$(PYTHON) -m venv .venv
+	$(PIP) --upgrade "pip>=25.1"
 	touch $@
 
 .venv/torch: .venv/made pyproject.toml constraints.txt
@@ -31,7 +32,16 @@ install: .venv/all
 	touch $@
 
 demo: .venv/torch
-	@$(BIN)/python examples/demo.py
+	@rm -rf runs/demo
+	$(BIN)/gptbridge train gpt2-tiny --backend torch --run runs/demo -o training.max_steps=120 -o training.log_interval=10
+	$(BIN)/gptbridge generate runs/demo --backend torch --prompt "def " -o generation.max_new_tokens=120
+	$(BIN)/gptbridge generate runs/demo --backend torch --prompt "def " -o generation.max_new_tokens=120 \
+	  -o generation.strategy=sample -o generation.top_k=20
+	@echo
+	@echo "That was a byte-level GPT after 120 steps on the Python standard library. Next:"
+	@echo "  $(BIN)/gptbridge train --resume runs/demo --run runs/longer -o training.max_steps=300   go on"
+	@echo "  $(BIN)/gptbridge spec list                                                            other models and recipes"
+	@echo "  make install && $(BIN)/gptbridge parity --steps 5                                     the same on all three frameworks"
 
 test: .venv/all
 	$(PYTEST)
