@@ -26,8 +26,8 @@ from gptbridge.weights.formats.tensor import Entry, TensorInfo
 _TYPES = {dtype: name for name, dtype in DTYPES.items() if not name.startswith("Complex")}
 
 
-def write_ckpt(path: Path, entries: Iterable[Entry], *, crc: bool = True) -> None:
-    """Write a .ckpt file, streaming, with the CRC that mindspore's crc_check reads.
+def write_ckpt(path: Path, entries: Iterable[Entry], *, crc: bool = False) -> None:
+    """Write a .ckpt file, streaming; with `crc`, as with mindspore's crc_check, a CRC at its end.
 
     ValueError for an element type that the format lacks.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, Extent, TensorI
 
 Piece: TypeAlias = "NDArray[np.uint8] | Extent"
 _READ_STEP = 1 << 20
+_PIECES_IN_FLIGHT = 3
 
 
 class OutputFile:
@@ -116,13 +118,12 @@ class Checksum:
     def __init__(self) -> None:
         self._value = 0
         self._pool = ThreadPoolExecutor(max_workers=1)
-        self._pending: Future[None] | None = None
+        self._pending: deque[Future[None]] = deque()
 
     def add(self, piece: Piece) -> None:
-        """Take in the next bytes; waits until those before are done, so that one piece is in flight."""
-        self._wait()
-        work = self._add_extent if isinstance(piece, Extent) else self._add_array
-        self._pending = self._pool.submit(work, piece)  # type: ignore[arg-type]
+        """Take in the next bytes, in order; waits while too many pieces are in flight."""
+        self._wait(_PIECES_IN_FLIGHT - 1)
+        self._pending.append(self._pool.submit(self._add, piece))
 
     def take(self) -> int:
         """Return the CRC-32 of what was added, and start again from nothing."""
@@ -135,15 +136,14 @@ class Checksum:
         self._wait()
         self._value = zlib.crc32(data, self._value)
 
-    def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+    def _wait(self, in_flight: int = 0) -> None:
+        while len(self._pending) > in_flight:
+            self._pending.popleft().result()
 
-    def _add_array(self, piece: NDArray[np.uint8]) -> None:
-        self._value = zlib.crc32(piece.data, self._value)
-
-    def _add_extent(self, piece: Extent) -> None:
+    def _add(self, piece: Piece) -> None:
+        if not isinstance(piece, Extent):
+            self._value = zlib.crc32(piece.data, self._value)
+            return
         buffer = memoryview(bytearray(min(_READ_STEP, piece.nbytes)))
         offset, end = piece.offset, piece.offset + piece.nbytes
         while offset < end:

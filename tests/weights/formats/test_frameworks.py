@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from gptbridge.errors import BadInput
-from gptbridge.weights.formats import WRITERS, Namespace, TensorRef, WeightFile, open_weights
+from gptbridge.weights.formats import WRITERS, Namespace, TensorRef, WeightFile, open_weights, write_ckpt
 from tests.weights.formats.conftest import WRITABLE, entries_of, make_array, read_all
 
 SCRIPTS = Path(__file__).parent / "frameworks"
@@ -55,12 +56,17 @@ def write_given(folder: Path, framework: str) -> None:
         WRITERS[kind](folder / file, entries_of(arrays))
         with open_weights(folder / file) as weights:
             given[file] = describe(weights)
+    if framework == "mindspore":
+        with open_weights(folder / "given.ckpt") as weights:
+            entries = [(info, partial(weights.chunks, name)) for name, info in weights.tensors.items()]
+            write_ckpt(folder / "given-crc.ckpt", entries, crc=True)
+        given["given-crc.ckpt"] = given["given.ckpt"]
     (folder / "given.json").write_text(json.dumps(given))
 
 
 def exchange(framework: str, folder: Path) -> Path:
     write_given(folder, framework)
-    command = [sys.executable, SCRIPTS / f"with_{framework}.py", folder]
+    command = [sys.executable, str(SCRIPTS / f"with_{framework}.py"), str(folder)]
     done = subprocess.run(
         command, env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS, check=False
     )

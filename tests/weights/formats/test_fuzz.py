@@ -105,12 +105,10 @@ def _pickled(value: object) -> bytes:
 
 GLOBAL_ATOMS = [f"c{module}\n{name}\n".encode() for module, name in GLOBALS]
 STACK_ATOMS = [bytes([opcode]) for opcode in b"N\x88\x89)}]\x8f(Q01 2tR\x81baesu\x85\x86\x87\x90\x91\x94"]
+VALUES: list[object] = [0, 1, 4, -1, 300, 1 << 40, 1.5, "f4", "storage", "0", "cpu", "latin1", "<", "data"]
+VALUES += [(), (2, 3), (4,), (3, 1), [], {}, "O8", b"b", {"conj": True}]
 VALUE_ATOMS = [
-    *(
-        _pickled(value)
-        for value in (0, 1, 4, -1, 300, 1 << 40, 1.5, "f4", "storage", "0", "cpu", "latin1", "<")
-    ),
-    *(_pickled(value) for value in ((), (2, 3), (4,), (3, 1), [], {}, "data", "O8", b"b", {"conj": True})),
+    *(_pickled(value) for value in VALUES),
     b"C\x18" + bytes(24),
     b"B\x60\x09\x00\x00" + bytes(2400),
     b"X\x60\x09\x00\x00" + b"\xc3\xa9" * 1200,

@@ -48,10 +48,11 @@ def state_dicts(draw: st.DrawFn, kind: str) -> dict[str, tuple[str, NDArray[Any]
     }
 
 
-def assert_round_trip(kind: str, arrays: Mapping[str, tuple[str, NDArray[Any]]]) -> None:
+def assert_round_trip(kind: str, arrays: Mapping[str, tuple[str, NDArray[Any]]], **options: Any) -> None:
+    write: Any = partial(WRITERS[kind], **options)
     with tempfile.TemporaryDirectory() as folder:
         path, copy = Path(folder, "weights"), Path(folder, "copy")
-        WRITERS[kind](path, entries_of(arrays))
+        write(path, entries_of(arrays))
         with open_weights(path) as weights:
             assert weights.format == kind
             assert {n: (i.dtype, i.shape) for n, i in weights.tensors.items()} == {
@@ -59,7 +60,7 @@ def assert_round_trip(kind: str, arrays: Mapping[str, tuple[str, NDArray[Any]]])
             }
             assert read_all(weights) == {name: array.tobytes() for name, (_, array) in arrays.items()}
             infos = weights.tensors.items()
-            WRITERS[kind](copy, [(info, partial(weights.chunks, name)) for name, info in infos])
+            write(copy, [(info, partial(weights.chunks, name)) for name, info in infos])
         assert copy.read_bytes() == path.read_bytes()
         assert sorted(child.name for child in Path(folder).iterdir()) == ["copy", "weights"]
 
@@ -79,7 +80,7 @@ def test_any_state_dict_survives(kind: str) -> None:
 def test_any_state_dict_survives_in_ckpt(arrays: dict[str, tuple[str, NDArray[Any]]], crc: bool) -> None:
     if not arrays and not crc:
         return  # a .ckpt file without parameters has no bytes
-    assert_round_trip("ckpt", arrays)
+    assert_round_trip("ckpt", arrays, crc=crc)
 
 
 @pytest.mark.parametrize("kind", sorted(WRITERS))

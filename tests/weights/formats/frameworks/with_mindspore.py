@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
     for file, expected in json.loads((folder / "given.json").read_text()).items():
         path = str(folder / file)
         form = "safetensors" if file.endswith(".safetensors") else "ckpt"
-        checked = {"crc_check": True} if form == "ckpt" else {}
+        checked = {"crc_check": True} if file == "given-crc.ckpt" else {}
         assert describe(mindspore.load_checkpoint(path, format=form, **checked)) == expected, file
     odd = odd_tensors()
     listed = [{"name": name, "data": tensor} for name, tensor in odd.items()]
@@ -46,10 +46,8 @@ def main(folder: Path) -> None:
     mindspore.save_checkpoint(listed, str(folder / "st.safetensors"), format="safetensors")
     serialization.SLICE_SIZE = 1  # in KiB, instead of 512 MiB
     mindspore.save_checkpoint(listed, str(folder / "sliced.ckpt"))
-    arrays = {name: tensor for name, tensor in odd.items() if tensor.shape}
     written |= dict.fromkeys(("crc.ckpt", "sliced.ckpt"), describe(odd))
     written["st.safetensors"] = describe(odd)
-    assert arrays
     for mode in ("AES-GCM", "AES-CBC", "SM4-CBC"):
         file = str(folder / f"encrypted-{mode}.ckpt")
         mindspore.save_checkpoint(listed, file, enc_key=b"0123456789abcdef", enc_mode=mode)

@@ -96,7 +96,7 @@ def main(folder: Path) -> None:
         "iteration": 100,
         "model": {"language_model": {"embedding": {"word_embeddings": {"weight": odd["base"]}}}},
         "optimizer": {"state": {0: {"exp_avg": odd["base"], "step": torch.tensor(1.0)}}},
-        "opt_param_scheduler": collections.defaultdict(dict, {"lr": np.float64(1e-4)}),
+        "opt_param_scheduler": collections.defaultdict(None, {"lr": np.float64(1e-4)}),
         "rng_state": [
             {"random_rng_state": random.getstate(), "np_rng_state": np.random.get_state()},
         ],
