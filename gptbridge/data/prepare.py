@@ -169,7 +169,7 @@ def _describe(
         },
         "options": asdict(options),
         "sources": [
-            {"path": str(source.path), "bytes": source.size, "sha256": digest}
+            {"path": str(source.path), "bytes": source.size, "blake2b": digest}
             for source, digest in zip(sources, done.digests, strict=True)
         ],
     }

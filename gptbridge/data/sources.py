@@ -104,8 +104,8 @@ def _allowed() -> str:
 class SourceStream:
     """The decompressed bytes of a source, read once from begin to end, whatever its size.
 
-    `consumed` counts the bytes read from the disk; `finish` returns their sha256 and checks that
-    the file was whole.
+    `consumed` counts the bytes read from the disk; `finish` returns their BLAKE2b and checks
+    that the file was whole.
     """
 
     def __init__(self, source: Source) -> None:
@@ -146,7 +146,7 @@ class SourceStream:
                 count -= dropped
 
     def finish(self) -> str:
-        """Return the sha256 (hex) of the whole file on the disk."""
+        """Return the BLAKE2b-256 (hex) of the whole file on the disk, as `b2sum -l 256` prints it."""
         with self._explained():
             while self._raw.read(CHUNK):
                 pass
@@ -174,12 +174,12 @@ class SourceStream:
 
 
 class _DigestingFile(io.RawIOBase):
-    """A file that takes the sha256 of what is read from it."""
+    """A file that takes the digest of what is read from it; BLAKE2b is twice as fast as SHA-256."""
 
     def __init__(self, path: Path) -> None:
         require_regular_file(path)
         self._file = path.open("rb", buffering=0)
-        self.digest = hashlib.sha256()
+        self.digest = hashlib.blake2b(digest_size=32)
         self.consumed = 0
 
     def readable(self) -> bool:

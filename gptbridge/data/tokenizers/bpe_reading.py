@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from gptbridge.data.tokenizers.bpe_files import BpeDefinition, byte_symbols
 from gptbridge.data.tokenizers.interface import END_OF_TEXT
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.json_files import read_json, require_regular_file
+from gptbridge.weights.json_files import require_regular_file
 
 FILE_LIMIT = 64 << 20
 
@@ -27,7 +30,7 @@ _PLAIN_MODEL: dict[str, tuple[Any, ...]] = {
 
 def read_tokenizer_json(path: Path) -> BpeDefinition:
     """Return the definition in a tokenizer.json; BadInput names what is wrong or not byte-level BPE."""
-    content = read_json(path, limit=FILE_LIMIT)
+    content = _read_object(path)
     model = content.get("model")
     if not isinstance(model, dict):
         raise BadInput("no model in this tokenizer.json", where=path)
@@ -53,12 +56,10 @@ def read_tokenizer_json(path: Path) -> BpeDefinition:
 
 def read_vocab_and_merges(folder: Path) -> BpeDefinition:
     """Return the definition in GPT-2's vocab.json and merges.txt, split by GPT-2's rule."""
-    vocabulary = _checked_ids(read_json(folder / "vocab.json", limit=FILE_LIMIT), folder / "vocab.json")
+    vocabulary = _checked_ids(_read_object(folder / "vocab.json"), folder / "vocab.json")
     path = folder / "merges.txt"
-    if require_regular_file(path) > FILE_LIMIT:
-        raise BadInput("too large for merges", where=path, allowed=f"at most {FILE_LIMIT} bytes")
     try:
-        lines = path.read_bytes().decode().split("\n")
+        lines = _read_limited(path).decode().split("\n")
     except UnicodeDecodeError as error:
         raise BadInput(f"not UTF-8 at byte {error.start}", where=path) from error
     if lines[0].startswith("#version"):
@@ -66,6 +67,26 @@ def read_vocab_and_merges(folder: Path) -> BpeDefinition:
     merges = tuple(_pair(line, path) for line in (line.rstrip("\r") for line in lines) if line)
     special = {END_OF_TEXT: vocabulary.pop(END_OF_TEXT)} if END_OF_TEXT in vocabulary else {}
     return _checked(BpeDefinition(vocabulary, merges, special), folder)
+
+
+def _read_limited(path: Path) -> bytes:
+    if require_regular_file(path) > FILE_LIMIT:
+        raise BadInput("too large for a tokenizer", where=path, allowed=f"at most {FILE_LIMIT} bytes")
+    return path.read_bytes()
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; fast, for each worker reads it.
+
+    A token spelt twice is not seen here, but one of its ids is then missing.
+    """
+    try:
+        content = orjson.loads(_read_limited(path))
+    except ValueError as error:
+        raise BadInput(f"not JSON: {printable(error)}", where=path) from error
+    if not isinstance(content, dict):
+        raise BadInput("not a JSON object", where=path)
+    return content
 
 
 def _checked_ids(vocabulary: object, path: Path) -> dict[str, int]:
@@ -84,7 +105,7 @@ def _special_tokens(entries: object, vocabulary: dict[str, int], path: Path) -> 
     special: dict[str, int] = {}
     for entry in _listed(entries, "added_tokens", path):
         token, i = (entry.get("content"), entry.get("id")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(token, str) or not token or type(i) is not int or not _is_unicode(token):
+        if not isinstance(token, str) or not token or type(i) is not int:
             raise BadInput("an added token without content or id", where=path)
         if entry.get("special") is not True:
             raise BadInput(
@@ -98,11 +119,6 @@ def _special_tokens(entries: object, vocabulary: dict[str, int], path: Path) -> 
     return special
 
 
-def _is_unicode(text: str) -> bool:
-    """JSON can spell half of a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def _listed(value: object, name: str, path: Path) -> list[Any]:
     if not isinstance(value, list):
         raise BadInput(f"{name} is not a list", where=path)
@@ -111,8 +127,10 @@ def _listed(value: object, name: str, path: Path) -> list[Any]:
 
 def _pair(merge: object, path: Path) -> tuple[str, str]:
     parts = merge.split(" ") if isinstance(merge, str) else merge
-    if isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) and part for part in parts):
-        return parts[0], parts[1]
+    if isinstance(parts, list) and len(parts) == 2:
+        left, right = parts
+        if isinstance(left, str) and isinstance(right, str) and left and right:
+            return left, right
     raise BadInput(f"the merge {printable(merge)!r} is not a pair of tokens", where=path)
 
 
@@ -166,24 +184,24 @@ def _checked(definition: BpeDefinition, path: Path) -> BpeDefinition:
     if "" in vocabulary or not symbols.issuperset("".join(vocabulary)):
         token = next(token for token in vocabulary if not token or not symbols.issuperset(token))
         raise BadInput(f"the token {printable(token)!r} is not spelt in byte-level symbols", where=path)
-    seen: set[tuple[str, str]] = set()
+    if len(set(definition.merges)) < len(definition.merges):
+        (left, right), _ = Counter(definition.merges).most_common(1)[0]
+        raise BadInput(f"the merge {printable(left)!r} {printable(right)!r} appears twice", where=path)
     for left, right in definition.merges:
-        for token in (left, right, left + right):
-            if token not in vocabulary:
-                raise BadInput(
-                    f"the merge {printable(left)!r} {printable(right)!r} needs {printable(token)!r}, "
-                    "which is not in the vocabulary",
-                    where=path,
-                )
-        if (left, right) in seen:
-            raise BadInput(f"the merge {printable(left)!r} {printable(right)!r} appears twice", where=path)
-        seen.add((left, right))
+        if not (left in vocabulary and right in vocabulary and left + right in vocabulary):
+            token = next(token for token in (left, right, left + right) if token not in vocabulary)
+            raise BadInput(
+                f"the merge {printable(left)!r} {printable(right)!r} needs {printable(token)!r}, "
+                "which is not in the vocabulary",
+                where=path,
+            )
     return definition
 
 
 def _require_dense(ids: Iterable[int], path: Path) -> None:
     ordered = sorted(ids)
-    for expected, i in enumerate(ordered):
-        if i != expected:
-            problem = f"the id {i} appears twice" if i < expected else f"no token has the id {expected}"
-            raise BadInput(problem, where=path, allowed=f"each of 0..{len(ordered) - 1} once")
+    if ordered == list(range(len(ordered))):
+        return
+    expected, wrong = next((n, i) for n, i in enumerate(ordered) if n != i)
+    problem = f"the id {wrong} appears twice" if wrong < expected else f"no token has the id {expected}"
+    raise BadInput(problem, where=path, allowed=f"each of 0..{len(ordered) - 1} once")
