@@ -1,28 +1,23 @@
 """The same GPT as a bare Paddle loop: what an engineer writes by hand without gptbridge.
 
-`python benchmarks/bare_paddle.py --layers 4 --hidden 256 --heads 4 --vocab 8192 --seq 256 --batch 8
---steps 20` prints one JSON line. Two warm-up steps are not timed.
+`python benchmarks/bare_paddle.py --steps 20` prints one JSON line; see workload.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import time
 
+# Paddle's own default is one thread.
 os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-os.environ.setdefault("GLOG_minloglevel", "2")
 
-import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
+from workload import BETAS, CLIP, EPSILON, LEARNING_RATE, SEED, WEIGHT_DECAY, Tokens, measure, read_arguments
 
 from gptbridge.weights.canonical import InitialWeights
 from gptbridge_specs import ModelSpec
-
-WARM_UP = 2
 
 
 class Block(nn.Layer):
@@ -38,8 +33,8 @@ class Block(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, hidden = x.shape
-        qkv = self.c_attn(self.ln_1(x)).reshape([batch, length, 3, self.heads, hidden // self.heads])
-        q, k, v = paddle.unbind(qkv, axis=2)
+        q, k, v = paddle.split(self.c_attn(self.ln_1(x)), 3, axis=2)
+        q, k, v = (y.reshape([batch, length, self.heads, -1]) for y in (q, k, v))
         attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.c_proj(attended.reshape([batch, length, hidden]))
         return x + self.proj(F.gelu(self.fc(self.ln_2(x)), approximate=True))
@@ -50,9 +45,8 @@ class GPT(nn.Layer):
         super().__init__()
         self.wte = nn.Embedding(model.vocab_size, model.hidden_size)
         self.wpe = nn.Embedding(model.max_position_embeddings, model.hidden_size)
-        self.h = nn.LayerList(
-            [Block(model.hidden_size, model.num_attention_heads) for _ in range(model.num_layers)]
-        )
+        blocks = [Block(model.hidden_size, model.num_attention_heads) for _ in range(model.num_layers)]
+        self.h = nn.LayerList(blocks)
         self.ln_f = nn.LayerNorm(model.hidden_size)
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
@@ -66,64 +60,35 @@ class GPT(nn.Layer):
 def build(spec: ModelSpec) -> GPT:
     """Return the model with gptbridge's initial weights, so that the losses can be compared."""
     model = GPT(spec)
-    initial = InitialWeights(spec, seed=1234).values()
-    for parameter, value in zip(_canonical_order(model), initial, strict=True):
+    for parameter, value in zip(model.parameters(), InitialWeights(spec, seed=SEED).values(), strict=True):
         parameter.set_value(value)
     return model
 
 
-def _canonical_order(model: GPT) -> list[Tensor]:
-    layers: list[nn.Layer] = [model.wte, model.wpe]
-    for block in model.h:
-        layers += [block.ln_1, block.c_attn, block.c_proj, block.ln_2, block.fc, block.proj]
-    layers.append(model.ln_f)
-    return [parameter for layer in layers for parameter in layer.parameters()]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    for name, default in (("layers", 4), ("hidden", 256), ("heads", 4), ("vocab", 8192)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("seq", 256), ("batch", 8), ("steps", 20)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    args = parser.parse_args()
-    model = build(
-        ModelSpec(
-            vocab_size=args.vocab,
-            hidden_size=args.hidden,
-            num_layers=args.layers,
-            num_attention_heads=args.heads,
-            max_position_embeddings=args.seq,
-        )
-    )
+    workload = read_arguments(argparse.ArgumentParser(description=__doc__))
+    if workload.precision != "fp32":
+        raise SystemExit("Paddle computes in fp32 alone on CPU")
+    model = build(workload.model)
     matrices = {p.name for p in model.parameters() if p.ndim > 1}
     optimizer = paddle.optimizer.AdamW(
-        1e-3,
-        beta2=0.95,
-        weight_decay=0.1,
+        LEARNING_RATE,
+        *BETAS,
+        EPSILON,
         parameters=model.parameters(),
+        weight_decay=WEIGHT_DECAY,
         apply_decay_param_fun=lambda name: name in matrices,
-        grad_clip=nn.ClipGradByGlobalNorm(1.0),
+        grad_clip=nn.ClipGradByGlobalNorm(CLIP),
     )
-    data = np.random.default_rng(1234)
-    losses: list[float] = []
-    wall = cpu = 0.0
-    for step in range(WARM_UP + args.steps):
-        if step == WARM_UP:
-            wall, cpu = time.perf_counter(), time.process_time()
-        tokens = data.integers(0, args.vocab, (args.batch, args.seq + 1))
-        loss = model(paddle.to_tensor(tokens[:, :-1]), paddle.to_tensor(tokens[:, 1:]))
+
+    def step(inputs: Tokens, labels: Tokens) -> float:
+        loss = model(paddle.to_tensor(inputs), paddle.to_tensor(labels))
         loss.backward()
         optimizer.step()
         optimizer.clear_grad()
-        losses.append(float(loss))
-    count = args.steps * args.batch * args.seq
-    figures = {
-        "tokens_per_second": count / (time.perf_counter() - wall),
-        "tokens_per_cpu_second": count / (time.process_time() - cpu),
-        "losses": losses,
-    }
-    print(json.dumps(figures))
+        return float(loss)
+
+    measure(workload, step)
 
 
 if __name__ == "__main__":

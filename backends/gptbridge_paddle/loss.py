@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
@@ -67,9 +68,10 @@ def _blocks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
 def _loss_and_probabilities(hidden: Tensor, weight: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the (N, 1) negative log likelihoods and the (N, V) softmax of the logits, both fp32."""
     logits = paddle.matmul(hidden, weight, transpose_y=True).astype("float32")
-    # The operator under F.cross_entropy, which throws the softmax away. Hard labels, softmax
-    # included, stable, no label to ignore, last axis.
-    probabilities, loss = paddle._C_ops.cross_entropy_with_softmax(
-        logits, labels.unsqueeze(1), False, True, True, -100, -1
-    )
-    return loss, probabilities
+    labels = labels.unsqueeze(1)
+    highest = paddle.argmax(logits, axis=1, keepdim=True, dtype="int32")
+    # -log softmax[label] by way of the likeliest token, whose probability never vanishes: on CPU
+    # Paddle's softmax and cross entropy cut everything beyond 64 below the highest logit.
+    lead = paddle.take_along_axis(logits, highest, 1) - paddle.take_along_axis(logits, labels, 1)
+    probabilities = F.softmax_(logits, axis=1)
+    return lead - paddle.log(paddle.take_along_axis(probabilities, highest, 1)), probabilities

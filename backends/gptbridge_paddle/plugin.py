@@ -31,6 +31,12 @@ LIMITS = (
         "bf16 and fp16 need a GPU: on a CPU Paddle has no kernels for them, and its automatic mixed "
         "precision would silently compute in fp32; use fp32",
     ),
+    Limit(
+        "training.compile",
+        lambda spec, _: spec.training.compile,
+        "this backend runs eagerly: paddle.jit.to_static makes its CPU steps slower and their memory twice "
+        "as large",
+    ),
 )
 
 

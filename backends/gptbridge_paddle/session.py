@@ -58,7 +58,7 @@ class PaddleSession:
         with paddle.no_grad(), self._precision():
             hidden = self._evaluate(inputs).flatten(0, 1)
             losses = token_losses(hidden, self._model.head, self._to_device(labels).flatten())
-        return np.array(losses.numpy()).reshape(labels.shape)
+        return np.asarray(losses.numpy(), np.float32).reshape(labels.shape)
 
     def logits(self, tokens: NDArray[np.int32], at: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Return (B, T, V) logits of (B, T) tokens without dropout; (B, K, V) at positions `at` (B, K)."""
@@ -67,7 +67,7 @@ class PaddleSession:
             if at is not None:
                 hidden = paddle.take_along_axis(hidden, self._to_device(at).unsqueeze(2), 1)
             logits = paddle.matmul(hidden, self._model.head, transpose_y=True)
-        return np.array(logits.astype("float32").numpy())
+        return np.asarray(logits.astype("float32").numpy(), np.float32)
 
     def export_weights(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Yield every weight, one at a time, in canonical order."""

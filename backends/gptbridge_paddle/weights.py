@@ -28,7 +28,7 @@ class Weights:
         """
         for name, parameter in self.table.items():
             for suffix, tensor in select(parameter).items():
-                yield name + suffix, np.array(tensor.numpy(), np.float32)
+                yield name + suffix, np.asarray(tensor.numpy(), np.float32)
 
     def load(
         self,

@@ -1,0 +1,245 @@
+"""What the conformance kit leaves open: process set-up, recompute, the loss by blocks, AdamW, refusals."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from gptbridge.errors import UsageError
+from gptbridge.plugins import load_backend
+from gptbridge.session import EXP_AVG, Batch
+from gptbridge.weights.canonical import InitialWeights
+from gptbridge_paddle import ascend, hardware
+from gptbridge_specs import RunSpec
+
+paddle = hardware.import_paddle()
+
+import paddle.nn.functional as F  # noqa: E402
+from paddle import Tensor  # noqa: E402
+
+from gptbridge_paddle import loss  # noqa: E402
+from gptbridge_paddle.model import GPT  # noqa: E402
+from gptbridge_paddle.optimizer import Optimizer  # noqa: E402
+from gptbridge_paddle.session import PaddleSession  # noqa: E402
+
+GRANULARITIES = ("none", "core_attn", "full_attn", "full")
+VOCAB, LENGTH = 67, 16
+DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+
+
+def make_spec(**parts: dict[str, Any]) -> RunSpec:
+    model = {
+        "vocab_size": VOCAB,
+        "hidden_size": 24,
+        "num_layers": 2,
+        "max_position_embeddings": LENGTH,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.3,
+    }
+    training = {"seq_length": LENGTH, "global_batch_size": 4, "device": "cpu"}
+    parts["model"] = model | parts.get("model", {})
+    parts["training"] = training | parts.get("training", {})
+    return RunSpec.model_validate(parts)
+
+
+def open_session(spec: RunSpec) -> PaddleSession:
+    device = hardware.setup("cpu")
+    assert device is not None
+    session = PaddleSession(spec, device)
+    session.import_weights(InitialWeights(spec.model, seed=7))
+    return session
+
+
+def make_batch(step: int = 1) -> Batch:
+    tokens = np.random.default_rng(step).integers(0, VOCAB, (1, 4, LENGTH + 1), dtype=np.int32)
+    mask = np.ones((1, 4, LENGTH), np.bool_)
+    return Batch(step, tokens[..., :-1], tokens[..., 1:], mask, mask.size)
+
+
+def gradients(spec: RunSpec) -> dict[str, NDArray[np.float32]]:
+    return dict(open_session(spec).gradients(make_batch()))
+
+
+@pytest.fixture(scope="module")
+def dropout_gradients() -> dict[str, NDArray[np.float32]]:
+    return gradients(make_spec(model=DROPOUT))
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES[1:])
+def test_recompute_repeats_every_bit_through_dropout(
+    granularity: str, dropout_gradients: dict[str, NDArray[np.float32]]
+) -> None:
+    recomputed = gradients(make_spec(model=DROPOUT, training={"recompute": granularity}))
+    for name, gradient in dropout_gradients.items():
+        np.testing.assert_array_equal(gradient, recomputed[name], err_msg=name)
+
+
+def allocated() -> int:
+    return int(paddle.base.core.host_memory_stat_current_value("Allocated", 0))
+
+
+def kept_bytes(granularity: str) -> int:
+    """Return the bytes that a forward pass leaves allocated for the backward pass."""
+    model = GPT(make_spec(model=DROPOUT).model, granularity)
+    model(tokens := paddle.zeros([4, LENGTH], "int32"))  # fills the cache of causal masks
+    before = allocated()
+    hidden = model(tokens)
+    kept = allocated() - before
+    assert not hidden.stop_gradient
+    return kept
+
+
+def test_recompute_keeps_less_at_each_granularity() -> None:
+    kept = [kept_bytes(granularity) for granularity in GRANULARITIES]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == len(kept)
+
+
+def test_dropout_of_a_step_depends_on_its_number_alone() -> None:
+    spec = make_spec(model=DROPOUT, optimizer={"name": "sgd"})
+    first, second = open_session(spec), open_session(spec)
+    second.step(make_batch(9), 0.0)  # draws from the generator that the first session has not used
+    assert first.step(make_batch(3), 0.0) == second.step(make_batch(3), 0.0)
+    assert first.step(make_batch(4), 0.0) != second.step(make_batch(3), 0.0)
+
+
+@pytest.fixture(params=[1, 100, 2**20], ids=["row", "blocks", "whole"])
+def block_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loss.BLOCK_LOGITS, "cpu", request.param)
+
+
+@pytest.mark.usefixtures("block_size")
+def test_fused_loss_is_the_cross_entropy() -> None:
+    paddle.seed(1)
+    hidden, weight = paddle.randn([13, 8]), paddle.randn([29, 8])
+    hidden.stop_gradient = weight.stop_gradient = False
+    labels, mask = paddle.randint(0, 29, [13], "int32"), (paddle.rand([13]) < 0.7).astype("float32")
+    fused = loss.linear_cross_entropy(hidden, weight, labels, mask)
+    plain = F.cross_entropy(paddle.matmul(hidden, weight, transpose_y=True), labels, reduction="none")
+    plain = plain.flatten()
+    assert float(fused) == pytest.approx(float((plain * mask).sum()), rel=1e-6)
+    ours = paddle.grad(3 * fused, [hidden, weight])
+    theirs = paddle.grad(3 * (plain * mask).sum(), [hidden, weight])
+    for found, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        loss.token_losses(hidden, weight, labels).numpy(), plain.numpy(), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_loss_of_a_label_without_any_probability_is_finite() -> None:
+    hidden, weight = paddle.to_tensor([[1.0]]), paddle.to_tensor([[200.0], [0.0]])
+    labels, mask = paddle.to_tensor([1], "int32"), paddle.ones([1])
+    assert float(loss.linear_cross_entropy(hidden, weight, labels, mask)) == 200.0
+
+
+def optimizer_with(gradient: NDArray[np.float32], **fields: Any) -> tuple[Tensor, Optimizer]:
+    parameter = paddle.create_parameter(list(gradient.shape), "float32")
+    parameter.set_value(np.ones_like(gradient))
+    parameter.grad = paddle.to_tensor(gradient)
+    return parameter, Optimizer(make_spec(optimizer=fields).optimizer, [parameter])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-8, 1e-10])
+def test_adamw_places_epsilon_outside_the_corrected_root(size: float) -> None:
+    beta1, beta2, epsilon, rate, decay = 0.9, 0.999, 1e-8, 1e-2, 0.1
+    draw = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32) * np.float32(size)
+    parameter, optimizer = optimizer_with(draw, beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=decay)
+    g = draw.astype(np.float64)
+    expected, inside = np.ones_like(g), np.ones_like(g)
+    m, v = np.zeros_like(g), np.zeros_like(g)
+    for step in range(1, 6):
+        optimizer.update(rate)
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        m_hat, v_hat = m / (1 - beta1**step), v / (1 - beta2**step)
+        expected = expected * (1 - rate * decay) - rate * m_hat / (np.sqrt(v_hat) + epsilon)
+        inside = inside * (1 - rate * decay) - rate * m_hat / np.sqrt(v_hat + epsilon)
+    assert np.abs(parameter.numpy() - expected).max() < 1e-6
+    assert size == 1.0 or np.abs(parameter.numpy() - inside).max() > 1e-5
+    np.testing.assert_allclose(optimizer.moments(parameter)[EXP_AVG].numpy(), m, rtol=1e-5)
+
+
+def test_clipping_sees_the_norm_of_millions_of_gradients() -> None:
+    draw = np.random.default_rng(0).standard_normal((1500, 2000)).astype(np.float32)
+    norm = math.sqrt(np.square(draw, dtype=np.float64).sum())
+    parameter, optimizer = optimizer_with(draw, clip_grad_norm=1.0)
+    assert optimizer.clip() == pytest.approx(norm, rel=1e-6)
+    np.testing.assert_allclose(parameter.grad.numpy(), draw / norm, rtol=1e-5)
+
+
+def fp16_session(**precision: Any) -> PaddleSession:
+    """Return a session that scales its loss. On CPU auto_cast leaves the arithmetic in fp32."""
+    return open_session(make_spec(precision={"compute": "fp16", **precision}))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_overflowed_step_changes_nothing_and_halves_the_scale() -> None:
+    session = fp16_session(initial_loss_scale=2.0**200)
+    before = {**dict(session.export_weights()), **dict(session.export_optimizer())}
+    result = session.step(make_batch(), 1e-2)
+    assert result.skipped
+    assert result.loss_scale == 2.0**200
+    assert (session.export_state().loss_scale, session.export_state().updates) == (2.0**199, 0)
+    for name, array in [*session.export_weights(), *session.export_optimizer()]:
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_loss_scale_leaves_loss_and_norm_alone() -> None:
+    results = [fp16_session(loss_scale=scale).step(make_batch(), 0.0) for scale in (1.0, 1024.0)]
+    assert results[0].loss == results[1].loss
+    assert results[0].grad_norm == results[1].grad_norm
+
+
+@pytest.mark.parametrize("compute", ["bf16", "fp16"])
+def test_lower_precision_on_cpu_is_refused(compute: str) -> None:
+    with pytest.raises(UsageError, match=r"precision\.compute: .*silently compute in fp32"):
+        load_backend("paddle").open(make_spec(precision={"compute": compute}, training={"device": "auto"}))
+
+
+def test_compile_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"training\.compile: this backend runs eagerly"):
+        load_backend("paddle").open(make_spec(training={"compile": True}))
+
+
+@pytest.mark.skipif(paddle.device.is_compiled_with_cuda(), reason="there may be a GPU")
+def test_an_absent_gpu_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"training\.device: paddle sees no GPU"):
+        hardware.setup("gpu")
+
+
+def test_an_absent_ascend_is_refused_and_not_chosen() -> None:
+    assert ascend.gptbridge_setup_hardware(make_spec(training={"device": "auto"})) is None
+    assert ascend.gptbridge_setup_hardware(make_spec(training={"device": "cpu"})) is None
+    with pytest.raises(UsageError, match="no npu device"):
+        ascend.gptbridge_setup_hardware(make_spec(training={"device": "ascend"}))
+
+
+SET_UP = """
+import os, signal, sys
+from gptbridge_paddle import hardware
+device = hardware.setup("cpu")
+print(os.environ["OMP_NUM_THREADS"], flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize("threads", [None, "1"])
+def test_the_process_keeps_its_threads_its_signals_and_its_silence(threads: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    if threads:
+        environment["OMP_NUM_THREADS"] = threads
+    run = subprocess.run(
+        [sys.executable, "-c", SET_UP], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert run.stdout.strip() == (threads or str(len(os.sched_getaffinity(0))))
+    assert run.stderr == ""  # no advice at import, no C++ stack at the signal
+    assert run.returncode == -15
