@@ -37,14 +37,13 @@ class PlainLines:
         kind = event["event"]
         if kind in ("start", "resume"):
             self._facts = event
-        if kind != "step":
-            for line in describe(event):
-                typer.echo(line)
-            return
-        self._window.append(event)
-        if event["step"] % self._interval == 0:
+        if kind == "step":
+            self._window.append(event)
+        if self._window and (kind == "end" or (kind == "step" and event["step"] % self._interval == 0)):
             typer.echo(self._line())
             self._window = []
+        for line in describe(event):
+            typer.echo(line)
 
     def _line(self) -> str:
         """Return the seeds' fields, averaged over the steps since the last line."""
@@ -94,9 +93,11 @@ class ProgressBar:
             return
         if kind == "end" and self._progress is not None:
             self._progress.stop()
-        echo = self._progress.console.print if self._progress is not None else typer.echo
         for line in describe(event):
-            echo(line)
+            if self._progress is None:
+                typer.echo(line)
+            else:
+                self._progress.console.print(line, markup=False, highlight=False)
         if kind in ("start", "resume"):
             self._begin(event)
 

@@ -43,12 +43,15 @@ def train(
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
 ) -> None:
     """Train a GPT on one backend; stop it, move it, resume it."""
+    from gptbridge.plugins import load_backend
     from gptbridge.training.facts import memory_facts, spec_facts
     from gptbridge.training.run import train as run_training
     from gptbridge.training.start import choose_backend, resolve
     from gptbridge_specs import dump_yaml
 
     request = resolve(spec, overrides or (), run, resume)
+    if backend is not None:
+        load_backend(backend).check(request.spec)
     if dry_run:
         facts = {**spec_facts(request.spec), **memory_facts(request.spec), "run": str(request.run)}
         if as_json:
@@ -61,9 +64,9 @@ def train(
     from gptbridge_cli.displays import choose_display
 
     if backend is None:
-        backend = choose_backend()
+        backend = choose_backend(request)
         if not quiet and not as_json:
-            typer.echo(f"backend  {backend}: the first one installed; --backend names another")
+            typer.echo(f"no --backend: {backend} is taken")
     observers = choose_display(request.spec.training.log_interval, quiet=quiet, as_json=as_json)
     if tensorboard:
         from gptbridge.training.tensorboard import TensorBoard

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gptbridge.errors import BadInput, RunFailed, printable
+from gptbridge.errors import BadInput, BridgeError, RunFailed, printable
 from gptbridge.weights.json_files import require_regular_file
 
 EVENTS_FILE = "events.jsonl"
@@ -29,10 +29,16 @@ class Events:
         self._observers = observers
 
     def emit(self, kind: str, **fields: Any) -> None:
-        """Hand one event to every observer, in order."""
+        """Hand one event to every observer, in order, also where one of them fails."""
         event = {"event": kind, "time": round(time.time(), 3), **fields}
+        failed: BridgeError | None = None
         for observer in self._observers:
-            observer(event)
+            try:
+                observer(event)
+            except BridgeError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
 
 class EventLog:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptbridge.checkpoint.reading import find_checkpoint
 from gptbridge.checkpoint.state import STATE_FILE, read_state
-from gptbridge.errors import BackendMissing, UsageError
+from gptbridge.checkpoint.store import CheckpointStore
+from gptbridge.errors import BackendMissing, BadInput, UsageError
 from gptbridge.plugins import backend_names, load_plugin, missing_framework
 from gptbridge.training.run_folder import CHECKPOINTS, SPEC_FILE, RunFolder
 from gptbridge_specs import RunSpec, load_run
@@ -71,16 +73,30 @@ def choose_checkpoint(folder: RunFolder, resume: str | None, warn: Callable[[str
     return folder.store.folder / found.name
 
 
-def choose_backend() -> str:
-    """Return the first backend whose framework is installed: torch, paddle, mindspore, then others."""
-    others = [name for name in backend_names() if name not in _PREFERRED]
-    for name in (*_PREFERRED, *others):
+def choose_backend(request: Request | None = None) -> str:
+    """Return the backend to use where none is named, of those whose framework is installed.
+
+    A resumed run stays with the backend that wrote its newest checkpoint; otherwise the first of
+    torch, paddle, mindspore and others.
+    """
+    before = [] if request is None or request.resume is None else _backend_before(request)
+    for name in (*before, *_PREFERRED, *backend_names()):
         if name in backend_names() and missing_framework(load_plugin(name).info) is None:
             return name
     raise BackendMissing(
         "no backend has its framework installed",
         hint="gptbridge backends says how to get one, such as: pip install 'gptbridge[torch]'",
     )
+
+
+def _backend_before(request: Request) -> list[str]:
+    source = request.run if request.resume in (None, AUTO) else Path(str(request.resume))
+    store = CheckpointStore(source / CHECKPOINTS)
+    folders = [source, *(store.path(step) for step in reversed(store.steps()))]
+    for folder in folders:
+        with suppress(BadInput):  # damage is told when the checkpoint is opened
+            return [read_state(folder).backend]
+    return []
 
 
 def _newest_of(folder: RunFolder, warn: Callable[[str], None]) -> Path | None:

@@ -98,9 +98,8 @@ def test_a_signal_saves_and_a_second_one_changes_nothing(
 
 
 def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(torch_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    half = [*TINY, "checkpoint.interval=4", "training.stop_after_steps=4"]
-    run_jobs(tmp_path, "torch", [{"run": str(run), "overrides": half}])
+    run = shutil.copytree(torch_run, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints/step-00000008")
     limit = 200_000  # bytes of one file: weights fit, moments do not
     limited = (
         f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
@@ -145,6 +144,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(torch_run: Path, t
     result = gptbridge("train", "-b", "torch", "--resume", run)
     assert result.returncode == 0
     assert f"{weights}: damaged" in result.stdout
+    assert "resume   after step 4 by torch" in result.stdout
+    assert result.stdout.splitlines()[-1] == "complete at step 8"
     assert numbers_of(run) == numbers_of(torch_run)
     names = sorted(entry.name for entry in (run / "checkpoints").iterdir())
     assert names == ["damaged-step-00000008", "step-00000004", "step-00000008"]

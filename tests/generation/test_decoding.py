@@ -1,0 +1,86 @@
+"""The decoding rules, each against its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from gptbridge.errors import RunFailed
+from gptbridge.generation.decoding import next_token, probabilities
+from gptbridge_specs.run import GenerationSpec
+
+LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=20).map(
+    lambda values: np.array(values, np.float32)
+)
+ROUND = np.log(np.array([0.4, 0.3, 0.2, 0.1]))
+
+
+def sampling(**fields: float) -> GenerationSpec:
+    return GenerationSpec.model_validate({"strategy": "sample", **fields})
+
+
+def test_greedy_takes_the_first_of_the_likeliest() -> None:
+    spec = GenerationSpec()
+    assert next_token(np.array([0.0, 3.0, 3.0]), spec, row=0, position=0) == 1
+
+
+def test_top_k_keeps_ties() -> None:
+    logits = np.array([1.0, 2.0, 2.0, 3.0])
+    assert np.flatnonzero(probabilities(logits, sampling(top_k=2))).tolist() == [1, 2, 3]
+    assert np.flatnonzero(probabilities(logits, sampling(top_k=1))).tolist() == [3]
+    assert np.count_nonzero(probabilities(logits, sampling(top_k=0))) == 4
+    assert np.count_nonzero(probabilities(logits, sampling(top_k=99))) == 4
+
+
+@pytest.mark.parametrize(
+    ("p", "kept"), [(0.01, 1), (0.39, 1), (0.41, 2), (0.69, 2), (0.71, 3), (0.95, 4), (1.0, 4)]
+)
+def test_top_p_keeps_the_first_over_the_limit(p: float, kept: int) -> None:
+    assert np.flatnonzero(probabilities(ROUND, sampling(top_p=p))).tolist() == list(range(kept))
+
+
+def test_top_p_counts_shares_that_top_k_left_as_they_are() -> None:
+    """0.4 + 0.3 are left of 1.0: not renormalised, they stay below 0.75, so nothing more is cut."""
+    assert np.count_nonzero(probabilities(ROUND, sampling(top_k=2, top_p=0.75))) == 2
+    assert np.count_nonzero(probabilities(ROUND, sampling(top_k=2, top_p=0.35))) == 1
+
+
+def test_temperature_divides_the_logits() -> None:
+    cold = probabilities(ROUND, sampling(temperature=0.5))
+    expected = np.array([0.16, 0.09, 0.04, 0.01]) / 0.3
+    np.testing.assert_allclose(cold, expected)
+
+
+@given(logits=LOGITS, top_k=st.integers(0, 25), top_p=st.floats(0.01, 1), row=st.integers(0, 5))
+def test_a_draw_is_among_what_is_kept_and_repeats(
+    logits: NDArray[np.float32], top_k: int, top_p: float, row: int
+) -> None:
+    spec = sampling(top_k=top_k, top_p=top_p)
+    token = next_token(logits, spec, row=row, position=3)
+    assert probabilities(logits, spec)[token] > 0
+    assert token == next_token(logits, spec, row=row, position=3)
+
+
+def test_draws_follow_the_shares() -> None:
+    spec = sampling(seed=5)
+    drawn = [next_token(ROUND, spec, row=row, position=p) for row in range(20) for p in range(500)]
+    shares = np.bincount(drawn, minlength=4) / len(drawn)
+    np.testing.assert_allclose(shares, [0.4, 0.3, 0.2, 0.1], atol=0.015)
+
+
+def test_seed_row_and_position_each_change_the_draws() -> None:
+    def draws(seed: int, row: int, first: int) -> list[int]:
+        return [next_token(ROUND, sampling(seed=seed), row=row, position=first + p) for p in range(50)]
+
+    base = draws(1, 0, 0)
+    assert base != draws(2, 0, 0)
+    assert base != draws(1, 1, 0)
+    assert base != draws(1, 0, 1)
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(RunFailed):
+        next_token(np.array([0.0, np.nan]), GenerationSpec(), row=0, position=0)

@@ -1,0 +1,103 @@
+"""`gptbridge generate` on torch, against the NumPy reference."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gptbridge import reference
+from gptbridge.checkpoint.reading import open_checkpoint
+from gptbridge.checkpoint.store import CheckpointStore
+from gptbridge.generation.decoding import next_token
+from gptbridge.testing.cases import weights
+from gptbridge_specs.run import GenerationSpec
+from tests.checkpoint.conftest import spec_of, writer
+from tests.training.conftest import gptbridge
+
+SPEC = spec_of()
+PROMPTS = ["a", "def f(x):\n", "a prompt that is longer than the sixteen positions of the model"]
+NEW = 20
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generate")
+    CheckpointStore(folder / "checkpoints").save(7, writer(SPEC, 7))
+    return folder
+
+
+def generate(source: Path, *words: str) -> list[dict[str, Any]]:
+    prompts = [word for prompt in PROMPTS for word in ("--prompt", prompt)]
+    result = gptbridge(
+        "generate",
+        source,
+        "-b",
+        "torch",
+        "--json",
+        *prompts,
+        "-o",
+        f"generation.max_new_tokens={NEW}",
+        *words,
+    )
+    assert result.returncode == 0, result.stderr
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+def expected(prompt: str, row: int, spec: GenerationSpec) -> list[int]:
+    """Continue a prompt alone, without padding, with the reference's logits."""
+    context = list(prompt.encode())
+    written: list[int] = []
+    for position in range(NEW):
+        window = np.array([[*context, *written][-16:]], np.int32)
+        logits = reference.logits(SPEC.model, weights(SPEC.model, 7), window)[0, -1]
+        token = next_token(logits, spec, row=row, position=position)
+        if token == 256:
+            break
+        written.append(token)
+    return written
+
+
+def test_drawn_tokens_are_those_of_the_reference(run: Path) -> None:
+    options = {"strategy": "sample", "top_k": 40, "top_p": 0.9, "temperature": 0.8, "seed": 3}
+    words = [word for name, value in options.items() for word in ("-o", f"generation.{name}={value}")]
+    found = generate(run, *words)
+    spec = GenerationSpec.model_validate(options)
+    for row, (prompt, result) in enumerate(zip(PROMPTS, found, strict=True)):
+        assert result["prompt"] == prompt
+        assert result["tokens"] == expected(prompt, row, spec)
+        assert result["ended"] == (len(result["tokens"]) < NEW)
+        assert result["text"] == bytes(result["tokens"]).decode(errors="replace")
+
+
+def test_a_hugging_face_folder_is_enough(run: Path, tmp_path: Path) -> None:
+    source = run / "checkpoints/step-00000007"
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copy(source / name, tmp_path)
+    assert open_checkpoint(tmp_path).state is None
+    found = generate(tmp_path)
+    assert [result["tokens"] for result in found] == [
+        expected(prompt, row, GenerationSpec()) for row, prompt in enumerate(PROMPTS)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        (("nowhere", "-p", "x"), 5, "nowhere: no such folder"),
+        (("{run}", "-p", "x", "-o", "model.num_layers=3"), 2, "model"),
+        (("{run}", "-p", "x", "-o", "generation.top_k=-1"), 2, "generation.top_k"),
+        (("{run}", "-p", "x", "-b", "torhc"), 3, "Did you mean 'torch'"),
+        (("{run}",), 2, "--prompt"),
+    ],
+)
+def test_mistakes_are_one_line(run: Path, words: tuple[str, ...], code: int, named: str) -> None:
+    result = gptbridge("generate", *(word.format(run=run) for word in words))
+    assert result.returncode == code
+    assert named in result.stderr
+    assert "Traceback" not in result.stderr
