@@ -79,10 +79,10 @@ class Contents:
 class WeightFile:
     """An open weight file, or the shards of an index: what it holds, and tensors when asked for.
 
-    `format` is a name of FORMATS. `tensors` lists every tensor in the file's order. `metadata` is the
-    text that the file carries beside them. `tree` is the file's structure as plain data with a TensorRef
-    in each tensor's place: nested for a file that nests (Megatron's `args`, `iteration`, ...), else one
-    dict. A context manager; arrays that were read stay valid after it closes.
+    `format` is a name of detection.READERS. `tensors` lists every tensor in the file's order. `metadata`
+    is the text that the file carries beside them. `tree` is the file's structure as plain data with a
+    TensorRef in each tensor's place: nested for a file that nests (Megatron's `args`, `iteration`, ...),
+    else one dict. A context manager; arrays that were read stay valid after it closes.
     """
 
     def __init__(self, path: Path, contents: Sequence[Contents]) -> None:

@@ -27,6 +27,7 @@ ZIP64_FIELD = 1
 _ENCRYPTED, _SIZES_FOLLOW = 1 << 0, 1 << 3
 # Of the end record's six numbers; in the zip64 end record, where its own length starts to count.
 _FIELDS_OF_16_BITS, _LENGTH_STARTS = 4, 12
+_MAX_DIRECTORY_BYTES = 64 << 20
 _MAX_MEMBERS = MAX_TENSORS + 100
 
 
@@ -72,8 +73,8 @@ def _directory(source: SourceFile) -> tuple[int, int, int]:
     disk, first_disk, entries_here, entries, size, start = told
     if disk or first_disk or entries_here != entries or start + size != end:
         source.refuse("its zip directory is not where the end record says")
-    if entries > min(_MAX_MEMBERS, size // CENTRAL.size):
-        source.refuse(f"claims {entries} zip members")
+    if entries > min(_MAX_MEMBERS, size // CENTRAL.size) or size > _MAX_DIRECTORY_BYTES:
+        source.refuse(f"claims {entries} zip members in {size} bytes of directory")
     return start, size, entries
 
 

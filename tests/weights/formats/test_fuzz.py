@@ -20,7 +20,7 @@ from gptbridge.weights.formats.pickles.globals import GLOBALS
 from tests.weights.formats.conftest import WRITABLE, entries_of, make_array, read_all
 from tests.weights.formats.containers import legacy, tensor_pickle, torch_zip
 
-EXAMPLES = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+EXAMPLES = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 INTERESTING = [b"\x00", b"\xff", b"\x7f", b"\x80", b".", b"\xff" * 4, b"\xff" * 8, b"\x00" * 8, b"{", b"\n"]
 
 
@@ -134,7 +134,7 @@ ATOMS = st.lists(
 )  # fmt: skip
 
 
-@settings(parent=EXAMPLES, max_examples=600)
+@settings(parent=EXAMPLES, max_examples=300)
 @given(ATOMS, st.sampled_from(["plain", "zip", "legacy"]), st.booleans())
 def test_random_pickles(atoms: Sequence[bytes], container: str, grouped: bool) -> None:
     body = b"".join(atoms)

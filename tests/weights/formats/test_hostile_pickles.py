@@ -436,6 +436,44 @@ def test_legacy_files_that_lie(
     assert_harmless(content, reason, tmp_path, monkeypatch)
 
 
+def test_text_used_by_many_arrays_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """10,000 arrays over the same 2 MB: short work, and more tensors than the file can mean."""
+    one = numpy_array((1 << 20,), "u1", b"\xe9" * (1 << 20))
+    first = one.index(b"c_codecs")
+    last = one.index(b"R", one.index(b"latin1")) + 1
+    start, end = one[9:first], one[last:-2]
+    arrays = b"".join(text(f"a{n}") + start + b"h\x63" + end for n in range(10_000))
+    content = b"\x80\x02" + one[first:last] + b"q\x630}(" + arrays + b"u."
+    assert_harmless(content, "over 16 times the bytes in the file", tmp_path, monkeypatch)
+
+
+PYTHON_2 = (
+    b"\x80\x02}q\x00U\x01wcnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR"
+    b"(K\x01K\x02\x85cnumpy\ndtype\n(U\x02f4K\x00K\x01tR(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    b"\x89U\x08\x00\x00\x80?\x00\x00\x00@tbs."
+)
+
+
+def test_python_2_wrote_strings_for_bytes(tmp_path: Path) -> None:
+    long = np.arange(1000, dtype="f4")
+    raw = b"T" + struct.pack("<I", long.nbytes) + long.tobytes()
+    content = PYTHON_2.replace(b"U\x08\x00\x00\x80?\x00\x00\x00@", raw).replace(
+        b"K\x02\x85", b"M\xe8\x03\x85"
+    )
+    for pickled, expected in ((PYTHON_2, np.array([1, 2], "f4")), (content, long)):
+        (tmp_path / "good").write_bytes(pickled)
+        assert_opens(tmp_path / "good")
+        with open_weights(tmp_path / "good") as weights:
+            assert np.array_equal(weights.read("w"), expected)
+
+
+def test_python_2_wrote_ordered_dicts_as_pairs(tmp_path: Path) -> None:
+    pairs = b"\x80\x02ccollections\nOrderedDict\n](](U\x01aK\x01e](U\x01bK\x02ee\x85R."
+    (tmp_path / "good").write_bytes(pairs)
+    with open_weights(tmp_path / "good") as weights:
+        assert weights.tree == {"a": 1, "b": 2}
+
+
 GOOD: dict[str, object] = {
     "an empty dict": {},
     "numbers of every size": {"n": [0, 255, 256, -1, 1 << 40, -(1 << 70), 1.5, None, True, 3 + 4j]},

@@ -31,8 +31,8 @@ class NumpyArrays:
         self._contents = contents
         self._source = contents.source
         self._uint16 = uint16
-        # An array that stands in several places is checked once.
-        self._segments: dict[int, tuple[NumpyArray, Segment]] = {}
+        # Text that several arrays use is checked once: a file may refer to it a million times.
+        self._texts: dict[Span, Latin1Segment] = {}
 
     def add(self, name: str, record: NumpyArray | JoinedArray) -> None:
         """Check an array's type and size against its bytes and add it under `name`."""
@@ -41,7 +41,7 @@ class NumpyArrays:
         if len(kinds) != 1:
             self._source.refuse("its slices are of different types", tensor=name)
         info = self._contents.new_tensor(name, kinds.pop(), record.shape)
-        segments = [self._segment(name, part) for part in parts]
+        segments = [self._segment(name, part.content) for part in parts]
         nbytes = sum(segment.nbytes for segment in segments)
         self._contents.add(info, self._block(info, record, segments), nbytes)
 
@@ -53,13 +53,7 @@ class NumpyArrays:
         dtype = NUMPY_CODES[array.dtype.code]
         return self._uint16 if dtype == "uint16" else dtype
 
-    def _segment(self, name: str, array: NumpyArray) -> Segment:
-        known = self._segments.get(id(array))
-        if known is None:
-            known = self._segments[id(array)] = (array, self._new_segment(name, array.content))
-        return known[1]
-
-    def _new_segment(self, name: str, content: Any) -> Segment:
+    def _segment(self, name: str, content: Any) -> Segment:
         segment: Segment
         match content:
             case bytes():
@@ -69,13 +63,18 @@ class NumpyArrays:
             case Span(text=False):
                 segment = RawSegment(self._source, content.offset, content.nbytes)
             case Latin1Bytes(content=span):
-                try:
-                    segment = Latin1Segment(self._source, span.offset, span.nbytes)
-                except ValueError as error:
-                    self._source.refuse(f"its bytes are {error}", tensor=name)
+                segment = self._text(name, span)
             case _:
                 self._source.refuse(f"its elements are a {type(content).__name__}, not bytes", tensor=name)
         return segment
+
+    def _text(self, name: str, span: Span) -> Latin1Segment:
+        if span not in self._texts:
+            try:
+                self._texts[span] = Latin1Segment(self._source, span.offset, span.nbytes)
+            except ValueError as error:
+                self._source.refuse(f"its bytes are {error}", tensor=name)
+        return self._texts[span]
 
     def _block(self, info: TensorInfo, record: NumpyArray | JoinedArray, segments: list[Segment]) -> Block:
         fortran = isinstance(record, NumpyArray) and record.fortran
