@@ -11,6 +11,7 @@ help:
 	@echo "make test     run the tests, on all three frameworks"
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make bench    measure against peers, in one run"
+	@echo "make fuzz     ten minutes of coverage-guided fuzzing of the weight readers"
 	@echo "make install  .venv with the three frameworks and the tools"
 
 install: .venv/all
@@ -55,6 +56,10 @@ lint: .venv/all
 bench: .venv/all
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/data.py
+
+fuzz: .venv/all
+	$(PIP) atheris
+	PYTHONPATH=. $(BIN)/python tests/fuzz/weight_formats.py runs/fuzz -max_total_time=600
 
 clean:
 	rm -rf .venv runs
