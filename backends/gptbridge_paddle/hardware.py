@@ -20,6 +20,8 @@ ENVIRONMENT = {
     "FLAGS_embedding_deterministic": "1",
 }
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # control groups 2: microseconds of CPU per period, or max
+
 
 def prepare_environment() -> None:
     """Set what Paddle reads at its import; what the user has set stays."""
@@ -72,8 +74,13 @@ def setup(wanted: str) -> Device | None:
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of cores that this process may keep busy: its affinity, or its container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CPU_QUOTA.read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def cpu_vendor() -> str:

@@ -66,7 +66,7 @@ class Attention(nn.Layer):
         super().__init__()
         self.num_heads = model.num_attention_heads
         self.head_size = model.head_size
-        self.dropout = dropout(model.attention_probs_dropout_prob)
+        self.dropout_prob = model.attention_probs_dropout_prob
         self.recompute = recompute
         self.c_attn = linear(model.hidden_size, 3 * model.hidden_size)
         self.c_proj = linear(model.hidden_size, model.hidden_size)
@@ -77,12 +77,24 @@ class Attention(nn.Layer):
 
     def _attend(self, qkv: Tensor) -> Tensor:
         """Return (B, T, H) from [q|k|v], (B, T, 3H)."""
-        # Heads go to the batch axis by split and concat, which copy whole rows: on CPU the usual
-        # transpose of (B, T, heads, head size), inside Paddle's own attention too, takes seven times as long.
+        return self._attend_on_cpu(qkv) if qkv.place.is_cpu_place() else self._attend_fused(qkv)
+
+    def _attend_fused(self, qkv: Tensor) -> Tensor:
+        shape = [*qkv.shape[:2], self.num_heads, self.head_size]
+        q, k, v = (x.reshape(shape) for x in paddle.split(qkv, 3, axis=-1))
+        attended = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=self.dropout_prob, is_causal=True, training=self.training
+        )
+        return attended.flatten(2)
+
+    def _attend_on_cpu(self, qkv: Tensor) -> Tensor:
+        # Heads go to the batch axis by split and concat, which copy whole rows. The usual transpose of
+        # (B, T, heads, head size), inside Paddle's own attention too, takes seven times as long.
         heads = paddle.split(qkv, 3 * self.num_heads, axis=-1)
         q, k, v = paddle.split(paddle.concat(heads), 3)  # (heads x B, T, head size)
         scores = paddle.matmul(q * self.head_size**-0.5, k, transpose_y=True)
-        weights = self.dropout(F.softmax(scores + causal_mask(qkv.shape[1])))
+        weights = F.softmax(scores + causal_mask(qkv.shape[1]))
+        weights = F.dropout(weights, self.dropout_prob, training=self.training)
         return paddle.concat(paddle.split(paddle.matmul(weights, v), self.num_heads), axis=-1)
 
 

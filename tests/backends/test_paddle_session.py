@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,17 @@ def test_dropout_of_a_step_depends_on_its_number_alone() -> None:
     second.step(make_batch(9), 0.0)  # draws from the generator that the first session has not used
     assert first.step(make_batch(3), 0.0) == second.step(make_batch(3), 0.0)
     assert first.step(make_batch(4), 0.0) != second.step(make_batch(3), 0.0)
+
+
+def test_attention_on_cpu_is_the_fused_one() -> None:
+    attention = GPT(make_spec().model, "none").h[0].attn
+    paddle.seed(1)
+    qkv = paddle.randn([3, LENGTH, 72])
+    qkv.stop_gradient = False
+    ours, theirs = attention._attend_on_cpu(qkv), attention._attend_fused(qkv)
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
+    (gradient,), (expected,) = paddle.grad(ours.square().sum(), qkv), paddle.grad(theirs.square().sum(), qkv)
+    np.testing.assert_allclose(gradient.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(params=[1, 100, 2**20], ids=["row", "blocks", "whole"])
@@ -223,6 +235,16 @@ def test_an_absent_ascend_is_refused_and_not_chosen() -> None:
         ascend.gptbridge_setup_hardware(make_spec(training={"device": "ascend"}))
 
 
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("5000 100000", 1)])
+def test_threads_keep_within_the_container(
+    quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    monkeypatch.setattr(hardware, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert hardware.usable_cores() == cores
+
+
 SET_UP = """
 import os, signal, sys
 from gptbridge_paddle import hardware
@@ -240,6 +262,6 @@ def test_the_process_keeps_its_threads_its_signals_and_its_silence(threads: str 
     run = subprocess.run(
         [sys.executable, "-c", SET_UP], env=environment, capture_output=True, text=True, timeout=60
     )
-    assert run.stdout.strip() == (threads or str(len(os.sched_getaffinity(0))))
+    assert run.stdout.strip() == (threads or str(hardware.usable_cores()))
     assert run.stderr == ""  # no advice at import, no C++ stack at the signal
     assert run.returncode == -15

@@ -1,0 +1,40 @@
+"""Freed memory stays in the process: a block that comes back causes no page faults."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from gptbridge.allocator import keep_freed_memory
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from gptbridge.allocator import keep_freed_memory
+
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    raise SystemExit("not glibc")
+
+def touch():
+    np.ones(48 << 20, np.uint8)
+
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(mode: str) -> int:
+    run = subprocess.run(
+        [sys.executable, "-c", FAULTS, mode], capture_output=True, text=True, timeout=60, check=True
+    )
+    return int(run.stdout)
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="the C library is not glibc")
+def test_kept_memory_is_not_faulted_in_again() -> None:
+    assert page_faults("keep") < page_faults("default") / 10
