@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from collections import deque
@@ -20,6 +21,8 @@ from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, Extent, TensorI
 
 Piece: TypeAlias = "NDArray[np.uint8] | Extent"
 _READ_STEP = 1 << 20
+# What copy_file_range answers when two file systems are of different kinds, or one does not offer it.
+_NOT_BETWEEN_THESE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _PIECES_IN_FLIGHT = 3
 
 
@@ -41,11 +44,19 @@ class OutputFile:
         """Append an extent of another file, inside the kernel."""
         offset, end = extent.offset, extent.offset + extent.nbytes
         while offset < end:
-            count = os.copy_file_range(extent.fd, self._fd, end - offset, offset)
+            count = self._copy_some(extent.fd, offset, end - offset)
             if count == 0:
                 raise RunFailed("an input file became shorter while it was read")
             offset += count
         self.position += extent.nbytes
+
+    def _copy_some(self, fd: int, offset: int, nbytes: int) -> int:
+        try:
+            return os.copy_file_range(fd, self._fd, nbytes, offset)
+        except OSError as error:
+            if error.errno not in _NOT_BETWEEN_THESE:
+                raise
+        return os.sendfile(self._fd, fd, offset, nbytes)
 
     def patch(self, offset: int, data: bytes) -> None:
         """Replace bytes that were written before."""

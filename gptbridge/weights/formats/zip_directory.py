@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gptbridge.errors import printable
 from gptbridge.weights.formats.source import SourceFile
@@ -29,6 +30,40 @@ _ENCRYPTED, _SIZES_FOLLOW = 1 << 0, 1 << 3
 _FIELDS_OF_16_BITS, _LENGTH_STARTS = 4, 12
 _MAX_DIRECTORY_BYTES = 64 << 20
 _MAX_MEMBERS = MAX_TENSORS + 100
+
+
+class _Central(NamedTuple):
+    mark: bytes
+    made_by: int
+    version: int
+    flags: int
+    method: int
+    time: int
+    date: int
+    crc32: int
+    packed: int
+    nbytes: int
+    name_length: int
+    extra_length: int
+    comment_length: int
+    disk: int
+    internal: int
+    external: int
+    header: int
+
+
+class _Local(NamedTuple):
+    mark: bytes
+    version: int
+    flags: int
+    method: int
+    time: int
+    date: int
+    crc32: int
+    packed: int
+    nbytes: int
+    name_length: int
+    extra_length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,44 +128,28 @@ def _end64(source: SourceFile, locator: int, short: tuple[int, ...]) -> tuple[in
 
 def _member(source: SourceFile, position: int, end: int) -> tuple[Member, int]:
     """Return the member of the directory entry at `position` and where the entry ends."""
-    (
-        mark,
-        _,
-        _,
-        flags,
-        method,
-        _,
-        _,
-        crc32,
-        packed,
-        nbytes,
-        name_length,
-        extra_length,
-        comment_length,
-        disk,
-        _,
-        _,
-        header,
-    ) = CENTRAL.unpack(source.bytes_at(position, CENTRAL.size, "the zip directory"))
-    stop = position + CENTRAL.size + name_length + extra_length + comment_length
-    if mark != CENTRAL_MARK or stop > end or disk not in (0, MAX_16):
+    entry = _Central._make(CENTRAL.unpack(source.bytes_at(position, CENTRAL.size, "the zip directory")))
+    name_start = position + CENTRAL.size
+    extra_start = name_start + entry.name_length
+    stop = extra_start + entry.extra_length + entry.comment_length
+    if entry.mark != CENTRAL_MARK or stop > end or entry.disk not in (0, MAX_16):
         source.refuse("its zip directory is malformed")
-    raw_name = source.bytes_at(position + CENTRAL.size, name_length, "the zip directory")
+    raw_name = source.data[name_start:extra_start]
     name = _checked_name(source, raw_name)
     shown = printable(name)
-    if flags & _ENCRYPTED:
+    if entry.flags & _ENCRYPTED:
         source.refuse(f"member {shown!r} is encrypted")
-    if method:
+    if entry.method:
         source.refuse(f"member {shown!r} is compressed", allowed="stored members, as torch.save writes them")
-    extra = source.bytes_at(position + CENTRAL.size + name_length, extra_length, "the zip directory")
-    wide = _wide_fields(extra, [value for value in (nbytes, packed, header) if value == MAX_32])
+    told = (entry.nbytes, entry.packed, entry.header)
+    wide = _wide_fields(source.data[extra_start:stop], told.count(MAX_32))
     if wide is None:
         source.refuse(f"member {shown!r} lacks its zip64 sizes")
-    nbytes, packed, header = (wide.pop(0) if value == MAX_32 else value for value in (nbytes, packed, header))
+    nbytes, packed, header = (wide.pop(0) if value == MAX_32 else value for value in told)
     if packed != nbytes:
         source.refuse(f"member {shown!r} has two sizes, {packed} and {nbytes}")
-    offset = _data_offset(source, raw_name, header, flags, (crc32, nbytes))
-    return Member(name, header, offset, nbytes, crc32), stop
+    offset = _data_offset(source, raw_name, header, entry.flags, (entry.crc32, nbytes))
+    return Member(name, header, offset, nbytes, entry.crc32), stop
 
 
 def _checked_name(source: SourceFile, raw: bytes) -> str:
@@ -143,34 +162,36 @@ def _checked_name(source: SourceFile, raw: bytes) -> str:
     return name
 
 
-def _wide_fields(extra: bytes, short: list[int]) -> list[int] | None:
-    """Return the 64-bit values that stand for the `short` ones in the zip64 extra field."""
+def _wide_fields(extra: bytes, count: int) -> list[int] | None:
+    """Return the first `count` 64-bit values in the zip64 extra field; None if it lacks them."""
     position = 0
-    while short and position + 4 <= len(extra):
+    while count and position + 4 <= len(extra):
         kind, length = struct.unpack_from("<HH", extra, position)
         content = extra[position + 4 : position + 4 + length]
-        if kind == ZIP64_FIELD and len(content) >= 8 * len(short):
-            return list(struct.unpack_from(f"<{len(short)}Q", content))
+        if kind == ZIP64_FIELD and len(content) >= 8 * count:
+            return list(struct.unpack_from(f"<{count}Q", content))
         position += 4 + length
-    return None if short else []
+    return None if count else []
 
 
 def _data_offset(
-    source: SourceFile, raw_name: bytes, header: int, flags: int, crc32_and_size: tuple[int, int]
+    source: SourceFile, raw_name: bytes, position: int, flags: int, crc32_and_size: tuple[int, int]
 ) -> int:
     """Return where a member's bytes start, after checking its local header against the directory."""
-    (mark, _, local_flags, method, _, _, crc32, packed, nbytes, name_length, extra_length) = LOCAL.unpack(
-        source.bytes_at(header, LOCAL.size, "a zip member's header")
-    )
-    name = source.bytes_at(header + LOCAL.size, name_length, "a zip member's header")
-    shown = printable(raw_name.decode("utf-8", errors="replace"))
-    if mark != LOCAL_MARK or name != raw_name or method or local_flags & _ENCRYPTED:
+    header = _Local._make(LOCAL.unpack(source.bytes_at(position, LOCAL.size, "a zip member's header")))
+    crc32, size = crc32_and_size
+    told = ((header.crc32, crc32), (header.packed, size), (header.nbytes, size))
+    later = bool(flags & header.flags & _SIZES_FOLLOW)
+    agree = all(value in (true, MAX_32) or (later and value == 0) for value, true in told)
+    name = source.bytes_at(position + LOCAL.size, header.name_length, "a zip member's header")
+    if (
+        not agree
+        or (header.mark, header.method, name) != (LOCAL_MARK, 0, raw_name)
+        or header.flags & _ENCRYPTED
+    ):
+        shown = printable(raw_name.decode("utf-8", errors="replace"))
         source.refuse(f"member {shown!r} has a header that disagrees with the directory")
-    later = bool(flags & local_flags & _SIZES_FOLLOW)
-    for told, true in ((crc32, crc32_and_size[0]), (packed, crc32_and_size[1]), (nbytes, crc32_and_size[1])):
-        if told != true and told != MAX_32 and not (later and told == 0):
-            source.refuse(f"member {shown!r} has a header that disagrees with the directory")
-    return int(header + LOCAL.size + name_length + extra_length)
+    return position + LOCAL.size + header.name_length + header.extra_length
 
 
 def _check_layout(source: SourceFile, members: dict[str, Member], directory: int) -> None:
