@@ -467,6 +467,13 @@ def test_python_2_wrote_strings_for_bytes(tmp_path: Path) -> None:
             assert np.array_equal(weights.read("w"), expected)
 
 
+def test_megatron_enumerations_are_text(tmp_path: Path) -> None:
+    content = b"\x80\x02cmegatron.model.enums\nAttnMaskType\nK\x02\x85R."
+    (tmp_path / "good").write_bytes(content)
+    with open_weights(tmp_path / "good") as weights:
+        assert weights.tree == "AttnMaskType(2)"
+
+
 def test_python_2_wrote_ordered_dicts_as_pairs(tmp_path: Path) -> None:
     pairs = b"\x80\x02ccollections\nOrderedDict\n](](U\x01aK\x01e](U\x01bK\x02ee\x85R."
     (tmp_path / "good").write_bytes(pairs)

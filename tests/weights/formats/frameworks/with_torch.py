@@ -52,8 +52,11 @@ def odd_tensors() -> dict[str, torch.Tensor]:
     ]
     every += [torch.int8, torch.uint8, torch.bool, torch.complex64, torch.complex128]
     tensors = {str(dtype).removeprefix("torch."): (base > 0).to(dtype) for dtype in every}
+    noted = base.clone()
+    noted.note = "an attribute"  # type: ignore[attr-defined]
     return tensors | {
         "base": base,
+        "noted": noted,
         "transposed": base.t(),
         "permuted": torch.randn(2, 3, 4).permute(2, 0, 1),
         "sliced": base[3:7, ::2],
