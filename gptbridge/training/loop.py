@@ -113,6 +113,9 @@ class Loop:
     def _evaluate(self, step: int) -> None:
         started = time.perf_counter()
         loss, tokens = mean_loss(self.session, self.data.validation())
+        if not tokens:
+            self.events.emit("warning", step=step, message="every token of the validation split is masked")
+            return
         self.events.emit(
             "evaluate",
             step=step,

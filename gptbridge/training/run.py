@@ -83,10 +83,10 @@ def _train(
     events = Events([log, plugin.notify, *observers])
     facts = {**spec_facts(spec), **_data_facts(data), **environment, "run": str(run)}
     with _end_told(events), StopRequest() as stop:
-        _announce(events, facts, checkpoint, done, warnings)
         loop = Loop(spec, session, data, folder.store, events, stop, plugin.name)
         if checkpoint is not None and checkpoint.folder.parent != folder.store.folder:
-            loop.save(done)  # a new branch must not depend on the run that it came from
+            loop.save(done)  # first of all: a branch must not depend on the run that it came from
+        _announce(events, facts, checkpoint, done, warnings)
         step, reason = loop.run(done)
         events.emit("end", step=step, reason=reason)
     return Outcome(run, step, reason)

@@ -6,9 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from gptbridge.checkpoint.reading import open_checkpoint
 from gptbridge.training.events import read_events
 from gptbridge.training.schedule import learning_rate
+from gptbridge.weights.canonical import InitialWeights
 from gptbridge_specs import load_run
 from tests.training.conftest import TINY, gptbridge, kinds_of, numbers_of, options, run_jobs, steps_of
 
@@ -75,7 +78,7 @@ def test_a_branch_of_a_run_stands_on_its_own(torch_run: Path, tmp_path: Path) ->
     shutil.rmtree(run)
     whole = numbers_of(torch_run)
     assert numbers_of(branch) == {step: whole[step] for step in (5, 6)}
-    assert kinds_of(branch)[0] == "resume"
+    assert kinds_of(branch)[:2] == ["checkpoint", "resume"]
     assert open_checkpoint(branch / "checkpoints/step-00000004").folder.is_dir()
 
 
@@ -88,6 +91,31 @@ def test_a_forbidden_change_is_refused_before_anything_happens(torch_run: Path) 
     assert "training.seed: 9, the checkpoint has 1234" in result.stderr
     assert "model.num_layers: 3, the checkpoint has 2" in result.stderr
     assert (torch_run / "events.jsonl").read_bytes() == before
+
+
+def test_a_batch_without_a_token_that_counts_is_skipped(tmp_path: Path) -> None:
+    """A dataset of nothing but end-of-text, which is masked."""
+    np.full(1000, 256, "<u2").tofile(tmp_path / "empty.bin")
+    overrides = [
+        *TINY,
+        f"data.path={tmp_path / 'empty.bin'}",
+        "data.split=[1,0,0]",
+        "data.mask_end_of_text=true",
+        "evaluation.interval=0",
+        "training.max_steps=2",
+        "checkpoint.interval=1",
+    ]
+    run = tmp_path / "run"
+    run_jobs(tmp_path, "torch", [{"run": str(run), "overrides": overrides}])
+    for event in steps_of(run).values():
+        assert (event["loss"], event["grad_norm"], event["skipped"]) == (None, None, True)
+    assert kinds_of(run).count("warning") == 2
+    saved = open_checkpoint(run / "checkpoints/step-00000002")
+    assert saved.state is not None
+    assert (saved.state.step, saved.state.optimizer.updates) == (2, 0)
+    start = InitialWeights(saved.model, 1234)
+    for name, array in saved.weights.items():
+        np.testing.assert_array_equal(array, start[name])
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:

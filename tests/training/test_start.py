@@ -1,0 +1,93 @@
+"""Which spec, folder, checkpoint and backend a command means."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gptbridge.checkpoint.state import write_state
+from gptbridge.errors import UsageError
+from gptbridge.training.run_folder import RunFolder, locked
+from gptbridge.training.start import AUTO, choose_backend, choose_checkpoint, resolve
+from gptbridge_specs import dump_yaml, load_run
+from tests.checkpoint.conftest import spec_of, state_of, writer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run of spec_of() with checkpoints of steps 10 and 20, that was told to stop at 20."""
+    folder = RunFolder(tmp_path / "run")
+    for step in (10, 20):
+        folder.store.save(step, writer(spec_of(), step))
+    stopped = spec_of().model_dump()
+    stopped["training"]["stop_after_steps"] = 20
+    (folder.path / "spec.yaml").write_text(dump_yaml(type(spec_of()).model_validate(stopped)))
+    return folder
+
+
+def test_a_new_run_is_named_after_its_spec(tmp_path: Path) -> None:
+    assert resolve(None, (), None, None).run == Path("runs/gpt2-tiny")
+    file = tmp_path / "mine.yaml"
+    file.write_text("preset: gpt2-tiny\n")
+    request = resolve(str(file), ["training.max_steps=3"], None, None)
+    assert request.run == Path("runs/mine")
+    assert request.spec == load_run("gpt2-tiny", ["training.max_steps=3"])
+    assert resolve("gpt2-tiny", (), Path("here"), None).run == Path("here")
+
+
+def test_a_resumed_run_keeps_spec_and_folder_but_not_its_early_stop(folder: RunFolder) -> None:
+    for resume in (folder.path, folder.store.path(20)):
+        request = resolve(None, ["training.max_steps=99"], None, str(resume))
+        assert request.run == folder.path
+        assert request.spec.model == spec_of().model
+        assert request.spec.training.max_steps == 99
+        assert request.spec.training.stop_after_steps is None
+    again = resolve(None, ["training.stop_after_steps=30"], folder.path, AUTO)
+    assert again.spec.training.stop_after_steps == 30
+
+
+def test_a_lone_checkpoint_folder_brings_its_spec(folder: RunFolder, tmp_path: Path) -> None:
+    alone = Path(shutil.copytree(folder.store.path(20), tmp_path / "alone"))
+    request = resolve(None, (), tmp_path / "new", str(alone))
+    assert (request.spec, request.run) == (spec_of(), tmp_path / "new")
+
+
+def test_auto_takes_the_newest_and_sets_damaged_ones_aside(folder: RunFolder) -> None:
+    assert choose_checkpoint(folder, AUTO, pytest.fail) == folder.store.path(20)
+    (folder.store.path(20) / "state.json").write_text("{}")
+    warnings: list[str] = []
+    assert choose_checkpoint(folder, AUTO, warnings.append) == folder.store.path(10)
+    assert len(warnings) == 1
+    assert folder.store.steps() == [10]
+    assert choose_checkpoint(RunFolder(folder.path / "new"), AUTO, pytest.fail) is None
+
+
+def test_two_histories_never_mix(folder: RunFolder, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="newer checkpoints"):
+        choose_checkpoint(folder, str(folder.store.path(10)), pytest.fail)
+    with pytest.raises(UsageError, match="a run in this folder already"):
+        choose_checkpoint(folder, None, pytest.fail)
+    other = RunFolder(tmp_path / "other")
+    assert choose_checkpoint(other, str(folder.store.path(10)), pytest.fail) == folder.store.path(10)
+    other.store.save(10, writer(spec_of(), 10))
+    with pytest.raises(UsageError, match="a run in this folder already"):
+        choose_checkpoint(other, str(folder.path), pytest.fail)
+
+
+@pytest.mark.parametrize(
+    ("before", "taken"), [("paddle", "paddle"), ("mindspore", "mindspore"), ("gone", "torch")]
+)
+def test_a_resumed_run_stays_with_its_backend(folder: RunFolder, before: str, taken: str) -> None:
+    state = state_of(spec_of(), 20).model_copy(update={"backend": before})
+    write_state(folder.store.path(20), state)
+    assert choose_backend(resolve(None, (), folder.path, AUTO)) == taken
+    assert choose_backend(resolve(None, (), None, str(folder.store.path(20)))) == taken
+    assert choose_backend(resolve(None, (), folder.path, None)) == "torch"
+
+
+def test_a_command_that_fails_early_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="x"), locked(tmp_path / "run"):
+        raise UsageError("x")
+    assert not (tmp_path / "run").exists()
