@@ -8,29 +8,22 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True)
+from gptbridge_cli.text_options import AsJson, Inputs, JsonKey, Quiet, Separator
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()
 def prepare(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="INPUT...", help="Files or folders: .txt, .jsonl, also .gz, .zst, .bz2, .xz."),
-    ],
+    inputs: Inputs,
     tokenizer: Annotated[str, typer.Option(help="byte, or a folder with the files of a tokenizer.")],
     output: Annotated[Path, typer.Option(metavar="PREFIX", help="Write PREFIX.bin, .idx and .json.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that encode; the output is the same.")] = 1,
     append_eos: Annotated[
         bool, typer.Option("--append-eos", help="End each document with its token.")
     ] = False,
-    json_key: Annotated[str, typer.Option(help="Where a line of .jsonl has its text.")] = "text",
-    document_separator: Annotated[
-        str | None,
-        typer.Option(help="In .txt, a line that ends a document; '' is a blank line. Absent: a file is one."),
-    ] = None,
+    json_key: JsonKey = "text",
+    document_separator: Separator = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad documents, go on.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset of this name.")] = False,
     quiet: Quiet = False,

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from gptbridge_cli.text_options import AsJson, Inputs, JsonKey, Quiet, Separator
+
 app = typer.Typer(no_args_is_help=True)
 
 
@@ -18,19 +20,13 @@ def tokenizer() -> None:
 
 @app.command()
 def train(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="INPUT...", help="Files or folders: .txt, .jsonl, also .gz, .zst, .bz2, .xz."),
-    ],
+    inputs: Inputs,
     vocab_size: Annotated[int, typer.Option(help="Tokens, with the 256 bytes and end-of-text.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
-    json_key: Annotated[str, typer.Option(help="Where a line of .jsonl has its text.")] = "text",
-    document_separator: Annotated[
-        str | None,
-        typer.Option(help="In .txt, a line that ends a document; '' is a blank line. Absent: a file is one."),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    json_key: JsonKey = "text",
+    document_separator: Separator = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Train a byte-level BPE; write vocab.json, merges.txt, tokenizer.json, tokenizer_config.json."""
     from gptbridge.data.tokenizers.training import train_tokenizer

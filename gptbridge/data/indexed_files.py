@@ -8,6 +8,7 @@ megatron/core/datasets/indexed_dataset.py.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,8 @@ def write_index(path: Path, dtype: str, lengths: Path) -> None:
             offset = int(ends[-1])
         for start in range(0, count + 1, _ROWS):
             file.write(np.arange(start, min(start + _ROWS, count + 1), dtype="<i8").tobytes())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _rows(lengths: Path) -> Iterator[NDArray[np.int32]]:

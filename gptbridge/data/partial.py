@@ -15,7 +15,8 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from types import TracebackType
+from typing import IO, Any, Self
 
 from gptbridge.data.blocks import Position
 from gptbridge.data.encoding import Encoded
@@ -76,7 +77,7 @@ class PartialDataset:
     def append(self, encoded: Encoded, end: Position) -> None:
         """Add a block's documents; they count from the next commit on."""
         for i, (file, array) in enumerate(((self._tokens, encoded.tokens), (self._lengths, encoded.lengths))):
-            data = memoryview(array).cast("B") if len(array) else b""
+            data = array.data.cast("B") if len(array) else b""
             file.write(data)
             self._crcs[i] = zlib.crc32(data, self._crcs[i])
         done = self.done
@@ -119,6 +120,17 @@ class PartialDataset:
         """Delete the folder."""
         self.close()
         shutil.rmtree(self.folder)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # a bad document is mended in its file, and then another plan holds: nothing could go on
+        if isinstance(error, BadInput):
+            self.remove()
+        self.close()
 
     def _planned(self) -> object:
         try:

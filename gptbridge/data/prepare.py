@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -61,45 +60,113 @@ def prepare(
     interrupted goes on where it was last committed. Raises BadInput for a bad document, unless
     `options.skip_bad`, when `on_problem` gets a line on each; UsageError when the dataset exists.
     """
-    options = options or TextOptions()
-    final = {name: prefix.with_name(f"{prefix.name}.{name}") for name in ("tokenizer", "bin", "idx", "json")}
-    if final["json"].exists() and not overwrite:
-        raise UsageError(
-            "this dataset exists already", where=final["json"], hint="Add --overwrite to replace it"
-        )
-    tokenizer = load_tokenizer(tokenizer_name)
-    if options.append_end_of_text and tokenizer.end_of_text is None:
-        raise UsageError("this tokenizer has no end-of-text token to append", where=tokenizer_name)
-    sources = find_sources(inputs)
-    dtype = dtype_for(tokenizer.vocab_size)
-    encoder = Encoder(tokenizer, dtype, tokenizer.end_of_text if options.append_end_of_text else None)
+    job = _settle(inputs, tokenizer_name, prefix, options or TextOptions(), overwrite)
     try:
-        partial = PartialDataset(
-            prefix.with_name(f"{prefix.name}.partial"),
-            _plan(sources, tokenizer, options),
-            np.dtype(dtype).itemsize,
-        )
-        with closing(partial), StopRequest() as stop:
+        with job.partial() as partial, StopRequest() as stop:
             blocks = read_blocks(
-                sources,
+                job.sources,
                 partial.done.position,
-                json_key=options.json_key,
-                separator=options.document_separator,
+                json_key=job.options.json_key,
+                separator=job.options.document_separator,
             )
-            encoded = encode_blocks(blocks, tokenizer_name, encoder, workers)
-            _collect(encoded, partial, _Report(sources, options.skip_bad, stop, on_progress, on_problem))
-            content = _describe(sources, tokenizer, options, dtype, partial.done)
-            _publish(partial, tokenizer, dtype, content, final)
-    except BadInput:
-        partial.remove()
-        raise
+            encoded = encode_blocks(blocks, tokenizer_name, job.encoder(), workers)
+            report = _Report(job.sources, job.options.skip_bad, stop, on_progress, on_problem)
+            _collect(encoded, partial, report)
+            return job.publish(partial)
     except OSError as error:
         raise RunFailed(
             f"cannot write the dataset: {error.strerror}",
             where=error.filename or prefix,
             hint="What is done is kept: run the same command again",
         ) from error
-    return content
+
+
+def _settle(
+    inputs: list[str], tokenizer_name: str, prefix: Path, options: TextOptions, overwrite: bool
+) -> _Job:
+    """Check all that can be checked before the first byte is read."""
+    job = _Job(prefix, find_sources(inputs), load_tokenizer(tokenizer_name), options)
+    if options.append_end_of_text and job.tokenizer.end_of_text is None:
+        raise UsageError("this tokenizer has no end-of-text token to append", where=tokenizer_name)
+    if job.path("json").exists() and not overwrite:
+        raise UsageError(
+            "this dataset exists already", where=job.path("json"), hint="Add --overwrite to replace it"
+        )
+    return job
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One preparation: from which text, by which rules, to which files."""
+
+    prefix: Path
+    sources: list[Source]
+    tokenizer: Tokenizer
+    options: TextOptions
+
+    def path(self, ending: str) -> Path:
+        """Return PREFIX.ending."""
+        return self.prefix.with_name(f"{self.prefix.name}.{ending}")
+
+    @property
+    def dtype(self) -> str:
+        """The type in which tokens are stored."""
+        return dtype_for(self.tokenizer.vocab_size)
+
+    def encoder(self) -> Encoder:
+        """Return the encoder by these rules."""
+        end = self.tokenizer.end_of_text if self.options.append_end_of_text else None
+        return Encoder(self.tokenizer, self.dtype, end)
+
+    def partial(self) -> PartialDataset:
+        """Open PREFIX.partial, under a plan of all that decides the bytes."""
+        files = [[str(s.path), s.size, s.path.stat().st_mtime_ns] for s in self.sources]
+        plan = {
+            "version": 1,
+            "tokenizer": self.tokenizer.identity,
+            "options": asdict(self.options),
+            "sources": files,
+        }
+        return PartialDataset(self.path("partial"), plan, np.dtype(self.dtype).itemsize)
+
+    def publish(self, partial: PartialDataset) -> dict[str, Any]:
+        """Write the other files, then give each its name; return the content of PREFIX.json.
+
+        That one says that the dataset is whole, so it comes last.
+        """
+        endings = ("tokenizer", "bin", "idx", "json")
+        made = {ending: partial.folder / f"dataset.{ending}" for ending in endings} | {"bin": partial.tokens}
+        content = self._facts(partial.done)
+        shutil.rmtree(made["tokenizer"], ignore_errors=True)
+        self.tokenizer.save(made["tokenizer"])
+        write_index(made["idx"], self.dtype, partial.lengths)
+        write_json(made["json"], content)
+        self.path("json").unlink(missing_ok=True)
+        shutil.rmtree(self.path("tokenizer"), ignore_errors=True)
+        for ending in endings:
+            made[ending].replace(self.path(ending))
+        partial.remove()
+        return content
+
+    def _facts(self, done: Done) -> dict[str, Any]:
+        return {
+            "format": "megatron",
+            "dtype": self.dtype,
+            "documents": done.documents,
+            "tokens": done.tokens,
+            "empty_documents": done.empty,
+            "bad_documents": dict(sorted(done.problems.items())),
+            "tokenizer": {
+                "identity": self.tokenizer.identity,
+                "vocab_size": self.tokenizer.vocab_size,
+                "end_of_text": self.tokenizer.end_of_text,
+            },
+            "options": asdict(self.options),
+            "sources": [
+                {"path": str(source.path), "bytes": source.size, "blake2b": digest}
+                for source, digest in zip(self.sources, done.digests, strict=True)
+            ],
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,49 +210,3 @@ def _collect(encoded: Iterable[tuple[Block, Encoded]], partial: PartialDataset, 
     partial.commit()
     if not partial.done.documents:
         raise BadInput("no document in the input", where=", ".join(str(s.path) for s in report.sources[:3]))
-
-
-def _plan(sources: list[Source], tokenizer: Tokenizer, options: TextOptions) -> dict[str, Any]:
-    """Return what decides the bytes: a preparation is continued only under the same plan."""
-    files = [[str(source.path), source.size, source.path.stat().st_mtime_ns] for source in sources]
-    return {"version": 1, "tokenizer": tokenizer.identity, "options": asdict(options), "sources": files}
-
-
-def _describe(
-    sources: list[Source], tokenizer: Tokenizer, options: TextOptions, dtype: str, done: Done
-) -> dict[str, Any]:
-    """Return the content of PREFIX.json."""
-    return {
-        "format": "megatron",
-        "dtype": dtype,
-        "documents": done.documents,
-        "tokens": done.tokens,
-        "empty_documents": done.empty,
-        "bad_documents": dict(sorted(done.problems.items())),
-        "tokenizer": {
-            "identity": tokenizer.identity,
-            "vocab_size": tokenizer.vocab_size,
-            "end_of_text": tokenizer.end_of_text,
-        },
-        "options": asdict(options),
-        "sources": [
-            {"path": str(source.path), "bytes": source.size, "blake2b": digest}
-            for source, digest in zip(sources, done.digests, strict=True)
-        ],
-    }
-
-
-def _publish(
-    partial: PartialDataset, tokenizer: Tokenizer, dtype: str, content: dict[str, Any], final: dict[str, Path]
-) -> None:
-    """Write the other files, then give each its name; PREFIX.json, which says it is whole, comes last."""
-    made = {name: partial.folder / f"dataset.{name}" for name in final} | {"bin": partial.tokens}
-    shutil.rmtree(made["tokenizer"], ignore_errors=True)
-    tokenizer.save(made["tokenizer"])
-    write_index(made["idx"], dtype, partial.lengths)
-    write_json(made["json"], content)
-    final["json"].unlink(missing_ok=True)
-    shutil.rmtree(final["tokenizer"], ignore_errors=True)
-    for name, path in final.items():
-        made[name].replace(path)
-    partial.remove()

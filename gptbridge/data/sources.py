@@ -31,7 +31,7 @@ FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 COMPRESSIONS = (".gz", ".zst", ".zstd", ".bz2", ".xz")
 
 # First bytes to opener: what a file is, it says itself. Zstandard may begin with a skippable frame.
-_OPENERS: tuple[tuple[tuple[bytes, ...], str, Callable[[Any], IO[bytes]]], ...] = (
+_OPENERS: tuple[tuple[tuple[bytes, ...], str, Callable[[Any], Any]], ...] = (
     ((b"\x1f\x8b",), "gzip", lambda file: gzip.GzipFile(fileobj=file)),
     (
         (b"\x28\xb5\x2f\xfd", *(bytes([0x50 + i]) + b"\x2a\x4d\x18" for i in range(16))),
@@ -120,7 +120,8 @@ class SourceStream:
         for magics, name, opener in _OPENERS:
             if start.startswith(magics):
                 self._kind = name
-                return opener(buffered)
+                stream: IO[bytes] = opener(buffered)
+                return stream
         if start and self._path.name.lower().endswith(COMPRESSIONS):
             raise BadInput("not compressed, in spite of its name", where=self._path)
         self._kind = "plain"

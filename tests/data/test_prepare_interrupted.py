@@ -162,10 +162,10 @@ def test_damage_to_what_was_kept_is_noticed(
 ) -> None:
     leave_unfinished(inputs, tmp_path / "out")
     path = tmp_path / "out.partial" / file
-    data = bytearray(path.read_bytes())
+    data = path.read_bytes()
     middle = len(data) // 2
     flipped = data[:middle] + bytes([data[middle] ^ 0x04]) + data[middle + 1 :]
-    edited = {
+    edited: dict[str, bytes] = {
         "flip": flipped,
         "cut": data[:middle],
         "zeros": data[:middle] + bytes(300),
