@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gptbridge.training.events import history, read_events
@@ -81,8 +82,27 @@ def kinds_of(run: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def torch_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def torch_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two finished runs on torch: `plain` of 8 steps, and `masked` of 2 steps without a token that counts."""
+    folder = tmp_path_factory.mktemp("torch_runs")
+    np.full(1000, 256, "<u2").tofile(folder / "ends.bin")
+    masked = [
+        f"data.path={folder / 'ends.bin'}",
+        "data.split=[1,0,0]",
+        "data.mask_end_of_text=true",
+        "evaluation.interval=0",
+        "training.max_steps=2",
+    ]
+    runs = {"plain": ["checkpoint.interval=4"], "masked": masked}
+    run_jobs(
+        folder,
+        "torch",
+        [{"run": str(folder / name), "overrides": [*TINY, *more]} for name, more in runs.items()],
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def torch_run(torch_runs: Path) -> Path:
     """A finished run of 8 steps on torch with checkpoints at 4 and 8. Copy it before changing it."""
-    folder = tmp_path_factory.mktemp("torch_run")
-    run_jobs(folder, "torch", [{"run": str(folder / "run"), "overrides": [*TINY, "checkpoint.interval=4"]}])
-    return folder / "run"
+    return torch_runs / "plain"

@@ -48,7 +48,6 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
 def test_killed_at_any_moment_it_continues_from_a_whole_checkpoint(tmp_path: Path) -> None:
     overrides = [*LONG, "training.max_steps=60"]
     rarely = [*overrides, "checkpoint.interval=60"]
-    run_jobs(tmp_path, "torch", [{"run": str(tmp_path / "whole"), "overrides": rarely}])
     run = tmp_path / "killed"
     moments = random.Random(7)
     for kill in range(3):
@@ -63,7 +62,8 @@ def test_killed_at_any_moment_it_continues_from_a_whole_checkpoint(tmp_path: Pat
         assert process.returncode == -signal.SIGKILL, f"kill {kill} came after the end"
         for checkpoint in (run / "checkpoints").glob("step-*"):
             open_checkpoint(checkpoint)
-    run_jobs(tmp_path, "torch", [{"run": str(run), "resume": "auto"}])
+    whole = {"run": str(tmp_path / "whole"), "overrides": rarely}
+    run_jobs(tmp_path, "torch", [{"run": str(run), "resume": "auto"}, whole])
     assert numbers_of(run) == numbers_of(tmp_path / "whole")
     assert kinds_of(run).count("resume") == 3
     assert not list((run / "checkpoints").glob(".*"))
