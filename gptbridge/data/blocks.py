@@ -16,6 +16,7 @@ from gptbridge.data.sources import Source, SourceStream
 
 DOCUMENT_LIMIT = 16 << 20  # bytes: what one document may cost in memory, whatever a file holds
 
+_SEPARATOR_LIMIT = 64 << 10  # bytes of a separator's line
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -118,11 +119,13 @@ class Block:
 class _Cutter(ABC):
     """Reads a stream into a buffer and cuts whole documents off its front.
 
-    A document beyond the limit is dropped while it is read, so that the buffer stays small.
+    A document beyond the limit is dropped while it is read, so that the buffer stays small, and told
+    of at its end; with `strict` at once.
     """
 
-    def __init__(self, stream: SourceStream, start: Position) -> None:
+    def __init__(self, stream: SourceStream, start: Position, strict: bool) -> None:
         self._stream = stream
+        self._strict = strict
         self._buffer = b""
         self.position = start
 
@@ -146,6 +149,8 @@ class _Cutter(ABC):
             yield payload
             if len(self._buffer) > DOCUMENT_LIMIT:
                 dropped_line = self.position.line
+                if self._strict:
+                    yield Oversized(dropped_line)
 
     @abstractmethod
     def _take(self, line: int, final: bool) -> tuple[JsonLines | PlainTexts, int]:
@@ -158,7 +163,7 @@ class _Cutter(ABC):
     def _droppable(self) -> int:
         # the last line may be the beginning of a separator, unless it is too long for one
         last_line = self._buffer.rfind(b"\n") + 1
-        return last_line if len(self._buffer) - last_line < DOCUMENT_LIMIT else len(self._buffer)
+        return last_line if len(self._buffer) - last_line < _SEPARATOR_LIMIT else len(self._buffer)
 
     def _fill(self) -> bool:
         chunk = self._stream.read()
@@ -175,8 +180,8 @@ class _Cutter(ABC):
 
 
 class _JsonCutter(_Cutter):
-    def __init__(self, stream: SourceStream, start: Position, key: str) -> None:
-        super().__init__(stream, start)
+    def __init__(self, stream: SourceStream, start: Position, strict: bool, key: str) -> None:
+        super().__init__(stream, start, strict)
         self._key = key
 
     def _take(self, line: int, final: bool) -> tuple[JsonLines, int]:
@@ -190,8 +195,8 @@ class _JsonCutter(_Cutter):
 class _TextCutter(_Cutter):
     """Without a separator a file is one document; with one, a line that equals it ends a document."""
 
-    def __init__(self, stream: SourceStream, start: Position, separator: str | None) -> None:
-        super().__init__(stream, start)
+    def __init__(self, stream: SourceStream, start: Position, strict: bool, separator: str | None) -> None:
+        super().__init__(stream, start, strict)
         word = None if separator is None else re.escape(separator.strip().encode())
         self._separator = None if word is None else re.compile(rb"(?m)^[ \t\r]*" + word + rb"[ \t\r]*\n")
 
@@ -216,21 +221,23 @@ class _TextCutter(_Cutter):
 
 
 def read_blocks(
-    sources: list[Source], start: Position, *, json_key: str, separator: str | None
+    sources: list[Source], start: Position, *, json_key: str, separator: str | None, strict: bool = True
 ) -> Iterator[Block]:
-    """Yield the blocks of `sources` from `start` on, in order."""
+    """Yield the blocks of `sources` from `start` on, in order; with `strict`, none after an `Oversized`."""
     consumed = sum(source.size for source in sources[: start.source])
     for index in range(start.source, len(sources)):
         position = start if index == start.source else Position(index)
         with SourceStream(sources[index]) as stream:
             stream.skip(position.offset)
             cut = (
-                _JsonCutter(stream, position, json_key)
+                _JsonCutter(stream, position, strict, json_key)
                 if sources[index].format == "jsonl"
-                else _TextCutter(stream, position, separator)
+                else _TextCutter(stream, position, strict, separator)
             )
             for payload in cut.payloads():
                 yield Block(index, payload, cut.position, consumed + stream.consumed)
+                if strict and isinstance(payload, Oversized):
+                    return
             digest = stream.finish()
         consumed += sources[index].size
         yield Block(index, PlainTexts(()), Position(index + 1), consumed, digest)

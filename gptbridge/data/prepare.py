@@ -68,6 +68,7 @@ def prepare(
                 partial.done.position,
                 json_key=job.options.json_key,
                 separator=job.options.document_separator,
+                strict=not job.options.skip_bad,
             )
             encoded = encode_blocks(blocks, tokenizer_name, job.encoder(), workers)
             report = _Report(job.sources, job.options.skip_bad, stop, on_progress, on_problem)

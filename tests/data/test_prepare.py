@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -346,6 +347,32 @@ def test_files_without_text_are_refused(tmp_path: Path, name: str, data: bytes, 
     with pytest.raises(BadInput, match=message):
         prepare([str(tmp_path / name)], "byte", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "endless", "folder", "dangling", "loop"])
+def test_what_is_not_a_file_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "in.txt"
+    make: dict[str, Callable[[], object]] = {
+        "pipe": lambda: os.mkfifo(path),
+        "endless": lambda: path.symlink_to("/dev/zero"),
+        "folder": path.mkdir,
+        "dangling": lambda: path.symlink_to("nowhere"),
+        "loop": lambda: path.symlink_to(path),
+    }
+    make[kind]()
+    with pytest.raises(BadInput, match=r"in\.txt"):
+        prepare([str(path)], "byte", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["in.txt", "in.jsonl"])
+def test_a_file_that_claims_8_gb_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(8 << 30)
+    with pytest.raises(BadInput, match="line 1: too long"):
+        prepare([str(tmp_path / name)], "byte", tmp_path / "out")
 
 
 def test_ids_beyond_16_bits_are_stored_in_32(tmp_path: Path) -> None:
