@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gptbridge.weights.configs.reading import Declared
+    from gptbridge.weights.conversion.source import Told
 
 _DIALECTS = "torch, paddle, mindspore, fleetx, modelscope, megatron or gptbridge"
 Heads = Annotated[
@@ -19,6 +19,10 @@ ModelName = Annotated[
     str | None, typer.Option("--model", help="Model preset or YAML file, where the files say too little.")
 ]
 From = Annotated[str | None, typer.Option("--from", help=f"{_DIALECTS}; absent: found by content.")]
+Strategy = Annotated[
+    Path | None, typer.Option(help="MindSpore strategy file, or the folder of them, of IN's ranks.")
+]
+LoraAlpha = Annotated[float | None, typer.Option(help="Alpha of IN's LoRA, where no file says it.")]
 
 
 def convert(
@@ -31,6 +35,9 @@ def convert(
     variant: Annotated[str | None, typer.Option(help="Which of the dialect's layouts to write.")] = None,
     model: ModelName = None,
     num_attention_heads: Heads = None,
+    strategy: Strategy = None,
+    lora_alpha: LoraAlpha = None,
+    merge_lora: Annotated[bool, typer.Option("--merge-lora", help="Add IN's LoRA to the weights.")] = False,
     vocab_size: Annotated[
         int | None, typer.Option(min=1, help="Rows of the embedding to write: padding is added or cut.")
     ] = None,
@@ -53,24 +60,24 @@ def convert(
     from gptbridge.weights.conversion.verifying import verify as compare
     from gptbridge_cli.progress import transfer_progress
 
-    given = _given(model, num_attention_heads)
+    told = _told(from_, model, num_attention_heads, strategy, lora_alpha)
     request = Request(
         source,
         output,
         to,
-        from_,
+        told,
         variant,
-        given,
         vocab_size,
         float_type(dtype),
         Split(tensor_parallel, pipeline_parallel),
+        merge_lora,
         overwrite,
     )
     with transfer_progress(f"{source} -> {output}", quiet=quiet or as_json) as progress:
         done = convert_checkpoint(request, progress)
     verdict = None
     if verify or (verify is None and done.model.num_parameters <= SMALL_MODEL):
-        verdict = compare(source, output, dialects=(done.source_dialect, to), given=given)
+        verdict = compare(source, output, told=told, dialect=to)
     facts = {
         "from": done.source_dialect,
         "variant": done.source_variant,
@@ -78,12 +85,15 @@ def convert(
         "parameters": done.model.num_parameters,
         "bytes": done.nbytes,
         "files": [*done.files, *done.companions],
+        "left_out": list(done.left_out),
         "max_logit_difference": verdict.max_difference if verdict else None,
     }
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
     elif not quiet:
         typer.echo(f"{done.source_dialect} ({done.source_variant}) -> {to}: {output}, {done.nbytes:,} bytes")
+        if done.left_out:
+            typer.echo(f"left out, being no weights: {len(done.left_out)} tensors such as {done.left_out[0]}")
         typer.echo(str(verdict) if verdict else "not verified: --verify compares the logits")
     if verdict and not verdict.passed:
         raise RunFailed(str(verdict), where=output)
@@ -94,12 +104,14 @@ def inspect(
     from_: From = None,
     model: ModelName = None,
     num_attention_heads: Heads = None,
+    strategy: Strategy = None,
+    lora_alpha: LoraAlpha = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
     """Tell what a checkpoint is: dialect, tensors, model, digest. Nothing in it is executed."""
     from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 
-    facts = inspect_checkpoint(path, given=_given(model, num_attention_heads), dialect=from_)
+    facts = inspect_checkpoint(path, _told(from_, model, num_attention_heads, strategy, lora_alpha))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
@@ -107,12 +119,21 @@ def inspect(
         typer.echo(f"{name.replace('_', ' '):18} {value}")
 
 
-def _given(model: str | None, num_attention_heads: int | None) -> Declared:
-    """Return what the options state about the model."""
+def _told(
+    dialect: str | None,
+    model: str | None,
+    num_attention_heads: int | None,
+    strategy: Path | None,
+    lora_alpha: float | None,
+) -> Told:
+    """Return what the options state about a checkpoint."""
     from gptbridge.weights.configs.reading import Declared
+    from gptbridge.weights.conversion.source import Told
+    from gptbridge.weights.layouts.registry import require_dialect
     from gptbridge_specs import load_model
 
     fields = load_model(model).model_dump() if model else {}
     if num_attention_heads is not None:
         fields["num_attention_heads"] = num_attention_heads
-    return Declared(fields, f"--model {model}" if model else "--num-attention-heads")
+    given = Declared(fields, f"--model {model}" if model else "--num-attention-heads")
+    return Told(require_dialect(dialect) if dialect else None, given, strategy, lora_alpha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gptbridge.errors import BadInput, UsageError, printable
-from gptbridge.weights.configs.tables import TABLES, ConfigTable
+from gptbridge.weights.configs.tables import TABLES, TOKEN_KEYS, ConfigTable
 from gptbridge.weights.hf_config import from_hf_config
 from gptbridge.weights.json_files import read_json
 from gptbridge_specs import ModelSpec, SpecError
@@ -19,13 +20,20 @@ from gptbridge_specs.yaml_files import read_mapping
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """The fields of a ModelSpec that some source states, and which source that is."""
+    """The fields of a ModelSpec that some source states, and which source that is.
+
+    `num_labels` and `lora_alpha` belong to a classifier's head and to LoRA, if there are such; `tokens`
+    holds the ids of special tokens by the keys in TOKEN_KEYS.
+    """
 
     fields: Mapping[str, Any] = field(default_factory=dict)
     where: str = "nothing"
+    num_labels: int | None = None
+    lora_alpha: float | None = None
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
     def merged(self, stronger: Declared) -> Declared:
-        """Return both, `stronger` winning where they meet."""
+        """Return the fields of both, `stronger` winning where they meet."""
         return Declared({**self.fields, **stronger.fields}, stronger.where if stronger.fields else self.where)
 
 
@@ -44,11 +52,13 @@ def read_config_file(path: Path, dialect: str) -> Declared:
 def declared_by(content: Mapping[str, Any], dialect: str, where: object) -> Declared:
     """Return what the configuration `content` declares."""
     if dialect in ("torch", "gptbridge"):
-        return Declared(from_hf_config(content, where=where).model_dump(), str(where))
+        fields = from_hf_config(content, where=where).model_dump()
+        labels = _num_labels(content, ("num_labels",), where)
+        return Declared(fields, str(where), labels, tokens=_tokens(content))
     table = TABLES[dialect]
     model = _section(_unwrapped(content), table, where)
     _refuse_other_architectures(model, table, where)
-    fields: dict[str, Any] = {}
+    fields = {}
     for name, keys in table.keys.items():
         stated = [model[key] for key in keys if model.get(key) is not None]
         if stated:
@@ -58,17 +68,43 @@ def declared_by(content: Mapping[str, Any], dialect: str, where: object) -> Decl
             fields["hidden_size"], where
         )
     fields["activation"] = _activation(model, table, dialect, where)
-    return Declared(fields, str(where))
+    labels = _num_labels(model, table.labels, where)
+    tokens = _tokens(model) if table.tokens else {}
+    return Declared(fields, str(where), labels, _lora_alpha(model, where), tokens)
+
+
+def _tokens(model: Mapping[str, Any]) -> dict[str, int]:
+    """Return the special tokens that are plain ids; some files hold lists, which we do not carry."""
+    return {key: model[key] for key in TOKEN_KEYS if type(model.get(key)) is int and model[key] >= 0}
+
+
+def _num_labels(model: Mapping[str, Any], keys: tuple[str, ...], where: object) -> int | None:
+    """Return the number of classes, or of their names, which is how Hugging Face writes it."""
+    names = model.get("id2label")
+    counts = [model[key] for key in keys if model.get(key) is not None]
+    counts += [len(names)] if isinstance(names, dict) else []
+    return _whole(counts[0], where) if counts else None
+
+
+def _lora_alpha(model: Mapping[str, Any], where: object) -> float | None:
+    """Return lora_alpha of MindFormers' pet_config."""
+    settings = model.get("pet_config")
+    alpha = settings.get("lora_alpha") if isinstance(settings, dict) else None
+    if alpha is None:
+        return None
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+        raise BadInput(f"lora_alpha is {printable(alpha, 60)}", where=where, allowed="a number")
+    return float(alpha)
 
 
 def _unwrapped(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the keys of PaddleNLP's older form, {"init_args": [{...}], "init_class": ...}, flat."""
     flat = dict(content)
-    while isinstance(flat.get("init_args"), list) and flat["init_args"]:
-        inner = flat["init_args"][0]
+    while isinstance(arguments := flat.pop("init_args", None), list):
+        inner = arguments[0] if arguments else None
         if not isinstance(inner, dict):
             break
-        flat = dict(inner)
+        flat.update(inner)
     return flat
 
 

@@ -23,7 +23,12 @@ class ConfigTable:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     always: Mapping[str, Any] = field(default_factory=dict)
     section: tuple[str, ...] = ()  # where in the file the model stands
+    tokens: bool = False  # special tokens stand beside the sizes
+    labels: tuple[str, ...] = ()  # keys of a classifier's number of classes, the one that is written first
 
+
+# Special tokens, under the same keys in every configuration that has them.
+TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # PaddleNLP's and FleetX's "gelu" is the tanh form; the other two have no spelling there, and ours
 # makes the original software stop instead of computing something else.
@@ -46,6 +51,8 @@ TABLES: Mapping[str, ConfigTable] = {
         activation_key="hidden_act",
         gelu={**_PADDLE_GELU, "gelu_new": "gelu_tanh"},
         always={"model_type": "gpt", "type_vocab_size": 16},
+        tokens=True,
+        labels=("num_labels", "num_classes"),
     ),
     "fleetx": ConfigTable(
         keys={
@@ -63,6 +70,7 @@ TABLES: Mapping[str, ConfigTable] = {
             "scale_qk_by_layer_num": True,
         },
         section=("Model",),
+        labels=("num_classes",),
     ),
     "mindspore": ConfigTable(
         keys={
@@ -80,6 +88,8 @@ TABLES: Mapping[str, ConfigTable] = {
         gelu={"gelu": "gelu_tanh", "fast_gelu": "quick_gelu", "gelu_erf": "gelu_erf"},
         always={"type": "GPT2Config"},
         section=("model", "model_config"),
+        tokens=True,
+        labels=("num_labels",),
     ),
     "modelscope": ConfigTable(
         keys={

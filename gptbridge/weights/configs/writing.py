@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gptbridge.weights.configs.tables import TABLES, ConfigTable
@@ -9,17 +10,40 @@ from gptbridge.weights.hf_config import to_hf_config
 from gptbridge_specs import ModelSpec
 
 
-def config_content(model: ModelSpec, dialect: str, *, end_of_text: int | None = None) -> dict[str, Any]:
-    """Return the model's part of the configuration that `dialect` keeps beside its weights."""
+def config_content(
+    model: ModelSpec,
+    dialect: str,
+    *,
+    num_labels: int | None = None,
+    tokens: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Return the model's part of the configuration that `dialect` keeps beside its weights.
+
+    `num_labels` is set for a classifier; `tokens` are the special tokens' ids, by TOKEN_KEYS.
+    """
     if dialect in ("torch", "gptbridge"):
-        return to_hf_config(model, end_of_text=end_of_text)
+        return {**_hugging_face(model, num_labels), **(tokens or {})}
     table = TABLES[dialect]
     content = {**table.always, **{keys[0]: _value(model, name) for name, keys in table.keys.items()}}
     content.update(_activation(model, table, dialect))
+    if num_labels is not None and table.labels:
+        content[table.labels[0]] = num_labels
+    if table.tokens:
+        content.update(tokens or {})
     if dialect == "mindspore":
         content["expand_ratio"] = model.ffn_size // model.hidden_size
     for name in reversed(table.section):
         content = {name: content}
+    return content
+
+
+def _hugging_face(model: ModelSpec, num_labels: int | None) -> dict[str, Any]:
+    content = to_hf_config(model)
+    if num_labels is not None:
+        names = [f"LABEL_{number}" for number in range(num_labels)]
+        content["architectures"] = ["GPT2ForSequenceClassification"]
+        content["id2label"] = {str(number): name for number, name in enumerate(names)}
+        content["label2id"] = {name: number for number, name in enumerate(names)}
     return content
 
 

@@ -8,20 +8,16 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.weights.canonical import parameters
-from gptbridge.weights.conversion.casting import cast
 from gptbridge.weights.conversion.source import Source
 from gptbridge.weights.conversion.streaming import SLAB_ITEMS
-from gptbridge.weights.formats import STORAGE_DTYPES
 from gptbridge.weights.layouts.axes import letter_sizes
-from gptbridge.weights.layouts.boxes import Box, gather, slabs
+from gptbridge.weights.layouts.boxes import Box, shape_of, slabs
 from gptbridge.weights.layouts.rules import canonical_axes
-from gptbridge_specs import ModelSpec
 
 
-def canonical_box(name: str, model: ModelSpec) -> Box:
+def canonical_box(name: str, source: Source) -> Box:
     """Return the box of a whole canonical weight, the vocabulary without padding."""
-    sizes = letter_sizes(model)
+    sizes = letter_sizes(source.model, num_labels=source.sizes["c"], lora_rank=source.sizes["r"])
     return {letter: (0, sizes[letter]) for letter in canonical_axes(name).letters}
 
 
@@ -30,28 +26,30 @@ class CanonicalArrays(Mapping[str, NDArray[np.float32]]):
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._names = [parameter.name for parameter in parameters(source.model)]
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
-        weight = self._source.weights[name]
-        stored = STORAGE_DTYPES[weight.dtype]
-        array = gather(canonical_box(name, self._source.model), canonical_axes(name), weight.pieces, stored)
-        return cast(array, weight.dtype, "float32").astype(np.float32, copy=False)
+        return self._source.weights[name].read(
+            canonical_box(name, self._source), canonical_axes(name), "float32"
+        )
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._source.names)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._source.names)
 
 
 def digest(source: Source) -> str:
-    """Return the SHA-256 of the canonical weights: equal for equal weights in any dialect and split."""
+    """Return the SHA-256 of the canonical weights: equal for equal weights in any dialect and split.
+
+    It covers a classifier's head, and LoRA that is kept apart.
+    """
     total = hashlib.sha256()
-    for parameter in parameters(source.model):
-        weight = source.weights[parameter.name]
-        total.update(f"{parameter.name} {weight.dtype} {parameter.shape}\n".encode())
-        layout = canonical_axes(parameter.name)
-        for part in slabs(canonical_box(parameter.name, source.model), layout, SLAB_ITEMS):
-            total.update(gather(part, layout, weight.pieces, STORAGE_DTYPES[weight.dtype]).data)
+    lora = source.lora.weights if source.lora else {}
+    for name in (*source.names, *sorted(lora)):
+        weight = source.weights.get(name) or lora[name]
+        order, box = canonical_axes(name), canonical_box(name, source)
+        total.update(f"{name} {weight.dtype} {shape_of(box, order)}\n".encode())
+        for part in slabs(box, order, SLAB_ITEMS):
+            total.update(weight.read(part, order).data)
     return total.hexdigest()

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptbridge.errors import RunFailed, UsageError
-from gptbridge.weights.configs.reading import Declared
+from gptbridge.errors import UsageError
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.companions import write_companions
-from gptbridge.weights.conversion.source import Source, open_source
+from gptbridge.weights.conversion.output_folder import new_folder, refuse_output
+from gptbridge.weights.conversion.source import Source, Told, open_source
 from gptbridge.weights.conversion.streaming import target_bytes
-from gptbridge.weights.conversion.target import Split, TargetFile, TargetTensor, plan_files
-from gptbridge.weights.conversion.writers import WRITERS, Frame
+from gptbridge.weights.conversion.target import Split, Target, TargetFile, TargetTensor, plan_files
+from gptbridge.weights.conversion.writers import WRITERS
 from gptbridge.weights.formats import Chunks
 from gptbridge.weights.layouts.registry import MEGATRON_VERSION, layouts_of, require_dialect
 from gptbridge.weights.layouts.rules import Layout
@@ -34,12 +32,12 @@ class Request:
     source: Path
     output: Path
     to: str
-    from_: str | None = None
+    told: Told = field(default_factory=Told)
     variant: str | None = None
-    given: Declared = field(default_factory=Declared)
     vocab_size: int | None = None
     dtype: str | None = None
     split: Split = field(default_factory=Split)
+    merge_lora: bool = False
     overwrite: bool = False
 
 
@@ -53,29 +51,30 @@ class Converted:
     files: tuple[str, ...]
     nbytes: int
     companions: tuple[str, ...]
+    left_out: tuple[str, ...]  # tensors of the source that are no weights
 
 
 def convert_checkpoint(request: Request, progress: Progress | None = None) -> Converted:
     """Convert; raises BadInput for the source, UsageError for what is asked, RunFailed for the disk."""
     layout = choose_layout(require_dialect(request.to), request.variant, request.split)
-    _refuse_existing(request)
+    refuse_output(request.output, request.source, overwrite=request.overwrite)
     with ExitStack() as stack:
-        source = open_source(request.source, stack, dialect=request.from_, given=request.given)
-        model = _target_model(source, request)
-        dtypes = {name: request.dtype or weight.dtype for name, weight in source.weights.items()}
-        labels = source.sizes["c"]
-        files = plan_files(request.to, layout, model, dtypes, request.split, num_labels=labels)
-        frame = Frame(request.to, layout.variant, model, request.split)
-        with _new_folder(request.output) as folder:
-            nbytes = _Writing(source, frame, progress).write(files, folder)
-            companions = write_companions(source, model, request.to, folder, request.split)
+        source = open_source(request.source, stack, request.told, verify=False)
+        source = _merged(source) if request.merge_lora else source
+        target = _target(source, layout, request)
+        files = plan_files(target)
+        nbytes = sum(tensor.info.nbytes for file in files for tensor in file.tensors)
+        with new_folder(request.output, nbytes) as folder, _verifying(source):
+            _Writing(source, target, nbytes, progress).write(files, folder)
+            companions = write_companions(source, target, files, folder)
     return Converted(
         source.dialect,
         source.variant,
-        model,
+        target.model,
         tuple(file.name for file in files),
         nbytes,
         tuple(companions),
+        source.dropped,
     )
 
 
@@ -92,80 +91,71 @@ def choose_layout(dialect: str, variant: str | None, split: Split) -> Layout:
     return layouts[variant]
 
 
-def _target_model(source: Source, request: Request) -> ModelSpec:
-    if request.vocab_size is None:
-        return source.model
-    return source.model.model_copy(update={"vocab_size": request.vocab_size})
+def _merged(source: Source) -> Source:
+    if source.lora is None:
+        raise UsageError("the checkpoint has no LoRA to merge", where=source.path)
+    return source.merged()
 
 
-def _refuse_existing(request: Request) -> None:
-    output = request.output
-    if output.resolve() == request.source.resolve():
-        raise UsageError("input and output are the same", where=output)
-    if output.exists() and not request.overwrite:
-        raise UsageError("exists already", where=output, hint="Choose another name, or give --overwrite")
+def _target(source: Source, layout: Layout, request: Request) -> Target:
+    model = source.model
+    if request.vocab_size is not None:
+        model = model.model_copy(update={"vocab_size": request.vocab_size})
+    if source.lora is not None:
+        source.lora.require_alpha()
+    weights = {**source.weights, **(source.lora.weights if source.lora else {})}
+    return Target(
+        layout,
+        model,
+        {name: request.dtype or weight.dtype for name, weight in weights.items()},
+        request.split,
+        source.num_labels,
+        source.tokens,
+        source.lora,
+    )
 
 
 @contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Give a folder that takes the name `path` when the block ends well, and vanishes otherwise."""
-    parent = path.absolute().parent
-    folder: Path | None = None
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=parent))
-        yield folder
-        folder.chmod(0o777 & ~_umask())
-        _remove(path)
-        folder.rename(path)
-    except OSError as error:
-        raise RunFailed(f"cannot be written: {error.strerror}", where=path) from error
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _verifying(source: Source) -> Iterator[None]:
+    """Check the CRCs that the source's files declare beside the block, and end it with what they say."""
+    with ThreadPoolExecutor(1) as pool:
+        checks: list[Future[None]] = [pool.submit(file.verify) for file in source.files]
+        try:
+            yield
+            for check in checks:
+                check.result()
+        finally:
+            for check in checks:
+                check.cancel()
 
 
 class _Writing:
-    """Writes the planned files of one conversion."""
+    """Writes the planned files of one conversion, `nbytes` of tensors in all."""
 
-    def __init__(self, source: Source, frame: Frame, progress: Progress | None) -> None:
+    def __init__(self, source: Source, target: Target, nbytes: int, progress: Progress | None) -> None:
         self._source = source
-        self._frame = frame
+        self._target = target
+        self._nbytes = nbytes
         self._progress = progress
         self._done = 0
 
-    def write(self, files: Sequence[TargetFile], folder: Path) -> int:
-        """Write every file under `folder`; return how many bytes their tensors have."""
-        total = sum(tensor.info.nbytes for file in files for tensor in file.tensors)
+    def write(self, files: Sequence[TargetFile], folder: Path) -> None:
+        """Write every file under `folder`."""
         with ThreadPoolExecutor(os.cpu_count()) as workers:
             for file in files:
                 path = folder / file.name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                entries = [(t.info, self._chunks(t, workers, file.name, total)) for t in file.tensors]
-                WRITERS[file.format](path, entries, self._frame)
-        return total
+                entries = [(t.info, self._chunks(t, workers, file.name)) for t in file.tensors]
+                WRITERS[file.format](path, entries, self._target)
 
-    def _chunks(self, tensor: TargetTensor, workers: Executor, name: str, total: int) -> Callable[[], Chunks]:
+    def _chunks(self, tensor: TargetTensor, workers: Executor, name: str) -> Callable[[], Chunks]:
         def chunks() -> Chunks:
-            weight = self._source.weights[tensor.canonical]
+            weight = self._source.weight(tensor.canonical)
             for chunk in target_bytes(weight, tensor.box, tensor.axes, tensor.info.dtype, workers):
                 yield chunk
                 self._done += chunk.nbytes
                 if self._progress is not None:
-                    self._progress(self._done, total, name)
+                    self._progress(self._done, self._nbytes, name)
 
         return chunks
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from gptbridge.weights.configs.reading import Declared, declared_by, read_config_file
+from gptbridge.weights.conversion.discovery import list_folder
 from gptbridge.weights.formats import Namespace, WeightFile
 
 # Where each dialect keeps its configuration, the first that exists.
@@ -34,10 +36,12 @@ def declared_beside(root: Path, weights: WeightFile, dialect: str) -> tuple[Decl
 
 def _config_file(folder: Path, dialect: str) -> Path | None:
     for name in _FILES[dialect]:
-        if (folder / name).is_file():
+        if os.path.lexists(folder / name):
             return folder / name
-    yaml_files = sorted(folder.glob("*.yaml")) if dialect in ("fleetx", "mindspore") else []
-    return yaml_files[0] if len(yaml_files) == 1 else None
+    if dialect not in ("fleetx", "mindspore"):
+        return None
+    files = [name for name in list_folder(folder) if name.endswith(".yaml")]
+    return folder / files[0] if len(files) == 1 else None
 
 
 def _megatron_args(weights: WeightFile) -> tuple[Declared, str]:

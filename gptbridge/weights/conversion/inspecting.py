@@ -7,34 +7,44 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from gptbridge.weights.configs.reading import Declared
 from gptbridge.weights.conversion.arrays import digest
-from gptbridge.weights.conversion.source import open_source
+from gptbridge.weights.conversion.lora import QKV
+from gptbridge.weights.conversion.source import Source, Told, open_source
 
 
-def inspect_checkpoint(
-    path: Path, *, given: Declared | None = None, dialect: str | None = None
-) -> dict[str, Any]:
+def inspect_checkpoint(path: Path, told: Told | None = None) -> dict[str, Any]:
     """Return the facts of the checkpoint at `path`; the digest is that of its canonical weights."""
     with ExitStack() as stack:
-        source = open_source(path, stack, dialect=dialect, given=given)
-        tensors = [info for weights in source.opened for info in weights.tensors.values()]
+        source = open_source(path, stack, told)
+        tensors = [info for file in source.files for info in file.tensors.values()]
         return {
             "path": str(path),
             "dialect": source.dialect,
             "variant": source.variant,
-            "format": source.opened[0].format,
+            "format": source.files[0].format,
             "files": len(source.files),
-            "tensor_parallel": max(file.tensor for file in source.files) + 1,
-            "pipeline_parallel": max(file.pipeline for file in source.files) + 1,
+            "tensor_parallel": source.stages[0].cutting.degree,
+            "pipeline_parallel": len(source.stages),
             "tensors": len(tensors),
             "dtypes": dict(Counter(info.dtype for info in tensors)),
             "bytes": sum(info.nbytes for info in tensors),
             "parameters": source.model.num_parameters,
             "model": source.model.model_dump(),
+            "num_labels": source.num_labels,
             "configuration": source.config_file or None,
             "embedding_rows": source.sizes["v"],
             "left_out": list(source.dropped),
-            "lora": len(source.lora),
+            "lora": _lora(source),
             "digest": f"sha256:{digest(source)}",
         }
+
+
+def _lora(source: Source) -> dict[str, Any] | None:
+    if source.lora is None:
+        return None
+    return {
+        "rank": source.lora.rank,
+        "alpha": source.lora.alpha,
+        "layers": len(source.lora.layers),
+        "parts": [QKV[part] for part in source.lora.all_parts],
+    }

@@ -9,12 +9,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gptbridge.weights.conversion.casting import cast
-from gptbridge.weights.conversion.source import CanonicalWeight
+from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
 from gptbridge.weights.formats import Chunks
-from gptbridge.weights.formats.tensor import STORAGE_DTYPES
 from gptbridge.weights.layouts.axes import Axes
-from gptbridge.weights.layouts.boxes import Box, gather, slabs
+from gptbridge.weights.layouts.boxes import Box, slabs
 
 SLAB_ITEMS = 1 << 20  # 4 MiB of float32
 _AHEAD = 4  # slabs in work or waiting: what memory is bounded by
@@ -26,19 +24,15 @@ def target_bytes(weight: CanonicalWeight, box: Box, axes: Axes, dtype: str, work
     The file ranges of the source where its bytes can go unchanged, else arrays of bounded size, made by
     `workers` a few ahead of the writer.
     """
-    for piece, (file, name) in zip(weight.pieces, weight.origins, strict=True):
-        if weight.dtype == dtype and piece.box == box and piece.axes.letters == axes.letters:
-            return file.chunks(name)
-    return _slabs(weight, box, axes, dtype, workers)
+    unchanged = weight.unchanged(box, axes, dtype)
+    return _slabs(weight, box, axes, dtype, workers) if unchanged is None else unchanged
 
 
 def _slabs(
     weight: CanonicalWeight, box: Box, axes: Axes, dtype: str, workers: Executor
 ) -> Iterator[NDArray[Any]]:
-    stored = STORAGE_DTYPES[weight.dtype]
-
     def make(part: Box) -> NDArray[Any]:
-        return cast(gather(part, axes, weight.pieces, stored), weight.dtype, dtype).reshape(-1)
+        return weight.read(part, axes, dtype).reshape(-1)
 
     pending: deque[Future[NDArray[Any]]] = deque()
     for part in slabs(box, axes, SLAB_ITEMS):

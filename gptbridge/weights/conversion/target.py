@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from gptbridge.errors import UsageError
 from gptbridge.weights.canonical import parameters
+from gptbridge.weights.configs.writing import config_content
+from gptbridge.weights.conversion.lora import Lora, parts_of
 from gptbridge.weights.formats import TensorInfo
-from gptbridge.weights.layouts.axes import CUT, Axes, letter_sizes
+from gptbridge.weights.layouts.axes import Axes, letter_sizes
 from gptbridge.weights.layouts.boxes import Box, shape_of
-from gptbridge.weights.layouts.rules import Layout, NativeTensor, canonical_axes
+from gptbridge.weights.layouts.rules import LORA, Layout, NativeTensor, canonical_axes
 from gptbridge_specs import ModelSpec
 
 _PADDING_UNIT = 128  # Megatron and FleetX pad the vocabulary to a multiple of this x tensor ranks
@@ -30,13 +33,39 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """What one conversion writes."""
+
+    layout: Layout
+    model: ModelSpec
+    dtypes: Mapping[str, str]  # the element type of each canonical weight; those are written
+    split: Split = field(default_factory=Split)
+    num_labels: int | None = None  # of a classifier
+    tokens: Mapping[str, int] = field(default_factory=dict)  # special tokens, by TOKEN_KEYS
+    lora: Lora | None = None  # kept apart
+
+    @property
+    def dialect(self) -> str:
+        """The dialect that is written."""
+        return self.layout.dialect
+
+    def config(self) -> dict[str, Any]:
+        """Return the model's part of the dialect's configuration."""
+        return config_content(self.model, self.dialect, num_labels=self.num_labels, tokens=self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class TargetTensor:
-    """A tensor to write: a box of a canonical weight, stored as `axes`."""
+    """A tensor to write: a box of a canonical weight, stored as `axes`.
+
+    `cut` is the dimension that tensor parallelism cuts, if any.
+    """
 
     info: TensorInfo
     canonical: str
     box: Box
     axes: Axes
+    cut: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,51 +113,45 @@ _PLACES: Mapping[str, _Place] = {
 _BASE = _Place("torch", "pytorch_model.bin")  # ModelScope's base and large sizes
 
 
-def plan_files(
-    dialect: str,
-    layout: Layout,
-    model: ModelSpec,
-    dtypes: Mapping[str, str],
-    split: Split,
-    *,
-    num_labels: int = 1,
-) -> list[TargetFile]:
-    """Return the files to write; UsageError where `split` or a head cannot be.
+def plan_files(target: Target) -> list[TargetFile]:
+    """Return the files to write, those of a pipeline stage together.
 
-    `dtypes` gives the element type of each canonical weight; those are the weights written.
-    `num_labels` is the height of a classifier's head, if `dtypes` has one.
+    UsageError where the split cannot be, or the dialect has no place for a head or for LoRA.
     """
-    _check_heads(dialect, layout, dtypes)
-    sizes = letter_sizes(model, num_labels=num_labels)
-    place = _BASE if layout.variant == "base" else _PLACES[dialect]
-    _check_split(dialect, place, model, split)
+    _check_places(target)
+    place = _BASE if target.layout.variant == "base" else _PLACES[target.dialect]
+    _check_split(target, place)
+    split = target.split
+    rank_of_lora = target.lora.rank if target.lora else 1
+    sizes = letter_sizes(target.model, num_labels=target.num_labels or 1, lora_rank=rank_of_lora)
     files = []
     for stage in range(split.pipeline):
-        natives = _stage_natives(layout, model, dtypes, stage, split.pipeline)
+        natives = _stage_natives(target, stage)
         for rank in range(split.tensor):
             name = place.whole if split.whole or place.ranked is None else place.ranked(rank, stage, split)
-            tensors = tuple(
-                _tensor(native, canonical, sizes, dtypes, rank, split) for native, canonical in natives
-            )
+            tensors = tuple(_tensor(native, name_, sizes, rank, target) for native, name_ in natives)
             files.append(TargetFile(name, place.format, tensors))
     return files
 
 
-def _check_split(dialect: str, place: _Place, model: ModelSpec, split: Split) -> None:
+def _check_split(target: Target, place: _Place) -> None:
+    model, split = target.model, target.split
     if not split.whole and place.ranked is None:
         raise UsageError(
-            f"{dialect} checkpoints are never split",
+            f"{target.dialect} checkpoints are never split",
             hint="Leave out --tensor-parallel and --pipeline-parallel",
         )
-    if split.pipeline > 1 and dialect == "modelscope":
+    if split.pipeline > 1 and target.dialect == "modelscope":
         raise UsageError("ModelScope has no pipeline parallelism", hint="Leave out --pipeline-parallel")
     if model.num_layers % split.pipeline:
         raise UsageError(f"--pipeline-parallel {split.pipeline} does not divide {model.num_layers} layers")
-    for letter, what in zip("nf", ("attention heads", "feed-forward width"), strict=True):
-        size = letter_sizes(model)[letter]
+    for size, what in (
+        (model.num_attention_heads, "attention heads"),
+        (model.ffn_size, "feed-forward width"),
+    ):
         if size % split.tensor:
             raise UsageError(f"--tensor-parallel {split.tensor} does not divide {size} ({what})")
-    if model.vocab_size % split.tensor:
+    if "v" in target.layout.cut and model.vocab_size % split.tensor:
         unit = _PADDING_UNIT * split.tensor
         padded = -(-model.vocab_size // unit) * unit
         raise UsageError(
@@ -137,24 +160,36 @@ def _check_split(dialect: str, place: _Place, model: ModelSpec, split: Split) ->
         )
 
 
-def _check_heads(dialect: str, layout: Layout, dtypes: Mapping[str, str]) -> None:
-    held = {rule.canonical for rule in layout.rules}
+def _check_places(target: Target) -> None:
+    held = {rule.canonical for rule in target.layout.rules}
+    where = f"{target.dialect} ({target.layout.variant})"
     for name, what in (("lm_head.weight", "a head of its own"), ("score.weight", "a classifier's head")):
-        if name in dtypes and name not in held:
-            raise UsageError(
-                f"the model has {what} ({name}), and {dialect} ({layout.variant}) has no place for it"
-            )
+        if name in target.dtypes and name not in held:
+            raise UsageError(f"the model has {what} ({name}), and {where} has no place for it")
+    if target.lora is not None and not keeps_lora(target.layout):
+        raise UsageError(
+            f"the checkpoint has LoRA beside its weights, and {where} has no place for it",
+            hint="Add it to the weights: --merge-lora",
+        )
 
 
-def _stage_natives(
-    layout: Layout, model: ModelSpec, dtypes: Mapping[str, str], stage: int, stages: int
-) -> list[tuple[NativeTensor, str]]:
+def keeps_lora(layout: Layout) -> bool:
+    """Tell whether a layout's checkpoints may hold LoRA apart: in their files, or as a PEFT adapter."""
+    return holds_lora(layout) or layout.dialect in ("torch", "gptbridge")
+
+
+def holds_lora(layout: Layout) -> bool:
+    """Tell whether a layout has names for LoRA."""
+    return any(rule.canonical.endswith(LORA) for rule in layout.rules)
+
+
+def _stage_natives(target: Target, stage: int) -> list[tuple[NativeTensor, str]]:
     """Return the tensors of a stage, each with the canonical weight that it holds."""
-    share = model.num_layers // stages
+    layout, stages = target.layout, target.split.pipeline
+    share = target.model.num_layers // stages
     first = stage * share
     held: list[tuple[str, str]] = []  # name under which the layout is asked, canonical weight
-    known = [parameter.name for parameter in parameters(model)]
-    for name in [name for name in (*known, "score.weight") if name in dtypes]:
+    for name in _names(target):
         if name.startswith("h."):
             _, number, rest = name.split(".", 2)
             if first <= int(number) < first + share:
@@ -163,9 +198,11 @@ def _stage_natives(
         elif stage == (0 if name.startswith("w") else stages - 1):
             held.append((name, name))
     canonical = dict(held)
-    natives = layout.natives(canonical, model.num_layers)
+    natives = layout.natives(canonical, target.model.num_layers)
     listed = [(native, canonical[native.canonical]) for native in natives]
-    if stages > 1 and stage == stages - 1 and model.tie_word_embeddings:
+    if target.lora is not None:
+        listed = [(native, name) for native, name in listed if _is_held(native, name, target.lora)]
+    if stages > 1 and stage == stages - 1 and target.model.tie_word_embeddings:
         rules = {rule.canonical: rule for rule in layout.rules}
         listed += [
             (NativeTensor(native, name, rules[name].axes, None), name)
@@ -174,20 +211,31 @@ def _stage_natives(
     return listed
 
 
+def _names(target: Target) -> list[str]:
+    """Return the canonical weights to write into the dialect's own files."""
+    known = [parameter.name for parameter in parameters(target.model)]
+    names = [name for name in (*known, "score.weight") if name in target.dtypes]
+    if target.lora is not None and holds_lora(target.layout):
+        names += [f"h.{layer}.{factor}" for layer in target.lora.layers for factor in LORA]
+    return names
+
+
+def _is_held(native: NativeTensor, canonical: str, lora: Lora) -> bool:
+    """Tell whether the checkpoint has this tensor: LoRA may change only some of q, k and v."""
+    return canonical not in lora.weights or native.part in parts_of(lora.weights[canonical])
+
+
 def _tensor(
-    native: NativeTensor,
-    canonical: str,
-    sizes: Mapping[str, int],
-    dtypes: Mapping[str, str],
-    rank: int,
-    split: Split,
+    native: NativeTensor, canonical: str, sizes: Mapping[str, int], rank: int, target: Target
 ) -> TargetTensor:
     box = {letter: (0, sizes[letter]) for letter in canonical_axes(canonical).letters}
-    cut = next((letter for letter in native.axes.letters if letter in CUT), None)
-    if cut is not None:
-        share = sizes[cut] // split.tensor
-        box[cut] = (rank * share, (rank + 1) * share)
+    letter = next((letter for letter in native.axes.letters if letter in target.layout.cut), None)
+    cut = None
+    if letter is not None and target.split.tensor > 1:
+        share = sizes[letter] // target.split.tensor
+        box[letter] = (rank * share, (rank + 1) * share)
+        cut = next(number for number, group in enumerate(native.axes.groups) if letter in group)
     if native.part is not None:
         box["p"] = (native.part, native.part + 1)
-    info = TensorInfo(native.name, dtypes[canonical], shape_of(box, native.axes))
-    return TargetTensor(info, canonical, box, native.box_axes)
+    info = TensorInfo(native.name, target.dtypes[canonical], shape_of(box, native.axes))
+    return TargetTensor(info, canonical, box, native.box_axes, cut)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gptbridge import reference
-from gptbridge.weights.configs.reading import Declared
 from gptbridge.weights.conversion.arrays import CanonicalArrays
-from gptbridge.weights.conversion.source import open_source
+from gptbridge.weights.conversion.source import Source, Told, open_source
 
 SMALL_MODEL = 20_000_000  # parameters up to which a conversion is verified without being asked
 # Largest |d logits| / largest |logit| for a target in each element type: its rounding, with room.
@@ -37,30 +37,31 @@ class Verdict:
         return f"{word}: max |d logits| {self.max_difference:.2e} of max |logit| {self.max_logit:.3g}"
 
 
-def verify(
-    first: Path,
-    second: Path,
-    *,
-    dialects: tuple[str | None, str | None] = (None, None),
-    given: Declared | None = None,
-    seed: int = 0,
-) -> Verdict:
+def verify(first: Path, second: Path, *, told: Told | None = None, dialect: str | None = None) -> Verdict:
     """Compare the logits of two checkpoints on seeded random tokens; padded vocabulary does not count.
 
-    `given` states fields of the first one's model, as for `open_source`.
+    `told` is what the user says about the first, `dialect` what the second is. LoRA that both keep
+    apart, or only the first, counts as part of the weights.
     """
     with ExitStack() as stack:
-        sources = [
-            open_source(first, stack, dialect=dialects[0], given=given),
-            open_source(second, stack, dialect=dialects[1]),
-        ]
+        sources = [open_source(first, stack, told), open_source(second, stack, Told(dialect))]
         vocabulary = min(source.model.vocab_size for source in sources)
         length = min(_TOKENS[1], sources[0].model.max_position_embeddings)
-        tokens = np.random.default_rng(seed).integers(0, vocabulary, (_TOKENS[0], length), np.int32)
-        scores = [
-            reference.logits(source.model, CanonicalArrays(source), tokens)[..., :vocabulary]
-            for source in sources
-        ]
+        tokens = np.random.default_rng(0).integers(0, vocabulary, (_TOKENS[0], length), np.int32)
+        scores = [_scores(source.merged(), tokens, vocabulary) for source in sources]
         dtypes = {weight.dtype for source in sources for weight in source.weights.values()}
+    if scores[0].shape != scores[1].shape:
+        return Verdict(float("inf"), float(np.max(np.abs(scores[0]))), 0.0)
     difference = float(np.max(np.abs(scores[0] - scores[1])))
     return Verdict(difference, float(np.max(np.abs(scores[0]))), max(_TOLERANCE[dtype] for dtype in dtypes))
+
+
+def _scores(source: Source, tokens: NDArray[np.int32], vocabulary: int) -> NDArray[np.float64]:
+    """Return the logits of the model's head, and those of a classifier's head beside them."""
+    arrays = CanonicalArrays(source)
+    scores = [reference.logits(source.model, arrays, tokens)[..., :vocabulary]]
+    if source.num_labels is not None:
+        classifier = source.model.model_copy(update={"tie_word_embeddings": False})
+        weights = {**arrays, "lm_head.weight": arrays["score.weight"]}
+        scores.append(reference.logits(classifier, weights, tokens))
+    return np.concatenate(scores, axis=-1)

@@ -3,64 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptbridge.weights.configs.writing import config_content
-from gptbridge.weights.conversion.target import Split
+from gptbridge.weights.conversion.target import Target
 from gptbridge.weights.formats import Entry, Namespace, TensorRef, Tree
 from gptbridge.weights.formats.ckpt_writer import write_ckpt
 from gptbridge.weights.formats.pdparams_writer import write_pdparams
 from gptbridge.weights.formats.safetensors import write_safetensors
 from gptbridge.weights.formats.torch_writer import write_torch
 from gptbridge.weights.layouts.registry import MEGATRON_VERSION
-from gptbridge_specs import ModelSpec
+
+Writer = Callable[[Path, Sequence[Entry], Target], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """What stands around the tensors of every file of one conversion."""
-
-    dialect: str
-    variant: str
-    model: ModelSpec
-    split: Split
-
-
-Writer = Callable[[Path, Sequence[Entry], Frame], None]
-
-
-def _safetensors(path: Path, entries: Sequence[Entry], frame: Frame) -> None:
+def _safetensors(path: Path, entries: Sequence[Entry], target: Target) -> None:
     write_safetensors(path, entries)
 
 
-def _pdparams(path: Path, entries: Sequence[Entry], frame: Frame) -> None:
+def _pdparams(path: Path, entries: Sequence[Entry], target: Target) -> None:
     write_pdparams(path, entries)
 
 
-def _ckpt(path: Path, entries: Sequence[Entry], frame: Frame) -> None:
+def _ckpt(path: Path, entries: Sequence[Entry], target: Target) -> None:
     write_ckpt(path, entries)
 
 
-def _torch(path: Path, entries: Sequence[Entry], frame: Frame) -> None:
+def _torch(path: Path, entries: Sequence[Entry], target: Target) -> None:
     names = [info.name for info, _ in entries]
-    if frame.dialect == "megatron":
-        write_torch(path, entries, _megatron(names, frame))
-    elif frame.variant == "large":
+    if target.dialect == "megatron":
+        write_torch(path, entries, _megatron(names, target))
+    elif target.layout.variant == "large":
         write_torch(path, entries, _nested(names, depth=1))
     else:
         write_torch(path, entries)
 
 
-def _megatron(names: Sequence[str], frame: Frame) -> Tree:
+def _megatron(names: Sequence[str], target: Target) -> Tree:
     """Return Megatron-LM's dict: nested modules down to the blocks, args, checkpoint_version."""
-    version, _, number = frame.variant.partition("-")
+    version, _, number = target.layout.variant.partition("-")
     args = {
-        **config_content(frame.model, "megatron"),
-        "tensor_model_parallel_size": frame.split.tensor,
-        "pipeline_model_parallel_size": frame.split.pipeline,
-        "untie_embeddings_and_output_weights": not frame.model.tie_word_embeddings,
+        **target.config(),
+        "tensor_model_parallel_size": target.split.tensor,
+        "pipeline_model_parallel_size": target.split.pipeline,
+        "untie_embeddings_and_output_weights": not target.model.tie_word_embeddings,
         "position_embedding_type": "learned_absolute",
     }
     tree: dict[Any, Tree] = {

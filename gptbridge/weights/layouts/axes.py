@@ -1,7 +1,7 @@
 """Tensor layouts in words: `i (p n d)` is a matrix whose columns run over q|k|v, heads, head size.
 
 Letters: i hidden width coming in, o hidden width going out, p one of q, k, v, n head, d place within
-a head, f feed-forward width, v token of the vocabulary, t position, c label of a classifier.
+a head, f feed-forward width, v token of the vocabulary, t position, c label of a classifier, r rank of LoRA.
 Tensor parallelism cuts n, f or v and nothing else, in every system.
 """
 
@@ -66,7 +66,7 @@ def axes(text: str) -> Axes:
     return Axes(tuple(groups))
 
 
-def letter_sizes(model: ModelSpec, *, num_labels: int = 1) -> dict[str, int]:
+def letter_sizes(model: ModelSpec, *, num_labels: int = 1, lora_rank: int = 1) -> dict[str, int]:
     """Return how many entries each letter has in `model`."""
     h = model.hidden_size
     return {
@@ -79,6 +79,7 @@ def letter_sizes(model: ModelSpec, *, num_labels: int = 1) -> dict[str, int]:
         "v": model.vocab_size,
         "t": model.max_position_embeddings,
         "c": num_labels,
+        "r": lora_rank,
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,57 @@ class Piece:
         return self.axes.spread(self.read(), sizes)
 
 
+@dataclass(frozen=True, slots=True)
+class CutBox:
+    """A box, and where it lies in a stored tensor that holds more."""
+
+    box: Box
+    slices: tuple[slice, ...]
+
+
+def volume(box: Box) -> int:
+    """Return how many items a box has."""
+    return math.prod(stop - start for start, stop in box.values())
+
+
 def shape_of(box: Box, axes: Axes) -> tuple[int, ...]:
     """Return the shape in which `box` is stored under `axes`."""
     return axes.shape({letter: stop - start for letter, (start, stop) in box.items()})
+
+
+def cut_boxes(axes: Axes, ranges: Sequence[tuple[int, int]], sizes: Mapping[str, int]) -> Iterator[CutBox]:
+    """Yield the boxes that a range [start, stop) of each stored dimension is made of.
+
+    One box, unless a range of a dimension such as `(n d)` begins or ends inside a head.
+    """
+    runs = [
+        list(_runs(group, start, stop, sizes))
+        for group, (start, stop) in zip(axes.groups, ranges, strict=True)
+    ]
+    for chosen in product(*runs):
+        box = {letter: bounds for _, _, part in chosen for letter, bounds in part.items()}
+        yield CutBox(box, tuple(slice(low, high) for low, high, _ in chosen))
+
+
+def _runs(
+    letters: str, start: int, stop: int, sizes: Mapping[str, int]
+) -> Iterator[tuple[int, int, dict[str, tuple[int, int]]]]:
+    """Yield (low, high, box) for the boxes of a range of merged letters; low and high count from `start`."""
+    first, rest = letters[0], letters[1:]
+    inner = math.prod(sizes[letter] for letter in rest)
+    position = start
+    while position < stop:
+        number, offset = divmod(position, inner)
+        if offset == 0 and (whole := (stop - position) // inner):
+            end = position + whole * inner
+            full = {letter: (0, sizes[letter]) for letter in rest}
+            yield position - start, end - start, {first: (number, number + whole), **full}
+        else:
+            end = min(stop, (number + 1) * inner)
+            base = position - start
+            for low, high, box in _runs(rest, offset, offset + end - position, sizes):
+                yield base + low, base + high, {first: (number, number + 1), **box}
+        position = end
 
 
 def slabs(target: Box, axes: Axes, max_items: int) -> Iterator[Box]:

@@ -11,8 +11,9 @@ from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.rules import CANONICAL_AXES, OPTIONAL, Layout, NativeTensor
 
 _LAYER = re.compile(r"h\.(\d+)\.(.+)")
-_BLOCK = tuple(n for n in CANONICAL_AXES if n.startswith(("ln_1", "ln_2", "attn", "mlp")))
-_TOP = tuple(n for n in CANONICAL_AXES if n not in _BLOCK and n not in OPTIONAL)
+_NEEDED = [name for name in CANONICAL_AXES if name not in OPTIONAL]
+_BLOCK = [name for name in _NEEDED if name.startswith(("ln_1", "ln_2", "attn", "mlp"))]
+_TOP = [name for name in _NEEDED if name not in _BLOCK]
 
 
 Stages = Sequence[Collection[str]]  # the tensor names of each pipeline stage

@@ -1,12 +1,10 @@
 """MindFormers GPT-2: attention inputs (out, in) and apart, every other linear weight (in, out).
 
 LoRA deltas stand beside the weights they change: mindpet's `mindpet_delta_lora_a` is (rank, in),
-`mindpet_delta_lora_b` (out, rank); `LORA` finds them.
+`mindpet_delta_lora_b` (out, rank).
 """
 
 from __future__ import annotations
-
-import re
 
 from gptbridge.weights.layouts.rules import Layout, rules
 
@@ -29,6 +27,8 @@ MINDSPORE = (
                 "ln_1.bias": ("layernorm1.beta", "i"),
                 "attn.c_attn.weight": (tuple(f"{name}.weight" for name in _QKV), "(n d) i"),
                 "attn.c_attn.bias": (tuple(f"{name}.bias" for name in _QKV), "(n d)"),
+                "attn.c_attn.lora_a": (tuple(f"{name}.mindpet_delta_lora_a" for name in _QKV), "r i"),
+                "attn.c_attn.lora_b": (tuple(f"{name}.mindpet_delta_lora_b" for name in _QKV), "(n d) r"),
                 "attn.c_proj.weight": ("attention.projection.weight", "(n d) o"),
                 "attn.c_proj.bias": ("attention.projection.bias", "o"),
                 "ln_2.weight": ("layernorm2.gamma", "i"),
@@ -46,6 +46,8 @@ MINDSPORE = (
             r"(global_step|learning_rate|scale_sense|epoch_num|step_num|loss_scale|current_iterator_step)",
             r"(beta[12]_power|last_overflow_iterator_step)",
         ),
+        # The head is the first stage's table once more. Each tensor rank has it whole (vocab_emb_dp).
+        repeated_in_last_stage=(("wte.weight", "backbone.embedding.word_embedding.embedding_table"),),
+        cut="nf",
     ),
 )
-LORA = re.compile(r"backbone\.blocks\.(\d+)\.attention\.dense([123])\.mindpet_delta_lora_([ab])")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from gptbridge.weights.layouts.axes import Axes, axes
+from gptbridge.weights.layouts.axes import CUT, Axes, axes
 
 # The canonical layout (Hugging Face GPT-2's), by name without `h.N.`.
 CANONICAL_AXES: dict[str, str] = {
@@ -29,8 +29,12 @@ CANONICAL_AXES: dict[str, str] = {
     "ln_f.bias": "i",
     "lm_head.weight": "v i",
     "score.weight": "c i",
+    # LoRA of q, k and v: W + scaling * (A^T B^T), for each of the three that has one.
+    "attn.c_attn.lora_a": "p r i",
+    "attn.c_attn.lora_b": "p (n d) r",
 }
-OPTIONAL = ("lm_head.weight", "score.weight")  # absent from most checkpoints
+LORA_A, LORA_B = LORA = ("attn.c_attn.lora_a", "attn.c_attn.lora_b")
+OPTIONAL = ("lm_head.weight", "score.weight", *LORA)  # absent from most checkpoints
 _LAYER = re.compile(r"^h\.(\d+)\.")
 
 
@@ -49,11 +53,6 @@ class Rule:
     canonical: str  # "h.{}.attn.c_attn.weight"; {} stands for the layer number
     native: tuple[str, ...]
     axes: Axes
-
-    @property
-    def optional(self) -> bool:
-        """A checkpoint is whole without this weight."""
-        return self.canonical in OPTIONAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +82,7 @@ class Layout:
     # (canonical, native) of what the last pipeline stage holds once more: the head's embedding
     repeated_in_last_stage: tuple[tuple[str, str], ...] = ()
     first_layer: int = 0  # the number of the first layer; what follows the layers has the next one
+    cut: str = CUT  # the letters that tensor parallelism cuts when this layout is written
 
     @cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], Rule, int | None]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from safetensors.numpy import save_file
 
 from gptbridge.weights.canonical import parameters
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
+from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.conversion.target import Split
 from gptbridge.weights.hf_config import to_hf_config
 from gptbridge_specs import ModelSpec
@@ -48,9 +50,14 @@ def write_hugging_face(folder: Path, model: ModelSpec, weights: dict[str, NDArra
 
 
 def converted(
-    source: Path, output: Path, to: str, tensor: int = 1, pipeline: int = 1, **more: object
+    source: Path,
+    output: Path,
+    to: str,
+    tensor: int = 1,
+    pipeline: int = 1,
+    told: Told | None = None,
+    **more: Any,
 ) -> Path:
     """Convert and return the output folder."""
-    request = Request(source, output, to, split=Split(tensor, pipeline), **more)  # type: ignore[arg-type]
-    convert_checkpoint(request)
+    convert_checkpoint(Request(source, output, to, told or Told(), split=Split(tensor, pipeline), **more))
     return output

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from gptbridge import reference
 from gptbridge.weights.conversion.arrays import digest
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import open_source
+from gptbridge.weights.conversion.source import Told, open_source
 from gptbridge.weights.conversion.verifying import verify
 from tests.weights.conversion.checkpoints import MODEL, converted, random_weights, write_hugging_face
 
@@ -66,7 +66,7 @@ def forms(original: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tupl
 def test_back_and_forth_is_bit_identical(
     form: tuple[str, str | None], forms: dict[tuple[str, str | None], Path], original: Path, tmp_path: Path
 ) -> None:
-    back = converted(forms[form], tmp_path / "back", "torch", from_=form[0])
+    back = converted(forms[form], tmp_path / "back", "torch", told=Told(form[0]))
     first, second = load_file(original / "model.safetensors"), load_file(back / "model.safetensors")
     assert first.keys() == second.keys()
     assert all(np.array_equal(first[name], second[name]) for name in first)
@@ -81,7 +81,7 @@ def test_every_pair_goes_as_through_torch(
     assert len(default) == 7
     for source, path in default.items():
         for target in default:
-            output = converted(path, tmp_path / f"{source}-{target}", target, from_=source)
+            output = converted(path, tmp_path / f"{source}-{target}", target, told=Told(source))
             assert digest_of(output) == expected, (source, target)
 
 
@@ -107,7 +107,7 @@ def test_split_merges_to_the_unsplit_bytes(
         )
         facts = inspect_checkpoint(split)
         assert facts["files"] == tensor * pipeline
-        back = converted(split, tmp_path / f"{variant}-back", "torch", from_=dialect, vocab_size=61)
+        back = converted(split, tmp_path / f"{variant}-back", "torch", told=Told(dialect), vocab_size=61)
         assert (back / "model.safetensors").read_bytes() == unsplit
         assert verify(original, split).passed
 
@@ -146,7 +146,7 @@ def test_dtype_rounds_every_weight_once(dtype: str, original: Path, tmp_path: Pa
     for dialect in ("torch", "paddle", "mindspore", "megatron"):
         small = converted(original, tmp_path / dialect, dialect, dtype=dtype)
         assert inspect_checkpoint(small)["dtypes"].keys() == {dtype}
-        back = converted(small, tmp_path / f"{dialect}-back", "torch", from_=dialect, dtype="float32")
+        back = converted(small, tmp_path / f"{dialect}-back", "torch", told=Told(dialect), dtype="float32")
         for name, value in load_file(back / "model.safetensors").items():
             exact = load_file(original / "model.safetensors")[name]
             unit = 2.0**-11 if dtype == "float16" else 2.0**-8
@@ -162,7 +162,7 @@ def test_transformers_opens_the_result_with_the_same_logits(
     expected = reference.logits(MODEL, load_file(original / "model.safetensors"), tokens)
     np.savez(tmp_path / "expected.npz", tokens=tokens, logits=expected)
     folders = [
-        str(converted(path, tmp_path / f"{n}", "torch", from_=form[0]))
+        str(converted(path, tmp_path / f"{n}", "torch", told=Told(form[0])))
         for n, (form, path) in enumerate(forms.items())
     ]
     script = """

@@ -1,0 +1,58 @@
+"""One canonical weight of an open checkpoint: the pieces it lies in, read as any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptbridge.weights.conversion.casting import cast
+from gptbridge.weights.formats import STORAGE_DTYPES, Chunks, WeightFile
+from gptbridge.weights.layouts.axes import Axes
+from gptbridge.weights.layouts.boxes import Box, Piece, gather
+from gptbridge.weights.layouts.rules import canonical_axes
+
+
+class Delta(Protocol):
+    """What is added to a weight."""
+
+    def __call__(self, box: Box, order: Axes) -> NDArray[np.float32]:
+        """Return the part of it that lies in `box`, stored as `order`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CanonicalWeight:
+    """Where the parts of one weight are, their element type, and what is added to them, if anything.
+
+    `origins` names the file and tensor that are a piece as they stand; None where a piece is a part of one.
+    """
+
+    name: str
+    dtype: str
+    pieces: tuple[Piece, ...]
+    origins: tuple[tuple[WeightFile, str] | None, ...]
+    delta: Delta | None = None
+
+    def read(self, box: Box, axes: Axes, dtype: str | None = None) -> NDArray[Any]:
+        """Return `box` stored as `axes`, in `dtype` or the weight's own; zeros where no piece lies."""
+        array = gather(box, axes, self.pieces, STORAGE_DTYPES[self.dtype])
+        if self.delta is None:
+            return cast(array, self.dtype, dtype or self.dtype)
+        wide = "float64" if self.dtype == "float64" else "float32"
+        return cast(cast(array, self.dtype, wide) + self.delta(box, axes), wide, dtype or self.dtype)
+
+    def unchanged(self, box: Box, axes: Axes, dtype: str) -> Chunks | None:
+        """Return the bytes of `box` as some file holds them, or None when none holds just those."""
+        for piece, origin in zip(self.pieces, self.origins, strict=True):
+            same = piece.box == box and piece.axes.letters == axes.letters and self.dtype == dtype
+            if same and origin is not None and self.delta is None:
+                file, name = origin
+                return file.chunks(name)
+        return None
+
+    def whole(self, sizes: Mapping[str, int]) -> Box:
+        """Return the box of the whole weight."""
+        return {letter: (0, sizes[letter]) for letter in canonical_axes(self.name).letters}

@@ -1,0 +1,143 @@
+"""The rank folders of MindFormers: pipeline stages, copies and parts told apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gptbridge.errors import BadInput
+from gptbridge.weights.conversion.cutting import LetterCutting, Stage, StrategyCutting
+from gptbridge.weights.conversion.strategies import Strategy, TensorLayout
+from gptbridge.weights.conversion.strategy_files import SUFFIXES, read_strategies
+from gptbridge.weights.formats import WeightFile
+
+_LAYER = re.compile(r"backbone\.blocks\.(\d+)\.")
+_QUERY = "backbone.blocks.{}.attention.dense1.weight"  # (n d) i
+_WIDENING = "backbone.blocks.{}.output.mapping.weight"  # i f
+_EMBEDDING = "backbone.embedding.word_embedding.embedding_table"
+_COMPARED_BYTES = 1 << 20
+_MAX_FILES = 1 << 16
+_HINT = "Give the strategy files of the run: --strategy PATH"
+
+
+def find_strategy_files(root: Path, given: Path | None) -> list[Path]:
+    """Return the strategy files: those at `given`, or in a folder strategy/ in `root` or beside it."""
+    if given is not None and not given.is_dir():
+        return [given]
+    for folder in (given,) if given else (root / "strategy", root.absolute().parent / "strategy"):
+        if folder.is_dir():
+            files = sorted(entry for entry in folder.iterdir() if entry.suffix in SUFFIXES)
+            if len(files) > _MAX_FILES:
+                raise BadInput(f"holds {len(files)} files", where=folder, allowed=f"at most {_MAX_FILES}")
+            if files:
+                return files
+    if given is not None:
+        raise BadInput("holds no strategy file", where=given, allowed="*.ckpt or *.json")
+    return []
+
+
+def mindformers_stages(ranks: Sequence[WeightFile], root: Path, strategy: Path | None) -> list[Stage]:
+    """Return the stages of the ranks' files, in order.
+
+    With strategy files they tell all. Without, ranks that hold the same layers are one stage, the shape
+    of the query matrix tells how often it is cut, and further ranks are copies.
+    """
+    files = find_strategy_files(root, strategy)
+    if files:
+        return _by_strategy(ranks, read_strategies(files), root)
+    return _by_shape(ranks, root)
+
+
+def _by_strategy(ranks: Sequence[WeightFile], strategy: Strategy, root: Path) -> list[Stage]:
+    if set(strategy) != set(range(len(strategy))):
+        raise BadInput(f"the strategy files are of stages {sorted(strategy)} only", where=root)
+    share, rest = divmod(len(ranks), len(strategy))
+    for stage, layouts in strategy.items():
+        wrong = next((layout for layout in layouts.values() if layout.num_devices != share), None)
+        if rest or wrong:
+            devices = wrong.num_devices if wrong else len(ranks)
+            raise BadInput(
+                f"{len(ranks)} ranks in {len(strategy)} stages, "
+                f"but the strategy of stage {stage} is for {devices}",
+                where=root,
+            )
+    return [
+        Stage(
+            tuple(ranks[stage * share : (stage + 1) * share]),
+            _names_of_stage(ranks[stage * share], stage, strategy),
+            StrategyCutting(strategy[stage], root),
+        )
+        for stage in range(len(strategy))
+    ]
+
+
+def _names_of_stage(first: WeightFile, stage: int, strategy: Strategy) -> tuple[str, ...]:
+    """Return the tensors of a stage: MindSpore may save those of other stages too, never trained there."""
+    elsewhere: set[str] = set()
+    for number, layouts in strategy.items():
+        if number != stage:
+            elsewhere.update(layouts)
+    own: Mapping[str, TensorLayout] = strategy[stage]
+    return tuple(name for name in first.tensors if name in own or name not in elsewhere)
+
+
+def _by_shape(ranks: Sequence[WeightFile], root: Path) -> list[Stage]:
+    layers = [frozenset(_layers(rank)) for rank in ranks]
+    order = sorted(set(layers), key=lambda held: min(held, default=0))
+    share = len(ranks) // len(order)
+    expected = [held for held in order for _ in range(share)]
+    if layers != expected:
+        raise BadInput(
+            "the ranks' layers do not fall into pipeline stages, one after the other",
+            where=root,
+            hint=_HINT,
+        )
+    stages = []
+    for number, held in enumerate(order):
+        own = tuple(ranks[number * share : (number + 1) * share])
+        degree = _degree(own, min(held, default=0), root)
+        whole = frozenset(("wte.weight",) if _holds_copies(own[:degree]) else ())
+        stages.append(Stage(own, tuple(own[0].tensors), LetterCutting(degree, root, whole)))
+    return stages
+
+
+def _layers(rank: WeightFile) -> Iterable[int]:
+    return (int(match.group(1)) for name in rank.tensors if (match := _LAYER.match(name)))
+
+
+def _degree(ranks: Sequence[WeightFile], layer: int, root: Path) -> int:
+    """Return over how many ranks the query matrix, of as many rows as columns, is cut."""
+    query, widening = (
+        info.shape if (info := ranks[0].tensors.get(name.format(layer))) else ()
+        for name in (_QUERY, _WIDENING)
+    )
+    if len(query) != 2 or len(widening) != 2:
+        return 1  # what is missing or malformed is named later
+    rows, columns = query
+    degree = columns // rows if rows else 0
+    if degree < 1 or rows * degree != columns or len(ranks) % degree or widening[0] != columns:
+        raise BadInput(
+            f"{_QUERY.format(layer)} has shape {query}, {_WIDENING.format(layer)} {widening}: "
+            f"that does not tell how the {len(ranks)} ranks of a stage are cut",
+            where=root,
+            hint=_HINT,
+        )
+    return degree
+
+
+def _holds_copies(ranks: Sequence[WeightFile]) -> bool:
+    """Tell whether the ranks' embedding tables are the same one: then it is not cut."""
+    if not all(_EMBEDDING in rank.tensors for rank in ranks):
+        return False
+    infos = {(rank.tensors[_EMBEDDING].shape, rank.tensors[_EMBEDDING].dtype) for rank in ranks}
+    if len(infos) > 1:
+        return False
+    info = ranks[0].tensors[_EMBEDDING]
+    if len(info.shape) != 2 or not info.num_elements:
+        return False
+    rows = max(1, _COMPARED_BYTES * info.shape[0] // info.nbytes)
+    first = ranks[0].rows(_EMBEDDING, 0, rows)
+    return all(np.array_equal(first, rank.rows(_EMBEDDING, 0, rows)) for rank in ranks[1:])

@@ -1,0 +1,228 @@
+"""LoRA adapters in the form of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors.
+
+GPT-2 has one matrix for q, k and v, so PEFT has one pair of factors for it: A (R, in), B (3H, R). Pairs
+for q, k and v apart, of rank r each, become the blocks of one of rank R = r x pairs: A stacked, B
+block-diagonal, alpha x pairs. Which blocks stand for which of q, k, v is noted in the file's metadata,
+which PEFT ignores, so that the way back finds the same pairs. A pair of PEFT's own is read as three
+that share A.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptbridge.errors import BadInput, printable
+from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
+from gptbridge.weights.conversion.casting import FLOATS
+from gptbridge.weights.conversion.lora import QKV, Lora
+from gptbridge.weights.formats import STORAGE_DTYPES, Entry, TensorInfo, WeightFile, open_weights
+from gptbridge.weights.formats.safetensors import write_safetensors
+from gptbridge.weights.json_files import read_json, write_json
+from gptbridge.weights.layouts.axes import axes
+from gptbridge.weights.layouts.boxes import Piece
+from gptbridge.weights.layouts.rules import LORA_A, LORA_B
+from gptbridge_specs import ModelSpec
+
+FOLDER = "adapter"
+CONFIG_FILE = "adapter_config.json"
+_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_PREFIX = "base_model.model.transformer."
+_NAME = re.compile(
+    r"base_model\.model\.(?:transformer\.)?h\.(0|[1-9][0-9]{0,5})\.attn\.c_attn\.lora_([AB])\.weight"
+)
+_METADATA_KEY = "gptbridge.parts"
+_A, _B = axes("p r i"), axes("p (n d) r")
+# Kinds of LoRA whose arithmetic is another one: only these values, or none, are read.
+_FIXED: Mapping[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "use_rslora": (False,),
+    "use_dora": (False,),
+    "lora_bias": (False,),
+    "bias": ("none",),
+    "rank_pattern": ({},),
+    "alpha_pattern": ({},),
+    "modules_to_save": ([],),
+}
+
+
+def read_adapter(root: Path, model: ModelSpec, stack: ExitStack, *, alpha: float | None) -> Lora | None:
+    """Return the adapter in `root` or `root`/adapter, or None when there is none; `stack` closes it."""
+    for folder in (root, root / FOLDER):
+        if (folder / CONFIG_FILE).exists():
+            return _read(folder, model, stack, alpha)
+    return None
+
+
+def _read(folder: Path, model: ModelSpec, stack: ExitStack, alpha: float | None) -> Lora:
+    config_path = folder / CONFIG_FILE
+    config = read_json(config_path)
+    for key, allowed in _FIXED.items():
+        if config.get(key) is not None and config[key] not in allowed:
+            raise BadInput(
+                f"{key} is {printable(config[key], 60)}", where=config_path, allowed=str(allowed[0])
+            )
+    stated = config.get("lora_alpha")
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not math.isfinite(stated):
+        raise BadInput(f"lora_alpha is {printable(stated, 60)}", where=config_path, allowed="a number")
+    path = next((folder / name for name in _WEIGHT_FILES if (folder / name).exists()), None)
+    if path is None:
+        raise BadInput(f"holds no {' or '.join(_WEIGHT_FILES)}", where=folder)
+    file = stack.enter_context(open_weights(path))
+    total = _check_shapes(file, model)
+    parts = _block_parts(file, total, model)
+    blocks = len(parts) if parts else 1
+    weights: dict[str, CanonicalWeight] = {}
+    for name in file.tensors:
+        match = _NAME.fullmatch(name)
+        if match:
+            factor = LORA_A if match.group(2) == "A" else LORA_B
+            canonical = f"h.{match.group(1)}.{factor}"
+            weights[canonical] = _weight(canonical, file, name, parts, total // blocks, model)
+    return Lora(total // blocks, alpha if alpha is not None else stated / blocks, weights)
+
+
+def _check_shapes(file: WeightFile, model: ModelSpec) -> int:
+    """Return the rank; BadInput for a tensor that is no LoRA factor of this model's c_attn."""
+    pairs: dict[int, set[str]] = {}
+    rank = 0
+    for name, info in file.tensors.items():
+        match = _NAME.fullmatch(name)
+        if match is None or int(match.group(1)) >= model.num_layers:
+            raise BadInput(
+                f"{printable(name)} is left over", where=file.path, allowed="LoRA of the layers' c_attn"
+            )
+        rank = rank or min(info.shape, default=0)
+        shapes = {"A": (rank, model.hidden_size), "B": (3 * model.hidden_size, rank)}
+        if rank < 1 or info.shape != shapes[match.group(2)] or info.dtype not in FLOATS:
+            expected = shapes[match.group(2)]
+            raise BadInput(f"{printable(name)} is {info.dtype} {info.shape}, not {expected}", where=file.path)
+        pairs.setdefault(int(match.group(1)), set()).add(match.group(2))
+    for layer, factors in pairs.items():
+        if len(factors) < 2:
+            raise BadInput(f"layer {layer} has half a pair of LoRA factors", where=file.path)
+    if not pairs:
+        raise BadInput("holds no LoRA factors", where=file.path)
+    return rank
+
+
+def _block_parts(file: WeightFile, rank: int, model: ModelSpec) -> tuple[int, ...]:
+    """Return which of q, k, v the blocks are of, or () for a pair of PEFT's own."""
+    noted = file.metadata.get(_METADATA_KEY, "")
+    parts = tuple(QKV.find(letter) for letter in noted)
+    if not parts or -1 in parts or len(set(parts)) < len(parts) or rank % len(parts):
+        return ()
+    h, share = model.hidden_size, rank // len(parts)
+    for name in file.tensors:
+        if name.endswith("lora_B.weight"):
+            blocks = np.array(file.read(name))
+            for number, part in enumerate(parts):
+                blocks[part * h : (part + 1) * h, number * share : (number + 1) * share] = 0
+            if blocks.any():
+                return ()  # someone went on training it
+    return parts
+
+
+def _weight(
+    canonical: str, file: WeightFile, name: str, parts: tuple[int, ...], rank: int, model: ModelSpec
+) -> CanonicalWeight:
+    """Return a factor with a piece for each of q, k and v: its block, or for A the whole."""
+    is_a = canonical.endswith(LORA_A)
+    limits = {"i": model.hidden_size, "n": model.num_attention_heads, "d": model.head_size, "r": rank}
+    order = _A if is_a else _B
+    pieces = []
+    for part in parts or range(3):
+        block = parts.index(part) if parts else 0
+        box = {letter: (0, size) for letter, size in limits.items() if letter in order.letters}
+        box["p"] = (part, part + 1)
+        cut = _block_reader(
+            file, name, is_a, part, slice(block * rank, (block + 1) * rank), model.hidden_size
+        )
+        pieces.append(Piece(box, order, cut))
+    return CanonicalWeight(canonical, file.tensors[name].dtype, tuple(pieces), (None,) * len(pieces))
+
+
+def _block_reader(
+    file: WeightFile, name: str, is_a: bool, part: int, ranks: slice, hidden: int
+) -> Callable[[], NDArray[Any]]:
+    if is_a:
+        return lambda: file.read(name)[ranks]
+    return lambda: file.read(name)[part * hidden : (part + 1) * hidden, ranks]
+
+
+def write_adapter(lora: Lora, model: ModelSpec, dtypes: Mapping[str, str], folder: Path) -> list[str]:
+    """Write `folder`/adapter for the base model in `folder`; return the names of its files."""
+    parts = lora.all_parts
+    target = folder / FOLDER
+    target.mkdir()
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "r": lora.rank * len(parts),
+        "lora_alpha": _number(lora.require_alpha() * len(parts)),
+        "lora_dropout": 0.0,
+        "target_modules": ["c_attn"],
+        "fan_in_fan_out": True,
+        "bias": "none",
+        "inference_mode": True,
+    }
+    write_json(target / CONFIG_FILE, config)
+    metadata = {"format": "pt", _METADATA_KEY: "".join(QKV[part] for part in parts)}
+    write_safetensors(target / _WEIGHT_FILES[0], list(_entries(lora, model, parts, dtypes)), metadata)
+    return [f"{FOLDER}/{CONFIG_FILE}", f"{FOLDER}/{_WEIGHT_FILES[0]}"]
+
+
+def _number(value: float) -> int | float:
+    return int(value) if value == int(value) else value
+
+
+def _entries(
+    lora: Lora, model: ModelSpec, parts: tuple[int, ...], dtypes: Mapping[str, str]
+) -> Iterator[Entry]:
+    rank, hidden = lora.rank * len(parts), model.hidden_size
+    forms: tuple[tuple[str, str, tuple[int, int], _Fuse], ...] = (
+        ("A", LORA_A, (rank, hidden), _stacked),
+        ("B", LORA_B, (3 * hidden, rank), _block_diagonal),
+    )
+    for layer in lora.layers:
+        for letter, factor, shape, fuse in forms:
+            canonical = f"h.{layer}.{factor}"
+            name = f"{_PREFIX}h.{layer}.attn.c_attn.lora_{letter}.weight"
+            info = TensorInfo(name, dtypes[canonical], shape)
+            chunks = partial(fuse, lora.weights[canonical], lora.rank, model, parts, info.dtype)
+            yield info, lambda chunks=chunks: [chunks()]  # type: ignore[misc]
+
+
+_Fuse = Callable[[CanonicalWeight, int, ModelSpec, tuple[int, ...], str], NDArray[Any]]
+
+
+def _stacked(
+    weight: CanonicalWeight, rank: int, model: ModelSpec, parts: tuple[int, ...], dtype: str
+) -> NDArray[Any]:
+    """Return A: the parts' (r, i) one below the other."""
+    limits = {"r": (0, rank), "i": (0, model.hidden_size)}
+    return np.concatenate(
+        [weight.read({"p": (part, part + 1), **limits}, axes("(p r) i"), dtype) for part in parts]
+    )
+
+
+def _block_diagonal(
+    weight: CanonicalWeight, rank: int, model: ModelSpec, parts: tuple[int, ...], dtype: str
+) -> NDArray[Any]:
+    """Return B: each part's (n d, r) in its own rows and columns."""
+    h, r = model.hidden_size, rank
+    limits = {"n": (0, model.num_attention_heads), "d": (0, model.head_size), "r": (0, r)}
+    result = np.zeros((3 * h, r * len(parts)), STORAGE_DTYPES[dtype])
+    for number, part in enumerate(parts):
+        rows, columns = slice(part * h, (part + 1) * h), slice(number * r, (number + 1) * r)
+        result[rows, columns] = weight.read({"p": (part, part + 1), **limits}, axes("(p n d) r"), dtype)
+    return result
