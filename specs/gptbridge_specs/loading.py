@@ -23,8 +23,9 @@ _Spec = TypeVar("_Spec", bound=BaseModel)
 def load_run(name_or_file: str = DEFAULT_RUN, overrides: Sequence[str] = ()) -> RunSpec:
     """Return the run that a preset or a YAML file describes, with `overrides` applied.
 
-    The name of a model preset is the default run with that model. A file may name a run preset to start from (`preset: NAME`), and its `model` may be the name
-    of a model preset or a mapping with a `preset` key. Raises SpecError with every problem.
+    The name of a model preset is the default run with that model. A file may name a run preset to
+    start from (`preset: NAME`), and its `model` may be the name of a model preset or a mapping with a
+    `preset` key. Raises SpecError with every problem.
     """
     content = apply_overrides(_with_model(_read(name_or_file, "runs", ())), overrides)
     return build(RunSpec, _with_model(content))

@@ -106,7 +106,7 @@ class ScheduleSpec(Part):
 
     @model_validator(mode="after")
     def _rates_are_ordered(self) -> Self:
-        if self.name in ("cosine", "polynomial") and self.min_lr > self.max_lr:
+        if self.name in ("cosine", "linear", "polynomial") and self.min_lr > self.max_lr:
             raise ValueError(f"min_lr={self.min_lr} is above max_lr={self.max_lr}: swap them")
         return self
 
