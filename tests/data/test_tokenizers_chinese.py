@@ -176,16 +176,20 @@ def test_damaged_modelscope_tokenizers_are_refused(
     assert message in str(caught.value)
 
 
-def test_a_missing_library_is_named_with_the_command_that_installs_it(cpm_folder: Path) -> None:
+def test_a_missing_library_is_named_with_the_command_that_installs_it(
+    cpm_folder: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.txt"
+    source.write_text("text")
     script = """
 import sys
 sys.modules["sentencepiece"] = None
-sys.argv = ["gptbridge", "data", "prepare", "in.txt", "--tokenizer", sys.argv[1], "--output", "out"]
+sys.argv = ["gptbridge", "data", "prepare", sys.argv[2], "--tokenizer", sys.argv[1], "--output", "out"]
 from gptbridge_cli.main import main
 main()
 """
     done = subprocess.run(
-        [sys.executable, "-c", script, f"sentencepiece:{cpm_folder}"],
+        [sys.executable, "-c", script, f"sentencepiece:{cpm_folder}", str(source)],
         capture_output=True,
         text=True,
         timeout=60,
