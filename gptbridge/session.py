@@ -86,7 +86,7 @@ class Session(Protocol):
         """Load every weight; KeyError for an absent or unknown name, ValueError for a wrong shape."""
 
     def export_optimizer(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield `NAME.exp_avg`, then `NAME.exp_avg_sq`, of each weight in canonical order; nothing for SGD."""
+        """Yield `NAME.exp_avg` and `NAME.exp_avg_sq` of each weight, in canonical order; nothing for SGD."""
 
     def import_optimizer(self, moments: Mapping[str, NDArray[np.float32]]) -> None:
         """Load every moment, under the same rules as `import_weights`."""
