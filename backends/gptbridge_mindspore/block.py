@@ -18,6 +18,11 @@ from gptbridge_mindspore.dropout import keep_scale
 from gptbridge_mindspore.kernels import Products
 from gptbridge_specs import ModelSpec
 
+# A block's weights, in canonical order.
+LN_1, LN_1_BIAS, C_ATTN, C_ATTN_BIAS, C_PROJ, C_PROJ_BIAS, LN_2, LN_2_BIAS, FC, FC_BIAS, OUT, OUT_BIAS = (
+    range(12)
+)
+
 # What a block keeps for its backward pass; the backward pass computes the rest again.
 VALUES = ("qkv", "probabilities", "context", "middle", "inner", "gate")
 FORGOTTEN: dict[str, tuple[str, ...]] = {
@@ -70,7 +75,7 @@ class Block:
         middle = self.leave_attention(x, context, on_attention, weights)
         inner = self.widen(middle, weights)
         gate = self.gate(inner)
-        out = self.products.nn(inner * gate, weights[10]) + weights[11]
+        out = kernels.add_bias(self.products.nn(inner * gate, weights[OUT]), weights[OUT_BIAS])
         y = middle + kernels.dropped(out, on_mlp, self.keep_hidden).reshape(x.shape)
         return y, qkv, probabilities, context, middle, inner, gate
 
@@ -92,16 +97,16 @@ class Block:
             gate = self.gate(inner)
         d_middle, of_mlp = self.mlp_grad(dy, middle, inner, gate, on_mlp, weights)
         d_out = kernels.dropped(d_middle, on_attention, self.keep_hidden)
-        d_context = self.products.nt(d_out, weights[4])
+        d_context = self.products.nt(d_out, weights[C_PROJ])
         d_qkv = self.core_grad(d_context, qkv, probabilities, context, on_probabilities, x.shape)
         normal, scale = kernels.normalize(x.reshape(d_middle.shape), self.epsilon)
-        d_normed = self.products.nt(d_qkv, weights[2])
-        dx = d_middle + kernels.normalize_grad(d_normed * weights[0], normal, scale)
+        d_normed = self.products.nt(d_qkv, weights[C_ATTN])
+        dx = d_middle + kernels.normalize_grad(d_normed * weights[LN_1], normal, scale)
         return (
             dx.reshape(x.shape),
             kernels.column_sum(d_normed * normal),
             kernels.column_sum(d_normed),
-            self.products.tn(normal * weights[0] + weights[1], d_qkv),
+            self.products.tn(normal * weights[LN_1] + weights[LN_1_BIAS], d_qkv),
             kernels.column_sum(d_qkv),
             self.products.tn(context, d_out),
             kernels.column_sum(d_out),
@@ -111,7 +116,10 @@ class Block:
     def project(self, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         """Return [q|k|v] (R, 3H) of x (B, T, H)."""
         normal, _ = kernels.normalize(x.reshape(-1, x.shape[-1]), self.epsilon)
-        return self.products.nn(normal * weights[0] + weights[1], weights[2]) + weights[3]
+        return kernels.add_bias(
+            self.products.nn(normal * weights[LN_1] + weights[LN_1_BIAS], weights[C_ATTN]),
+            weights[C_ATTN_BIAS],
+        )
 
     def attend(self, qkv: Tensor, bias: Tensor, shape: tuple[int, int, int]) -> Tensor:
         """Return the (B, N, T, T) attention probabilities, before dropout."""
@@ -126,13 +134,15 @@ class Block:
 
     def leave_attention(self, x: Tensor, context: Tensor, mask: Any, weights: tuple[Tensor, ...]) -> Tensor:
         """Return the residual stream (B, T, H) after attention."""
-        out = self.products.nn(context, weights[4]) + weights[5]
+        out = kernels.add_bias(self.products.nn(context, weights[C_PROJ]), weights[C_PROJ_BIAS])
         return x + kernels.dropped(out, mask, self.keep_hidden).reshape(x.shape)
 
     def widen(self, middle: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
         """Return the (R, F) input of the activation."""
         normal, _ = kernels.normalize(middle.reshape(-1, middle.shape[-1]), self.epsilon)
-        return self.products.nn(normal * weights[6] + weights[7], weights[8]) + weights[9]
+        return kernels.add_bias(
+            self.products.nn(normal * weights[LN_2] + weights[LN_2_BIAS], weights[FC]), weights[FC_BIAS]
+        )
 
     def head_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
         """Return (B, T, N, D) from (B, T, H)."""
@@ -145,14 +155,14 @@ class Block:
         """Return the gradients of the stream (R, H) between the branches and of the last six weights."""
         rows = dy.reshape(-1, dy.shape[-1])
         d_out = kernels.dropped(rows, mask, self.keep_hidden)
-        d_inner = self.products.nt(d_out, weights[10]) * self.slope(inner, gate)
-        d_normed = self.products.nt(d_inner, weights[8])
+        d_inner = self.products.nt(d_out, weights[OUT]) * self.slope(inner, gate)
+        d_normed = self.products.nt(d_inner, weights[FC])
         normal, scale = kernels.normalize(middle.reshape(rows.shape), self.epsilon)
-        d_middle = rows + kernels.normalize_grad(d_normed * weights[6], normal, scale)
+        d_middle = rows + kernels.normalize_grad(d_normed * weights[LN_2], normal, scale)
         return d_middle, (
             kernels.column_sum(d_normed * normal),
             kernels.column_sum(d_normed),
-            self.products.tn(normal * weights[6] + weights[7], d_inner),
+            self.products.tn(normal * weights[LN_2] + weights[LN_2_BIAS], d_inner),
             kernels.column_sum(d_inner),
             self.products.tn(inner * gate, d_out),
             kernels.column_sum(d_out),

@@ -14,6 +14,7 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, ops
 
+_ADD_BIAS = ops.BiasAdd()
 _BATCH_NN = ops.BatchMatMul()
 _BATCH_NT = ops.BatchMatMul(transpose_b=True)
 _BATCH_TN = ops.BatchMatMul(transpose_a=True)
@@ -39,6 +40,11 @@ def normalize(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
 def normalize_grad(dy: Tensor, normal: Tensor, scale: Tensor) -> Tensor:
     """Return the gradient of x from that of `normal`, with the two results of `normalize`."""
     return (dy - _MEAN(dy, -1) - normal * _MEAN(dy * normal, -1)) * scale
+
+
+def add_bias(x: Tensor, bias: Tensor) -> Tensor:
+    """Return the rows of (R, H) plus (H,): several times faster on CPU than `+`, which broadcasts."""
+    return _ADD_BIAS(x, bias)
 
 
 def column_sum(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import cache
 
 import mindspore as ms
 import numpy as np
@@ -14,13 +15,21 @@ from gptbridge.session import Batch, Device, SessionState, StepResult
 from gptbridge.training import loss_scale
 from gptbridge.weights.canonical import dropout_seed
 from gptbridge_mindspore.dropout import DropoutMasks
-from gptbridge_mindspore.model import GPT, add_gradients
+from gptbridge_mindspore.loss import add_gradients
+from gptbridge_mindspore.model import GPT
 from gptbridge_mindspore.optimizer import Optimizer
 from gptbridge_mindspore.shapes import pad, usual_size
 from gptbridge_mindspore.weights import empty_weights, export_tensors, import_tensors
-from gptbridge_specs import RunSpec
+from gptbridge_specs import ModelSpec, RunSpec
 
+LOSS = "loss"  # beside the gradients while they are summed
 COMPUTE = {"fp32": ms.float32, "bf16": ms.bfloat16, "fp16": ms.float16}
+
+
+@cache
+def compiled_model(model: ModelSpec, granularity: str, compute: str) -> GPT:
+    """Return the model, which holds no weights: sessions of one spec share what is compiled."""
+    return GPT(model, granularity, COMPUTE[compute])
 
 
 class MindSporeSession:
@@ -28,7 +37,7 @@ class MindSporeSession:
 
     def __init__(self, spec: RunSpec, device: Device) -> None:
         self._spec = spec
-        self._model = GPT(spec.model, spec.training.recompute, COMPUTE[spec.precision.compute])
+        self._model = compiled_model(spec.model, spec.training.recompute, spec.precision.compute)
         self._weights = empty_weights(spec.model)
         self._optimizer = Optimizer(spec.optimizer, self._weights)
         self._state = loss_scale.initial_state(spec.precision)
@@ -37,14 +46,13 @@ class MindSporeSession:
         """Accumulate gradients over the micro-batches, clip, update once."""
         scale = self._state.loss_scale
         loss, gradients = self._accumulate(batch)
-        norm = self._optimizer.global_norm(gradients) / (scale or 1.0)
-        overflowed = scale is not None and not math.isfinite(norm)
+        norm, clipped = self._optimizer.clip(gradients, scale or 1.0)
+        # Only an fp16 step must be seen before it is applied; otherwise the update is queued first.
+        overflowed = scale is not None and not math.isfinite(float(norm))
         if not overflowed:
-            limit = self._spec.optimizer.clip_grad_norm or math.inf
-            factor = min(1.0, limit / norm) if norm > 0 else 1.0
-            self._optimizer.update(gradients, factor / (scale or 1.0), learning_rate, self._state.updates + 1)
+            self._optimizer.update(clipped, learning_rate, self._state.updates + 1)
         self._state = loss_scale.after_step(self._state, self._spec.precision, overflowed=overflowed)
-        return StepResult(loss, norm, overflowed, scale)
+        return StepResult(float(loss) / (scale or 1.0), float(norm), overflowed, scale)
 
     def gradients(self, batch: Batch) -> Iterator[tuple[str, NDArray[np.float32]]]:
         """Yield the gradient of the step's loss for each weight, unclipped; change nothing."""
@@ -54,12 +62,12 @@ class MindSporeSession:
 
     def token_losses(self, inputs: NDArray[np.int32], labels: NDArray[np.int32]) -> NDArray[np.float32]:
         """Return the (B, T) negative log likelihood of each label, without dropout."""
-        length = inputs.shape[1]
         losses = []
-        for part, hidden in self._hidden(inputs):
-            shape = hidden.shape[:2]
-            rows = self._model.token_losses(self._weights, _rows(hidden), pad(labels[part], shape).ravel())
-            losses.append(rows.asnumpy().reshape(shape)[: len(inputs[part]), :length])
+        for part, shape, rows in self._hidden(inputs):
+            padded = pad(labels[part], shape).ravel()
+            found = self._model.token_losses(self._weights, rows, padded).asnumpy().reshape(shape)
+            samples, length = labels[part].shape
+            losses.append(found[:samples, :length])
         return np.concatenate(losses)
 
     def logits(self, tokens: NDArray[np.int32], at: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
@@ -67,11 +75,11 @@ class MindSporeSession:
         if at is None:
             at = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
         logits = []
-        for part, hidden in self._hidden(tokens):
-            wanted = at[part] + hidden.shape[1] * np.arange(len(at[part]), dtype=np.int32)[:, None]
+        for part, (_, length), rows in self._hidden(tokens):
+            wanted = at[part] + length * np.arange(len(at[part]), dtype=np.int32)[:, None]
             padded = pad(wanted.ravel(), (usual_size(wanted.size),))
-            rows = self._model.logits(self._weights, ops.gather(_rows(hidden), Tensor(padded), 0))
-            logits.append(rows.asnumpy()[: wanted.size].reshape(*wanted.shape, -1))
+            found = self._model.logits(self._weights, ops.gather(rows, Tensor(padded), 0)).asnumpy()
+            logits.append(found[: wanted.size].reshape(*wanted.shape, -1))
         return np.concatenate(logits)
 
     def export_weights(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -102,35 +110,26 @@ class MindSporeSession:
         """Free the device."""
         del self._model, self._weights, self._optimizer
 
-    def _accumulate(self, batch: Batch) -> tuple[float, dict[str, Tensor]]:
-        """Return the loss of the step and its gradients times the loss scale."""
-        scale = self._state.loss_scale or 1.0
-        total = 0.0
-        gradients: dict[str, Tensor] = {}
-        for n, (inputs, labels, mask) in enumerate(
-            zip(batch.inputs, batch.labels, batch.loss_mask, strict=True)
-        ):
-            share = mask * np.float32(scale / batch.loss_tokens)
+    def _accumulate(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of the step and its gradients, both times the loss scale."""
+        labels = np.where(batch.loss_mask, batch.labels, 0)  # a label that does not count may be anything
+        share = batch.loss_mask * np.float32((self._state.loss_scale or 1.0) / batch.loss_tokens)
+        total: dict[str, Tensor] = {}
+        for n in range(len(batch.inputs)):
             seed = dropout_seed(self._spec.training.seed, batch.step, n)
-            loss, of_part = self._model.loss_and_gradients(
-                self._weights, inputs, labels, share, DropoutMasks(self._spec.model, seed)
+            dropout = DropoutMasks(self._spec.model, seed)
+            loss, gradients = self._model.loss_and_gradients(
+                self._weights, batch.inputs[n], labels[n], share[n], dropout
             )
-            add_gradients(gradients, of_part)
-            total += float(loss) / scale
-        return total, gradients
+            add_gradients(total, {LOSS: loss, **gradients})
+        return total.pop(LOSS), total
 
-    def _hidden(self, tokens: NDArray[np.int32]) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of the (B, T) tokens and their hidden states, padded to a usual (B, T, H)."""
-        most = self._spec.micro_batch_size
-        length = usual_size(
-            tokens.shape[1], self._spec.training.seq_length, self._spec.model.max_position_embeddings
-        )
+    def _hidden(self, tokens: NDArray[np.int32]) -> Iterator[tuple[slice, tuple[int, int], Tensor]]:
+        """Yield slices of (B, T) tokens, the usual (B, T) they are padded to, and their hidden rows."""
+        spec = self._spec
+        most = spec.micro_batch_size
+        length = usual_size(tokens.shape[1], spec.training.seq_length, spec.model.max_position_embeddings)
         for start in range(0, len(tokens), most):
             part = slice(start, start + most)
-            samples = 1 << (len(tokens[part]) - 1).bit_length()
-            yield part, self._model.hidden(self._weights, pad(tokens[part], (min(samples, most), length)))
-
-
-def _rows(hidden: Tensor) -> Tensor:
-    """Return (B T, H) from (B, T, H)."""
-    return hidden.reshape(-1, hidden.shape[-1])
+            shape = usual_size(len(tokens[part]), most, smallest=1), length
+            yield part, shape, self._model.hidden(self._weights, pad(tokens[part], shape))

@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-SMALLEST = 16
 
-
-def usual_size(size: int, *usual: int) -> int:
-    """Return the smallest power of two from SMALLEST on, or number of `usual`, that holds `size`."""
-    power = max(SMALLEST, 1 << (size - 1).bit_length())
+def usual_size(size: int, *usual: int, smallest: int = 16) -> int:
+    """Return the smallest power of two from `smallest` on, or number of `usual`, that holds `size`."""
+    power = max(smallest, 1 << (size - 1).bit_length())
     return min(n for n in (power, *usual) if n >= size)
 
 
