@@ -51,6 +51,8 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "rank_pattern": ({},),
     "alpha_pattern": ({},),
     "modules_to_save": ([],),
+    "layer_replication": ([],),
+    "use_qalora": (False,),
 }
 
 

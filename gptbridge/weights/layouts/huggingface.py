@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from gptbridge.weights.layouts.rules import CANONICAL_AXES, Layout, rules
+from gptbridge.weights.layouts.rules import CANONICAL_AXES, LORA, Layout, rules
 
 _HEADS = ("lm_head.weight", "score.weight")  # outside the base model, so never prefixed
 _TOP = ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")
 
 
 def _variant(dialect: str, variant: str, prefix: str) -> Layout:
-    names = CANONICAL_AXES.items()
+    names = [(name, order) for name, order in CANONICAL_AXES.items() if name not in LORA]
     return Layout(
         dialect,
         variant,

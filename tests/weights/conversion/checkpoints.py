@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gptbridge.weights.canonical import parameters
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
 from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.conversion.target import Split
+from gptbridge.weights.formats import Entry, TensorInfo, open_weights, write_ckpt
 from gptbridge.weights.hf_config import to_hf_config
 from gptbridge_specs import ModelSpec
 
@@ -61,3 +63,15 @@ def converted(
     """Convert and return the output folder."""
     convert_checkpoint(Request(source, output, to, told or Told(), split=Split(tensor, pipeline), **more))
     return output
+
+
+def rewrite_ckpt(path: Path, change: Callable[[dict[str, NDArray[Any]]], object]) -> None:
+    """Change the arrays of a .ckpt file."""
+    with open_weights(path) as weights:
+        arrays = {name: weights.read(name).copy() for name in weights.tensors}
+    change(arrays)
+    entries: list[Entry] = [
+        (TensorInfo(name, "float32", array.shape), lambda a=array: [a])  # type: ignore[misc]
+        for name, array in arrays.items()
+    ]
+    write_ckpt(path, entries)

@@ -24,8 +24,8 @@ from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.source import Told, open_source
 from gptbridge.weights.conversion.strategies import TensorLayout
 from gptbridge.weights.conversion.strategy_files import encode_strategy, read_strategies
-from gptbridge.weights.formats import Entry, TensorInfo, open_weights, write_ckpt
-from tests.weights.conversion.checkpoints import MODEL, converted
+from gptbridge.weights.formats import open_weights
+from tests.weights.conversion.checkpoints import MODEL, converted, rewrite_ckpt
 
 SCRIPT = Path(__file__).with_name("frameworks") / "split_with_mindspore.py"
 MERGED = {"t2": (2, 1), "p2": (1, 2), "t2p2": (2, 2)}
@@ -36,18 +36,6 @@ BIAS = "backbone.blocks.1.output.projection.bias"
 PROJECTION = "backbone.blocks.2.attention.projection.bias"
 HEADS = Told(model=Declared({"num_attention_heads": MODEL.num_attention_heads}, "test"))
 Arrays = dict[str, NDArray[Any]]
-
-
-def rewrite(path: Path, change: Callable[[Arrays], None]) -> None:
-    """Change the arrays of a .ckpt file."""
-    with open_weights(path) as weights:
-        arrays = {name: weights.read(name).copy() for name in weights.tensors}
-    change(arrays)
-    entries: list[Entry] = [
-        (TensorInfo(name, "float32", array.shape), lambda a=array: [a])  # type: ignore[misc]
-        for name, array in arrays.items()
-    ]
-    write_ckpt(path, entries)
 
 
 def spoil(arrays: Arrays) -> None:
@@ -162,7 +150,7 @@ def test_data_parallel_copies_are_found_and_compared(original: Path, tmp_path: P
     facts = inspect_checkpoint(folder)
     assert (facts["files"], facts["tensor_parallel"]) == (4, 2)
     assert digest_of(folder) == digest_of(original)
-    rewrite(folder / "rank_3" / "gpt2.ckpt", spoil)
+    rewrite_ckpt(folder / "rank_3" / "gpt2.ckpt", spoil)
     with pytest.raises(BadInput, match=f"{BIAS} differs from the one in .*rank_0.*not ranks of one"):
         digest_of(folder)
 
@@ -173,7 +161,7 @@ def test_a_cut_embedding_is_put_together(original: Path, tmp_path: Path) -> None
     shutil.rmtree(folder / "strategy")
     expected = digest_of(folder)
     for rank in (0, 1):
-        rewrite(folder / f"rank_{rank}" / "gpt2.ckpt", halved(EMBEDDING, rank))
+        rewrite_ckpt(folder / f"rank_{rank}" / "gpt2.ckpt", halved(EMBEDDING, rank))
     assert digest_of(folder) == expected
 
 
@@ -196,7 +184,7 @@ def test_strategy_files_are_found_beside_or_given(original: Path, tmp_path: Path
         layouts[PROJECTION] = TensorLayout((2,), ((0,),))
         file.write_bytes(encode_strategy(layouts, 0))
     for rank in (0, 1):
-        rewrite(folder / f"rank_{rank}" / "gpt2.ckpt", halved(PROJECTION, rank))
+        rewrite_ckpt(folder / f"rank_{rank}" / "gpt2.ckpt", halved(PROJECTION, rank))
     expected = digest_of(original)
     assert digest_of(folder) == expected
     beside = folder.parent / "strategy"
