@@ -44,15 +44,13 @@ _A, _B = axes("p r i"), axes("p (n d) r")
 # Kinds of LoRA whose arithmetic is another one: only these values, or none, are read.
 _FIXED: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
-    "use_rslora": (False,),
-    "use_dora": (False,),
     "lora_bias": (False,),
     "bias": ("none",),
     "rank_pattern": ({},),
     "alpha_pattern": ({},),
     "modules_to_save": ([],),
     "layer_replication": ([],),
-    "use_qalora": (False,),
+    **{f"{kind}_config": ({},) for kind in ("arrow", "kasa", "monteclora", "velora")},
 }
 
 
@@ -67,11 +65,11 @@ def read_adapter(root: Path, model: ModelSpec, stack: ExitStack, *, alpha: float
 def _read(folder: Path, model: ModelSpec, stack: ExitStack, alpha: float | None) -> Lora:
     config_path = folder / CONFIG_FILE
     config = read_json(config_path)
-    for key, allowed in _FIXED.items():
+    kinds = {key: (False,) for key in config if key.startswith("use_")}  # use_dora, use_rslora, ...
+    for key, allowed in {**_FIXED, **kinds}.items():
         if config.get(key) is not None and config[key] not in allowed:
-            raise BadInput(
-                f"{key} is {printable(config[key], 60)}", where=config_path, allowed=str(allowed[0])
-            )
+            problem = f"{printable(key)} is {printable(config[key], 60)}"
+            raise BadInput(problem, where=config_path, allowed=str(allowed[0]))
     stated = config.get("lora_alpha")
     if isinstance(stated, bool) or not isinstance(stated, int | float) or not math.isfinite(stated):
         raise BadInput(f"lora_alpha is {printable(stated, 60)}", where=config_path, allowed="a number")
@@ -173,6 +171,8 @@ def write_adapter(lora: Lora, model: ModelSpec, dtypes: Mapping[str, str], folde
         "lora_alpha": _number(lora.require_alpha() * len(parts)),
         "lora_dropout": 0.0,
         "target_modules": ["c_attn"],
+        "layers_to_transform": lora.layers,
+        "layers_pattern": "h",
         "fan_in_fan_out": True,
         "bias": "none",
         "inference_mode": True,
