@@ -138,7 +138,7 @@ def main() -> None:
     check_losses(measured)
     what = " ".join(options) or "4 layers, 256 wide, vocabulary 8192, 8 samples of 256 tokens, fp32"
     report = (
-        f"# Training\n\n{what}; {arguments.rounds} rounds, {arguments.threads or 'all'} threads.\n"
+        f"# Training\n\n{what}; {arguments.rounds} rounds; threads: {arguments.threads or 'all'}.\n"
         f"{machine()}\n\n{figures_table(measured)}\n\n{races_table(measured, races)}\n"
     )
     print(report)
