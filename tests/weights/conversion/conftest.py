@@ -1,15 +1,70 @@
-"""The model from which every other form is made."""
+"""The model from which every other form is made, and a Hugging Face to ask."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tests.weights.conversion.checkpoints import MODEL, random_weights, write_hugging_face
+
+_SERVER = Path(__file__).with_name("frameworks") / "transformers_server.py"
 
 
 @pytest.fixture(scope="session")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the model in Hugging Face's form."""
     return write_hugging_face(tmp_path_factory.mktemp("hf") / "original", MODEL, random_weights(MODEL))
+
+
+class HuggingFace:
+    """transformers in a process of its own."""
+
+    def __init__(self, process: subprocess.Popen[str], errors: Path) -> None:
+        self._process = process
+        self._errors = errors
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        reply = self._process.stdout.readline()
+        assert reply, self._errors.read_text()[-3000:]
+        answer: dict[str, Any] = json.loads(reply)
+        return answer
+
+    def save(self, folder: Path, form: str) -> NDArray[np.float32]:
+        """Save a random GPT-2 in one of transformers_server.FORMS; return its logits."""
+        self._ask(save=str(folder), form=form)
+        return np.load(folder / "logits.npy")  # type: ignore[no-any-return]
+
+    def logits(self, folder: Path, *, classifier: bool = False) -> NDArray[np.float32]:
+        """Open a folder, which must hold every weight and no other; return its logits."""
+        answer = self._ask(open=str(folder), classifier=classifier)
+        assert answer["missing"] == answer["unexpected"] == [], folder
+        return np.load(folder / "logits.npy")  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="session")
+def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HuggingFace]:
+    errors = tmp_path_factory.mktemp("server") / "errors"
+    with (
+        errors.open("w") as stderr,
+        subprocess.Popen(
+            [sys.executable, str(_SERVER)],
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+        ) as process,
+    ):
+        yield HuggingFace(process, errors)
+        process.communicate(timeout=30)
