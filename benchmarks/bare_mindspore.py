@@ -15,7 +15,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Zero, initializer
-from mindspore.experimental import optim
 from workload import BETAS, CLIP, EPSILON, LEARNING_RATE, SEED, WEIGHT_DECAY, Tokens, measure, read_arguments
 
 from gptbridge.weights.canonical import InitialWeights
@@ -99,30 +98,56 @@ class GPT(nn.Cell):
         return self.loss(logits, labels.reshape(-1))
 
 
+class Step(nn.Cell):
+    """Loss, gradients, clipping and AdamW in one graph: the fastest way that MindSpore has on CPU."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.weights = ms.ParameterTuple(model.trainable_params())
+        self.exp_avg = self.weights.clone("exp_avg", init="zeros")
+        self.exp_avg_sq = self.weights.clone("exp_avg_sq", init="zeros")
+        self.decay = [WEIGHT_DECAY if weight.ndim > 1 else 0.0 for weight in self.weights]
+        self.powers = Parameter(Tensor([1.0, 1.0], ms.float32))
+        self.betas = Tensor(BETAS, ms.float32)
+        self.loss_and_gradients = ms.value_and_grad(model, None, self.weights)
+        self.update = ops.AdamWeightDecay()
+
+    def construct(self, tokens: Tensor, labels: Tensor) -> Tensor:
+        loss, gradients = self.loss_and_gradients(tokens, labels)
+        gradients = ops.clip_by_global_norm(gradients, CLIP)
+        powers = self.powers * self.betas
+        ops.assign(self.powers, powers)
+        # The operator corrects no bias, so that the correction goes into rate, epsilon and decay.
+        root = ops.sqrt(1 - powers[1])
+        ratio = root / (1 - powers[0])
+        for n in range(len(self.weights)):
+            self.update(
+                self.weights[n],
+                self.exp_avg[n],
+                self.exp_avg_sq[n],
+                LEARNING_RATE * ratio,
+                BETAS[0],
+                BETAS[1],
+                EPSILON * root,
+                self.decay[n] / ratio,
+                gradients[n],
+            )
+        return loss
+
+
 def main() -> None:
     workload = read_arguments(argparse.ArgumentParser(description=__doc__))
     if workload.precision != "fp32":
         raise SystemExit("MindSpore computes in fp32 alone on CPU")
+    ms.set_context(mode=ms.GRAPH_MODE)
     model = GPT(workload.model, workload.seq)
-    parameters = list(model.trainable_params())
-    for parameter, value in zip(parameters, InitialWeights(workload.model, seed=SEED).values(), strict=True):
+    initial = InitialWeights(workload.model, seed=SEED).values()
+    for parameter, value in zip(model.trainable_params(), initial, strict=True):
         parameter.set_data(Tensor(value))
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = optim.AdamW(groups, LEARNING_RATE, BETAS, EPSILON)
-    loss_and_gradients = ms.value_and_grad(model, None, optimizer.parameters)
-
-    @ms.jit
-    def backward(tokens: Tensor, labels: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        loss, gradients = loss_and_gradients(tokens, labels)
-        return loss, ops.clip_by_global_norm(gradients, CLIP)
+    graph = Step(model)
 
     def step(inputs: Tokens, labels: Tokens) -> float:
-        loss, gradients = backward(Tensor(inputs), Tensor(labels))
-        optimizer(gradients)
-        return float(loss)
+        return float(graph(Tensor(inputs), Tensor(labels)))
 
     measure(workload, step)
 

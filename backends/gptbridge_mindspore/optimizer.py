@@ -87,10 +87,7 @@ def _clip(unscale: Tensor, limit: Tensor, *gradients: Tensor) -> tuple[Tensor, .
         total = total + _SUM(_SUM(gradient * gradient, -1))
     norm = ops.sqrt(total) * unscale
     factor = unscale * ops.minimum(1.0, limit / norm)
-    clipped = ()
-    for gradient in gradients:
-        clipped = (*clipped, gradient * factor)
-    return (norm, *clipped)
+    return (norm, *[gradient * factor for gradient in gradients])
 
 
 def _scalar(value: float) -> Tensor:

@@ -1,0 +1,275 @@
+"""What the conformance kit leaves open: recompute, dropout, shapes, the loss by pieces, AdamW, refusals."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from gptbridge import reference
+from gptbridge.errors import UsageError
+from gptbridge.plugins import load_backend
+from gptbridge.session import EXP_AVG, Batch
+from gptbridge.weights.canonical import InitialWeights, dropout_seed
+from gptbridge_mindspore import hardware
+from gptbridge_specs import RunSpec
+
+ms = hardware.import_mindspore()
+
+from mindspore import Tensor  # noqa: E402
+
+from gptbridge_mindspore import loss  # noqa: E402
+from gptbridge_mindspore.block import VALUES  # noqa: E402
+from gptbridge_mindspore.dropout import DropoutMasks, keep_scale  # noqa: E402
+from gptbridge_mindspore.optimizer import Optimizer  # noqa: E402
+from gptbridge_mindspore.session import MindSporeSession, compiled_model  # noqa: E402
+from gptbridge_mindspore.shapes import pad, usual_size  # noqa: E402
+
+GRANULARITIES = ("none", "core_attn", "full_attn", "full")
+VOCAB, LENGTH = 67, 16
+DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _errors_name_their_operator() -> None:
+    ms.runtime.launch_blocking()
+
+
+def make_spec(**parts: dict[str, Any]) -> RunSpec:
+    model = {
+        "vocab_size": VOCAB,
+        "hidden_size": 24,
+        "num_layers": 2,
+        "max_position_embeddings": LENGTH,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "initializer_range": 0.3,
+    }
+    training = {"seq_length": LENGTH, "global_batch_size": 4, "device": "cpu"}
+    parts["model"] = model | parts.get("model", {})
+    parts["training"] = training | parts.get("training", {})
+    return RunSpec.model_validate(parts)
+
+
+def open_session(spec: RunSpec) -> MindSporeSession:
+    device = hardware.setup("cpu")
+    assert device is not None
+    session = MindSporeSession(spec, device)
+    session.import_weights(InitialWeights(spec.model, seed=7))
+    return session
+
+
+def make_batch(step: int = 1) -> Batch:
+    tokens = np.random.default_rng(step).integers(0, VOCAB, (1, 4, LENGTH + 1), dtype=np.int32)
+    mask = np.ones((1, 4, LENGTH), np.bool_)
+    return Batch(step, tokens[..., :-1], tokens[..., 1:], mask, mask.size)
+
+
+def gradients(spec: RunSpec) -> dict[str, NDArray[np.float32]]:
+    return dict(open_session(spec).gradients(make_batch()))
+
+
+@pytest.fixture(scope="module")
+def dropout_gradients() -> dict[str, NDArray[np.float32]]:
+    return gradients(make_spec(model=DROPOUT))
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES[1:])
+def test_recompute_repeats_every_bit_through_dropout(
+    granularity: str, dropout_gradients: dict[str, NDArray[np.float32]]
+) -> None:
+    recomputed = gradients(make_spec(model=DROPOUT, training={"recompute": granularity}))
+    for name, gradient in dropout_gradients.items():
+        np.testing.assert_array_equal(gradient, recomputed[name], err_msg=name)
+
+
+def kept_bytes(granularity: str) -> int:
+    """Return the bytes that a block keeps for its backward pass."""
+    spec = make_spec(model=DROPOUT)
+    session, masks = open_session(spec), DropoutMasks(spec.model, 1)
+    block = compiled_model(spec.model, granularity, "fp32")._block
+    weights = [w for name, w in session._weights.items() if name.startswith("h.0.")]
+    x, bias = Tensor(np.ones((4, LENGTH, 24), np.float32)), Tensor(np.zeros((LENGTH, LENGTH), np.float32))
+    _, kept = block.forward(x, bias, masks.block(0, (4, LENGTH)), weights)
+    assert len(kept) == len(VALUES)
+    return sum(value.nbytes for value in kept if value is not None)
+
+
+def test_recompute_keeps_less_at_each_granularity() -> None:
+    kept = [kept_bytes(granularity) for granularity in GRANULARITIES]
+    assert kept == sorted(kept, reverse=True)
+    assert len(set(kept)) == len(kept)
+
+
+def test_dropout_of_a_step_depends_on_its_number_alone() -> None:
+    spec = make_spec(model=DROPOUT, optimizer={"name": "sgd"})
+    first, second = open_session(spec), open_session(spec)
+    second.step(make_batch(9), 0.0)
+    assert first.step(make_batch(3), 0.0) == second.step(make_batch(3), 0.0)
+    assert first.step(make_batch(4), 0.0) != second.step(make_batch(3), 0.0)
+
+
+def test_masks_drop_the_share_that_the_spec_says() -> None:
+    spec = make_spec(model={"hidden_size": 512, **DROPOUT})
+    draw = [DropoutMasks(spec.model, dropout_seed(7, step, 0)) for step in (1, 1, 2)]
+    first, again, other = (np.array(masks.embedding((64, LENGTH))) for masks in draw)
+    attention, mlp = (np.array(mask) for mask in draw[0].block(0, (64, LENGTH))[1:])
+    np.testing.assert_array_equal(first, again)
+    assert first.mean() == pytest.approx(0.8, abs=0.005)  # 9 standard deviations
+    for unlike in (other, attention, mlp):  # independent masks agree on 0.8 x 0.8 + 0.2 x 0.2
+        assert (first == unlike).mean() == pytest.approx(0.68, abs=0.005)
+    assert keep_scale(0.2) == pytest.approx(1.25, rel=1e-4)
+
+
+@given(size=st.integers(1, 5000), usual=st.integers(1, 5000))
+def test_few_shapes_hold_all_sizes(size: int, usual: int) -> None:
+    chosen = usual_size(size, usual)
+    assert size <= chosen <= max(16, 2 * size - 1)
+    assert chosen == usual or chosen & (chosen - 1) == 0
+
+
+def test_padding_keeps_what_is_there() -> None:
+    array = np.arange(1, 7, dtype=np.int32).reshape(2, 3)
+    padded = pad(array, (4, 16))
+    np.testing.assert_array_equal(padded[:2, :3], array)
+    assert padded.sum() == array.sum()
+
+
+@pytest.mark.parametrize("shape", [(1, 3), (5, 7), (9, LENGTH)])
+def test_odd_shapes_evaluate_like_the_reference(shape: tuple[int, int]) -> None:
+    spec = make_spec()
+    weights = dict(InitialWeights(spec.model, seed=7))
+    stream = np.random.default_rng(2)
+    tokens, labels = (stream.integers(0, VOCAB, shape, dtype=np.int32) for _ in range(2))
+    at = stream.integers(0, shape[1], (shape[0], 2), dtype=np.int32)
+    session = open_session(spec)
+    logits = reference.logits(spec.model, weights, tokens)
+    np.testing.assert_allclose(session.logits(tokens), logits, atol=1e-4)
+    chosen = np.take_along_axis(logits, at[..., None], 1)
+    np.testing.assert_allclose(session.logits(tokens, at), chosen, atol=1e-4)
+    losses = reference.token_losses(spec.model, weights, tokens, labels)
+    np.testing.assert_allclose(session.token_losses(tokens, labels), losses, atol=1e-4)
+
+
+def test_the_head_by_pieces_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gradients(make_spec())
+    monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 20 * VOCAB)  # 64 rows by 16
+    for name, gradient in gradients(make_spec()).items():
+        np.testing.assert_allclose(gradient, whole[name], atol=2e-7, err_msg=name)
+
+
+def test_labels_that_do_not_count_may_be_anything() -> None:
+    batch = make_batch()
+    batch.loss_mask[:, :, ::2] = False
+    count = int(batch.loss_mask.sum())
+    spoilt = np.where(batch.loss_mask, batch.labels, np.int32(-100))
+    clean = Batch(1, batch.inputs, batch.labels, batch.loss_mask, count)
+    dirty = Batch(1, batch.inputs, spoilt, batch.loss_mask, count)
+    assert open_session(make_spec()).step(clean, 1e-3) == open_session(make_spec()).step(dirty, 1e-3)
+
+
+def test_loss_of_a_label_without_any_probability_is_finite() -> None:
+    spec = make_spec(model={"tie_word_embeddings": False})
+    session = open_session(spec)
+    weights = dict(session.export_weights())
+    weights["lm_head.weight"] *= 2000
+    session.import_weights(weights)
+    tokens = make_batch().inputs[0]
+    worst = session.logits(tokens).argmin(-1).astype(np.int32)
+    expected = reference.token_losses(spec.model, weights, tokens, worst)
+    assert expected.min() > 200  # e^-200 is 0 in fp32
+    np.testing.assert_allclose(session.token_losses(tokens, worst), expected, rtol=1e-5)
+
+
+def optimizer_of(weight: Tensor, **fields: Any) -> Optimizer:
+    return Optimizer(make_spec(optimizer=fields).optimizer, {"w": weight})
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-8, 1e-10])
+def test_adamw_places_epsilon_outside_the_corrected_root(size: float) -> None:
+    beta1, beta2, epsilon, rate, decay = 0.9, 0.999, 1e-8, 1e-2, 0.1
+    draw = np.random.default_rng(0).standard_normal((40, 5)).astype(np.float32) * np.float32(size)
+    weight = Tensor(np.ones_like(draw))
+    optimizer = optimizer_of(weight, beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=decay)
+    g = draw.astype(np.float64)
+    expected, inside = np.ones_like(g), np.ones_like(g)
+    m, v = np.zeros_like(g), np.zeros_like(g)
+    for count in range(1, 6):
+        optimizer.update({"w": Tensor(draw)}, rate, count)
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        m_hat, v_hat = m / (1 - beta1**count), v / (1 - beta2**count)
+        expected = expected * (1 - rate * decay) - rate * m_hat / (np.sqrt(v_hat) + epsilon)
+        inside = inside * (1 - rate * decay) - rate * m_hat / np.sqrt(v_hat + epsilon)
+    assert np.abs(weight.asnumpy() - expected).max() < 1e-6
+    assert size == 1.0 or np.abs(weight.asnumpy() - inside).max() > 1e-5
+    np.testing.assert_allclose(optimizer.moments["w" + EXP_AVG].asnumpy(), m, rtol=1e-5)
+
+
+def test_clipping_sees_the_norm_of_millions_of_gradients() -> None:
+    draw = np.random.default_rng(0).standard_normal((1500, 2000)).astype(np.float32)
+    norm = math.sqrt(np.square(draw, dtype=np.float64).sum())
+    optimizer = optimizer_of(Tensor(np.zeros_like(draw)), clip_grad_norm=1.0)
+    found, clipped = optimizer.clip({"w": Tensor(draw)}, 1.0)
+    assert float(found) == pytest.approx(norm, rel=1e-6)
+    np.testing.assert_allclose(clipped["w"].asnumpy(), draw / norm, rtol=1e-5)
+
+
+def fp16_session(**precision: Any) -> MindSporeSession:
+    """Return a session in fp16, which the plugin refuses on CPU for its speed; the kernels are there."""
+    return open_session(make_spec(precision={"compute": "fp16", **precision}))
+
+
+def test_fp16_products_are_close_to_fp32_but_others() -> None:
+    exact = open_session(make_spec()).logits(make_batch().inputs[0])
+    error = np.abs(fp16_session().logits(make_batch().inputs[0]) - exact).max()
+    assert 1e-5 < error < 0.05
+
+
+def test_an_overflowed_step_changes_nothing_and_halves_the_scale() -> None:
+    session = fp16_session(initial_loss_scale=2.0**60)
+    before = {**dict(session.export_weights()), **dict(session.export_optimizer())}
+    result = session.step(make_batch(), 1e-2)
+    assert result.skipped
+    assert result.loss_scale == 2.0**60
+    assert (session.export_state().loss_scale, session.export_state().updates) == (2.0**59, 0)
+    for name, array in [*session.export_weights(), *session.export_optimizer()]:
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+def test_the_loss_scale_leaves_loss_and_norm_alone() -> None:
+    results = [fp16_session(loss_scale=scale).step(make_batch(), 0.0) for scale in (256.0, 1024.0)]
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
+    assert results[0].grad_norm == pytest.approx(results[1].grad_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize(("compute", "reason"), [("bf16", "no bf16 kernels"), ("fp16", "slower")])
+def test_lower_precision_on_cpu_is_refused(compute: str, reason: str) -> None:
+    spec = make_spec(precision={"compute": compute}, training={"device": "auto"})
+    with pytest.raises(UsageError, match=rf"precision\.compute: .*{reason}"):
+        load_backend("mindspore").open(spec)
+
+
+def test_an_absent_ascend_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"training\.device: mindspore sees no Ascend"):
+        hardware.setup("ascend")
+
+
+def test_the_process_is_silent_and_leaves_no_files(tmp_path: Path) -> None:
+    program = (
+        "from gptbridge_mindspore import hardware; print(hardware.probe()['devices']);"
+        "print(hardware.setup('auto').kind)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert run.stdout.splitlines() == ["['cpu']", "cpu"]
+    assert run.stderr == ""
+    assert list(tmp_path.iterdir()) == []
