@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,8 @@ from gptbridge.weights.hf_config import from_hf_config
 from gptbridge.weights.json_files import read_json
 from gptbridge_specs import ModelSpec, SpecError
 from gptbridge_specs.yaml_files import read_mapping
+
+_LARGEST = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +91,7 @@ def _lora_alpha(model: Mapping[str, Any], where: object) -> float | None:
     """Return lora_alpha of MindFormers' pet_config."""
     settings = model.get("pet_config")
     alpha = settings.get("lora_alpha") if isinstance(settings, dict) else None
-    if alpha is None:
-        return None
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-        raise BadInput(f"lora_alpha is {printable(alpha, 60)}", where=where, allowed="a number")
-    return float(alpha)
+    return None if alpha is None else finite_number(alpha, "lora_alpha", where)
 
 
 def _unwrapped(content: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -131,7 +128,7 @@ def _activation(model: Mapping[str, Any], table: ConfigTable, dialect: str, wher
     spelled = model.get(table.activation_key) if table.activation_key else None
     if spelled is None:
         return table.default_activation
-    if spelled not in table.gelu:
+    if not isinstance(spelled, str) or spelled not in table.gelu:
         raise BadInput(
             f"{table.activation_key} is {printable(spelled)!r}", where=where, allowed=", ".join(table.gelu)
         )
@@ -146,9 +143,16 @@ def _megatron_activation(args: Mapping[str, Any]) -> str:
     return "gelu_tanh" if tanh else "gelu_erf"
 
 
+def finite_number(value: Any, name: str, where: object) -> float:
+    """Return `value`, the field `name`, if it is a number of any use; BadInput otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise BadInput(f"{name} is {printable(value, 60)}", where=where, allowed="a number")
+    return float(value)
+
+
 def _whole(value: Any, where: object) -> int:
-    if type(value) is not int:
-        raise BadInput(f"{printable(value)} is not a whole number", where=where)
+    if type(value) is not int or abs(value) > _LARGEST:
+        raise BadInput(f"{printable(value, 40)} is not a whole number of any use", where=where)
     return value
 
 

@@ -49,7 +49,9 @@ def _refuse_extra(stage: Stage, match: Match) -> None:
     for rank in stage.ranks[1:]:
         for name in rank.tensors.keys() - first.tensors.keys():
             if not match.layout.is_dropped(name):
-                raise BadInput(f"{printable(name)} is left over: {first.path} lacks it", where=rank.path)
+                raise BadInput(
+                    f"{printable(name)} is left over: {printable(first.path)} lacks it", where=rank.path
+                )
 
 
 def _parts(name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, int]) -> Iterator[_Part]:
@@ -115,10 +117,10 @@ def _check_same(name: str, first: WeightFile, other: WeightFile) -> None:
     """Refuse a rank whose tensor is missing, or has another shape or type than the first rank's."""
     expected, info = first.tensors[name], other.tensors.get(name)
     if info is None:
-        raise BadInput(f"{printable(name)} is missing, but {first.path} has it", where=other.path)
+        raise BadInput(f"{printable(name)} is missing, but {printable(first.path)} has it", where=other.path)
     if (info.shape, info.dtype) != (expected.shape, expected.dtype):
         raise BadInput(
-            f"{printable(name)} is {_described(info)}, in {first.path} {_described(expected)}",
+            f"{printable(name)} is {_described(info)}, in {printable(first.path)} {_described(expected)}",
             where=other.path,
         )
 
@@ -133,6 +135,6 @@ def _check_copy(name: str, first: WeightFile, other: WeightFile) -> None:
         return
     if first.read(name).tobytes() != other.read(name).tobytes():
         raise BadInput(
-            f"{printable(name)} differs from the one in {first.path}: not ranks of one checkpoint",
+            f"{printable(name)} differs from the one in {printable(first.path)}: not ranks of one checkpoint",
             where=other.path,
         )

@@ -9,6 +9,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from gptbridge.errors import UsageError
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.companions import write_companions
@@ -100,7 +102,7 @@ def _merged(source: Source) -> Source:
 def _target(source: Source, layout: Layout, request: Request) -> Target:
     model = source.model
     if request.vocab_size is not None:
-        model = model.model_copy(update={"vocab_size": request.vocab_size})
+        model = _with_vocabulary(model, request.vocab_size)
     if source.lora is not None:
         source.lora.require_alpha()
     weights = {**source.weights, **(source.lora.weights if source.lora else {})}
@@ -113,6 +115,13 @@ def _target(source: Source, layout: Layout, request: Request) -> Target:
         source.tokens,
         source.lora,
     )
+
+
+def _with_vocabulary(model: ModelSpec, rows: int) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate({**model.model_dump(), "vocab_size": rows})
+    except ValidationError as error:
+        raise UsageError(f"--vocab-size {rows}: {error.errors()[0]['msg']}") from error
 
 
 @contextmanager

@@ -119,7 +119,7 @@ def _ranked(
         if weights is None:
             raise BadInput(f"holds no {' or '.join(inner) or 'file'}", where=entry)
         if (pipeline, tensor) in files:
-            raise BadInput(f"is the same rank as {files[pipeline, tensor]}", where=weights)
+            raise BadInput(f"is the same rank as {printable(files[pipeline, tensor])}", where=weights)
         files[pipeline, tensor] = weights
     return files
 
@@ -162,7 +162,8 @@ def _by_step(folder: Path) -> dict[tuple[int, ...], Path]:
         match = _STEP.search(file.stem)
         step = tuple(int(group) for group in match.groups()) if match else ()
         if step in files:
-            raise BadInput(f"holds {files[step].name} and {name}: one too many", where=folder)
+            both = f"{printable(files[step].name, 60)} and {printable(name, 60)}"
+            raise BadInput(f"holds {both}: one too many", where=folder)
         files[step] = file
     if not files:
         raise BadInput(f"holds no {' or '.join(_MINDSPORE_SUFFIXES)}", where=folder)

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from gptbridge.errors import printable
 from gptbridge.weights.conversion.arrays import digest
 from gptbridge.weights.conversion.lora import QKV
 from gptbridge.weights.conversion.source import Source, Told, open_source
@@ -31,7 +32,7 @@ def inspect_checkpoint(path: Path, told: Told | None = None) -> dict[str, Any]:
             "parameters": source.model.num_parameters,
             "model": source.model.model_dump(),
             "num_labels": source.num_labels,
-            "configuration": source.config_file or None,
+            "configuration": printable(source.config_file) or None,
             "embedding_rows": source.sizes["v"],
             "left_out": list(source.dropped),
             "lora": _lora(source),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -53,6 +54,8 @@ class Lora:
                 "no file beside the LoRA weights says their alpha",
                 hint="Give --lora-alpha A, the lora_alpha that they were trained with",
             )
+        if not math.isfinite(self.alpha):
+            raise UsageError(f"--lora-alpha {self.alpha}", allowed="a finite number")
         return self.alpha
 
     def merged(self, weights: Mapping[str, CanonicalWeight]) -> dict[str, CanonicalWeight]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import re
@@ -25,6 +26,9 @@ _CHECKPOINT_NAME = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _MOST_ENTRIES = 1 << 18
+# renameat2 exchanges two names; Python has no call for it.
+_renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+_HERE, _RENAME_EXCHANGE = -100, 2
 
 
 def refuse_output(output: Path, source: Path, *, overwrite: bool) -> None:
@@ -73,7 +77,7 @@ def _first_stranger(folder: Path) -> str | None:
 def new_folder(path: Path, nbytes: int) -> Iterator[Path]:
     """Give a folder that takes the name `path` when the block ends well, and vanishes otherwise.
 
-    What had that name is put aside until then and removed afterwards, so that a crash loses neither.
+    What had that name exchanges places with it and is removed afterwards, so that a crash loses neither.
     Left-overs of conversions that were killed are removed. RunFailed when the disk has no room for
     `nbytes`, or refuses.
     """
@@ -154,15 +158,24 @@ def _put_in_place(folder: Path, path: Path) -> None:
         folder.rename(path)
         _sync(path.parent)
         return
-    aside = folder.with_suffix(".old")
-    path.rename(aside)
-    try:
-        folder.rename(path)
-    except BaseException:
-        aside.rename(path)
-        raise
+    _exchange(folder, path)
     _sync(path.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Let two folders exchange their names, at once where the system can (Linux), else one by one."""
+    if _renameat2 is not None:
+        names = os.fsencode(first), os.fsencode(second)
+        if _renameat2(_HERE, names[0], _HERE, names[1], _RENAME_EXCHANGE) == 0:
+            return
+    aside = first.with_suffix(".old")
+    second.rename(aside)
+    try:
+        first.rename(second)
+    except BaseException:
+        aside.rename(second)
+        raise
+    aside.rename(first)
 
 
 def _sync(folder: Path) -> None:

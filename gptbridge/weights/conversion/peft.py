@@ -9,7 +9,6 @@ that share A.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
+from gptbridge.weights.configs.reading import finite_number
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.lora import QKV, Lora
@@ -70,9 +70,7 @@ def _read(folder: Path, model: ModelSpec, stack: ExitStack, alpha: float | None)
         if config.get(key) is not None and config[key] not in allowed:
             problem = f"{printable(key)} is {printable(config[key], 60)}"
             raise BadInput(problem, where=config_path, allowed=str(allowed[0]))
-    stated = config.get("lora_alpha")
-    if isinstance(stated, bool) or not isinstance(stated, int | float) or not math.isfinite(stated):
-        raise BadInput(f"lora_alpha is {printable(stated, 60)}", where=config_path, allowed="a number")
+    stated = finite_number(config.get("lora_alpha"), "lora_alpha", config_path)
     path = next((folder / name for name in _WEIGHT_FILES if (folder / name).exists()), None)
     if path is None:
         raise BadInput(f"holds no {' or '.join(_WEIGHT_FILES)}", where=folder)

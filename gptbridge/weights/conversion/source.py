@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from gptbridge_specs import ModelSpec
 # Dialects whose embedding is padded to a round size that the configuration may not state.
 PADDED = ("megatron", "modelscope", "fleetx", "mindspore")
 _COMPARED_ITEMS = 1 << 20
+_SPARE_FILES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ def open_source(path: Path, stack: ExitStack, told: Told | None = None, *, verif
 
 def _open(path: Path, stack: ExitStack, told: Told, verify: bool) -> Source:
     found = find_files(path)
+    _allow_open_files(len(found.files))
     files = [stack.enter_context(open_weights(file, verify=verify)) for file in found.files]
     stages = _stages(found, files, told)
     version = _checkpoint_version(files[0])
@@ -129,6 +132,17 @@ def _open(path: Path, stack: ExitStack, told: Told, verify: bool) -> Source:
         config_file,
         {key: token for key, token in declared.tokens.items() if token < model.vocab_size},
     )
+
+
+def _allow_open_files(count: int) -> None:
+    """Let this process have a file open for each of very many ranks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE,
+            (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard),
+        )
 
 
 def _stages(found: Found, files: Sequence[WeightFile], told: Told) -> list[Stage]:
@@ -167,7 +181,8 @@ def _model(
     for name, value in stored.items():
         if said.fields.get(name, value) not in (value, None):
             raise BadInput(
-                f"{said.where} says {name}={printable(said.fields[name])}, but the tensors say {value}",
+                f"{printable(said.where)} says {name}={printable(said.fields[name])}, "
+                f"but the tensors say {value}",
                 where=where,
             )
     rows = sizes["v"]
@@ -175,7 +190,8 @@ def _model(
     padded = match.layout.dialect in PADDED or "vocab_size" in given.fields
     if vocabulary != rows and not (padded and type(vocabulary) is int and 0 < vocabulary < rows):
         raise BadInput(
-            f"{said.where} says vocab_size={printable(vocabulary)}, but the embedding has {rows} rows",
+            f"{printable(said.where)} says vocab_size={printable(vocabulary)}, "
+            f"but the embedding has {rows} rows",
             where=where,
         )
     return build_model({**said.fields, **stored, "vocab_size": vocabulary}, where)
@@ -193,7 +209,8 @@ def _drop_tied_head(
         return True
     if declared.fields.get("tie_word_embeddings", False):
         raise BadInput(
-            f"{declared.where} says tie_word_embeddings, but the head is not the embedding", where=where
+            f"{printable(declared.where)} says tie_word_embeddings, but the head is not the embedding",
+            where=where,
         )
     return False
 
@@ -213,6 +230,7 @@ def _check_labels(
     """Refuse a configuration of a classifier that has another number of classes than the head."""
     if "score.weight" in weights and declared.num_labels not in (None, sizes["c"]):
         raise BadInput(
-            f"{declared.where} says {declared.num_labels} classes, but score.weight has {sizes['c']}",
+            f"{printable(declared.where)} says {declared.num_labels} classes, "
+            f"but score.weight has {sizes['c']}",
             where=where,
         )

@@ -55,7 +55,7 @@ def read_strategies(paths: Sequence[Path]) -> Strategy:
         read = _read_json(path) if path.suffix == ".json" else _read_protobuf(path)
         for stage, layouts in read.items():
             if strategy.setdefault(stage, layouts) != layouts:
-                _refuse(path, f"cuts stage {stage} otherwise than {origin[stage].name}")
+                _refuse(path, f"cuts stage {stage} otherwise than {printable(origin[stage].name)}")
             origin.setdefault(stage, path)
     return strategy
 

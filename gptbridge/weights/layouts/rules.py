@@ -36,6 +36,7 @@ CANONICAL_AXES: dict[str, str] = {
 LORA_A, LORA_B = LORA = ("attn.c_attn.lora_a", "attn.c_attn.lora_b")
 OPTIONAL = ("lm_head.weight", "score.weight", *LORA)  # absent from most checkpoints
 _LAYER = re.compile(r"^h\.(\d+)\.")
+_NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,3})(?![^.])")  # the first part of a name that is a number
 
 
 def canonical_axes(name: str) -> Axes:
@@ -85,16 +86,13 @@ class Layout:
     cut: str = CUT  # the letters that tensor parallelism cuts when this layout is written
 
     @cached_property
-    def _patterns(self) -> list[tuple[re.Pattern[str], Rule, int | None]]:
-        return [
-            (
-                re.compile(re.escape(native).replace(r"\{\}", r"(0|[1-9]\d{0,5})")),
-                rule,
-                part if len(rule.native) > 1 else None,
-            )
+    def _natives(self) -> dict[str, tuple[Rule, int | None]]:
+        """The rule and part of each native name, {} standing for its layer number."""
+        return {
+            native: (rule, part if len(rule.native) > 1 else None)
             for rule in self.rules
             for part, native in enumerate(rule.native)
-        ]
+        }
 
     @cached_property
     def _dropped(self) -> list[re.Pattern[str]]:
@@ -102,12 +100,13 @@ class Layout:
 
     def find(self, name: str) -> NativeTensor | None:
         """Return what the tensor `name` holds, or None for a name that the layout does not know."""
-        for pattern, rule, part in self._patterns:
-            if match := pattern.fullmatch(name):
-                numbers = [int(group) - self.first_layer for group in match.groups()]
-                if all(number >= 0 for number in numbers):
-                    return NativeTensor(name, rule.canonical.format(*numbers), rule.axes, part)
-        return None
+        number = _NUMBER.search(name)
+        template = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
+        layer = int(number.group()) - self.first_layer if number else 0
+        if template not in self._natives or layer < 0:
+            return None
+        rule, part = self._natives[template]
+        return NativeTensor(name, rule.canonical.format(layer), rule.axes, part)
 
     def is_dropped(self, name: str) -> bool:
         """Tell whether `name` is a buffer or other tensor that is left out on purpose."""
