@@ -21,6 +21,7 @@ from gptbridge.session import EXP_AVG, Batch
 from gptbridge.weights.canonical import InitialWeights, dropout_seed
 from gptbridge_mindspore import hardware
 from gptbridge_specs import RunSpec
+from tests.backends.sessions import DROPOUT, GRANULARITIES, LENGTH, VOCAB, make_batch, make_spec
 
 ms = hardware.import_mindspore()
 
@@ -33,30 +34,10 @@ from gptbridge_mindspore.optimizer import Optimizer  # noqa: E402
 from gptbridge_mindspore.session import MindSporeSession, compiled_model  # noqa: E402
 from gptbridge_mindspore.shapes import pad, usual_size  # noqa: E402
 
-GRANULARITIES = ("none", "core_attn", "full_attn", "full")
-VOCAB, LENGTH = 67, 16
-DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
-
 
 @pytest.fixture(autouse=True, scope="module")
 def _errors_name_their_operator() -> None:
     ms.runtime.launch_blocking()
-
-
-def make_spec(**parts: dict[str, Any]) -> RunSpec:
-    model = {
-        "vocab_size": VOCAB,
-        "hidden_size": 24,
-        "num_layers": 2,
-        "max_position_embeddings": LENGTH,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.3,
-    }
-    training = {"seq_length": LENGTH, "global_batch_size": 4, "device": "cpu"}
-    parts["model"] = model | parts.get("model", {})
-    parts["training"] = training | parts.get("training", {})
-    return RunSpec.model_validate(parts)
 
 
 def open_session(spec: RunSpec) -> MindSporeSession:
@@ -65,12 +46,6 @@ def open_session(spec: RunSpec) -> MindSporeSession:
     session = MindSporeSession(spec, device)
     session.import_weights(InitialWeights(spec.model, seed=7))
     return session
-
-
-def make_batch(step: int = 1) -> Batch:
-    tokens = np.random.default_rng(step).integers(0, VOCAB, (1, 4, LENGTH + 1), dtype=np.int32)
-    mask = np.ones((1, 4, LENGTH), np.bool_)
-    return Batch(step, tokens[..., :-1], tokens[..., 1:], mask, mask.size)
 
 
 def gradients(spec: RunSpec) -> dict[str, NDArray[np.float32]]:
@@ -262,14 +237,27 @@ def test_an_absent_ascend_is_refused() -> None:
         hardware.setup("ascend")
 
 
+PROGRAM = """
+from gptbridge_mindspore import hardware
+print(hardware.probe()["devices"], hardware.setup("auto").kind)
+from mindspore import Tensor, jit
+from mindspore.ops import MatMul
+def mismatched(x):
+    return MatMul()(x, x.reshape(1, -1))
+try:
+    jit(mismatched)(Tensor([[1.0, 2.0], [3.0, 4.0]]))
+except ValueError:
+    print("refused")
+"""
+
+
 def test_the_process_is_silent_and_leaves_no_files(tmp_path: Path) -> None:
-    program = (
-        "from gptbridge_mindspore import hardware; print(hardware.probe()['devices']);"
-        "print(hardware.setup('auto').kind)"
-    )
+    program, folder = tmp_path / "program.py", tmp_path / "run"  # a graph's source must be in a file
+    program.write_text(PROGRAM)
+    folder.mkdir()
     run = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=100
+        [sys.executable, str(program)], cwd=folder, capture_output=True, text=True, timeout=100
     )
-    assert run.stdout.splitlines() == ["['cpu']", "cpu"]
+    assert run.stdout.splitlines() == ["['cpu'] cpu", "refused"]
     assert run.stderr == ""
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []

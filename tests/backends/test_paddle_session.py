@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from gptbridge.errors import UsageError
 from gptbridge.plugins import load_backend
-from gptbridge.session import EXP_AVG, Batch
+from gptbridge.session import EXP_AVG
 from gptbridge.weights.canonical import InitialWeights
 from gptbridge_paddle import ascend, hardware
 from gptbridge_specs import RunSpec
+from tests.backends.sessions import DROPOUT, GRANULARITIES, LENGTH, make_batch, make_spec
 
 paddle = hardware.import_paddle()
 
@@ -30,26 +31,6 @@ from gptbridge_paddle.model import GPT  # noqa: E402
 from gptbridge_paddle.optimizer import Optimizer  # noqa: E402
 from gptbridge_paddle.session import PaddleSession  # noqa: E402
 
-GRANULARITIES = ("none", "core_attn", "full_attn", "full")
-VOCAB, LENGTH = 67, 16
-DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
-
-
-def make_spec(**parts: dict[str, Any]) -> RunSpec:
-    model = {
-        "vocab_size": VOCAB,
-        "hidden_size": 24,
-        "num_layers": 2,
-        "max_position_embeddings": LENGTH,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.3,
-    }
-    training = {"seq_length": LENGTH, "global_batch_size": 4, "device": "cpu"}
-    parts["model"] = model | parts.get("model", {})
-    parts["training"] = training | parts.get("training", {})
-    return RunSpec.model_validate(parts)
-
 
 def open_session(spec: RunSpec) -> PaddleSession:
     device = hardware.setup("cpu")
@@ -57,12 +38,6 @@ def open_session(spec: RunSpec) -> PaddleSession:
     session = PaddleSession(spec, device)
     session.import_weights(InitialWeights(spec.model, seed=7))
     return session
-
-
-def make_batch(step: int = 1) -> Batch:
-    tokens = np.random.default_rng(step).integers(0, VOCAB, (1, 4, LENGTH + 1), dtype=np.int32)
-    mask = np.ones((1, 4, LENGTH), np.bool_)
-    return Batch(step, tokens[..., :-1], tokens[..., 1:], mask, mask.size)
 
 
 def gradients(spec: RunSpec) -> dict[str, NDArray[np.float32]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,31 +10,12 @@ from numpy.typing import NDArray
 
 from gptbridge.errors import UsageError
 from gptbridge.plugins import load_backend
-from gptbridge.session import Batch
 from gptbridge.weights.canonical import InitialWeights
 from gptbridge_specs import RunSpec
 from gptbridge_torch import ascend, hardware, loss
 from gptbridge_torch.model import GPT
 from gptbridge_torch.session import TorchSession
-
-GRANULARITIES = ("none", "core_attn", "full_attn", "full")
-VOCAB, LENGTH = 67, 16
-
-
-def make_spec(**parts: dict[str, Any]) -> RunSpec:
-    model = {
-        "vocab_size": VOCAB,
-        "hidden_size": 24,
-        "num_layers": 2,
-        "max_position_embeddings": LENGTH,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.3,
-    }
-    training = {"seq_length": LENGTH, "global_batch_size": 4, "device": "cpu"}
-    parts["model"] = model | parts.get("model", {})
-    parts["training"] = training | parts.get("training", {})
-    return RunSpec.model_validate(parts)
+from tests.backends.sessions import DROPOUT, GRANULARITIES, LENGTH, VOCAB, make_batch, make_spec
 
 
 def open_session(spec: RunSpec) -> TorchSession:
@@ -47,27 +26,20 @@ def open_session(spec: RunSpec) -> TorchSession:
     return session
 
 
-def make_batch(step: int = 1) -> Batch:
-    tokens = np.random.default_rng(step).integers(0, VOCAB, (1, 4, LENGTH + 1), dtype=np.int32)
-    mask = np.ones((1, 4, LENGTH), np.bool_)
-    return Batch(step, tokens[..., :-1], tokens[..., 1:], mask, mask.size)
-
-
 def gradients(spec: RunSpec) -> dict[str, NDArray[np.float32]]:
     return dict(open_session(spec).gradients(make_batch()))
 
 
 @pytest.fixture(scope="module")
 def dropout_gradients() -> dict[str, NDArray[np.float32]]:
-    return gradients(make_spec(model={"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}))
+    return gradients(make_spec(model=DROPOUT))
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES[1:])
 def test_recompute_repeats_every_bit_through_dropout(
     granularity: str, dropout_gradients: dict[str, NDArray[np.float32]]
 ) -> None:
-    model = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
-    recomputed = gradients(make_spec(model=model, training={"recompute": granularity}))
+    recomputed = gradients(make_spec(model=DROPOUT, training={"recompute": granularity}))
     for name, gradient in dropout_gradients.items():
         np.testing.assert_array_equal(gradient, recomputed[name], err_msg=name)
 
