@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,8 @@ from gptbridge.session import Device
 ENVIRONMENT = {
     # MindSpore logs advice and driver probing on the terminal; 4 leaves what is fatal.
     "GLOG_v": "4",
+    # A graph that does not compile leaves a dump, by default in the working directory.
+    "MS_OM_PATH": tempfile.gettempdir(),
 }
 
 
