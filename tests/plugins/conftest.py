@@ -30,6 +30,13 @@ def gptbridge_setup_hardware(spec):
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_framework_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide frameworks that other rooms opened: a process that has one refuses every other backend."""
+    for name in ("torch", "paddle", "mindspore"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
 @pytest.fixture
 def write_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WritePlugin:
     """Return a function that installs a plugin package where this process and its children see it."""
