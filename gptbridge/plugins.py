@@ -93,6 +93,14 @@ def framework_version(info: BackendInfo) -> str | None:
     return _installed_version(Requirement(info.requires[0]).name, info.modules) if info.requires else None
 
 
+def _stated(spec: RunSpec, field: str) -> str:
+    """Return `field=value`, or the field alone where the spec has no such field or it is a section."""
+    value: Any = spec
+    for name in field.split("."):
+        value = getattr(value, name, None)
+    return f"{field}={value}" if isinstance(value, str | int | float) else field
+
+
 class Backend:
     """A loaded backend plugin. `check` imports no framework; `probe` and `open` do."""
 
@@ -113,8 +121,11 @@ class Backend:
         return found
 
     def check(self, spec: RunSpec, device: DeviceKind | None = None) -> None:
-        """Raise UsageError with one line, `field: reason`, for each thing that the backend cannot do."""
-        lines = [f"{problem.field}: {problem.reason}" for problem in self.problems(spec, device)]
+        """Raise UsageError with one line, `field=value: reason`, for each thing the backend cannot do."""
+        lines = [
+            f"{_stated(spec, problem.field)}: {problem.reason} (backend {self.name})"
+            for problem in self.problems(spec, device)
+        ]
         if lines:
             raise UsageError("\n".join(lines))
 

@@ -72,11 +72,10 @@ def _read(name_or_file: str, kind: Kind, chain: tuple[str, ...]) -> dict[str, An
     elif Path(name_or_file).suffix in (".yaml", ".yml") or Path(name_or_file).is_file():
         content = read_mapping(Path(name_or_file))
     else:
-        names = preset_names(kind)
-        listing = "gptbridge spec list shows them"
-        raise SpecError(
-            [f"{name_or_file}: no such preset or file.{suggestion(name_or_file, names)} {listing}"]
-        )
+        names = [*preset_names(kind), *preset_names("models")]
+        what = "model preset" if kind == "models" else "preset or YAML file"
+        near = suggestion(name_or_file, names)
+        raise SpecError([f"{name_or_file}: no such {what}.{near} gptbridge spec list shows the presets"])
     content.pop("reproduces", None)
     base = content.pop("preset", None)
     if base is None:
@@ -104,19 +103,44 @@ def _with_model(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+# pydantic's words for a problem, by its type, where ours are shorter
+_WORDS = {
+    "int_parsing": "not a whole number",
+    "int_from_float": "not a whole number",
+    "int_type": "not a whole number",
+    "float_parsing": "not a number",
+    "float_type": "not a number",
+    "finite_number": "not a finite number",
+    "bool_parsing": "neither true nor false",
+}
+
+
 def _explain(spec: type[BaseModel], problem: dict[str, Any]) -> str:
-    """Turn one pydantic problem into a line: field, what is wrong, the value or the nearest name."""
+    """Turn one pydantic problem into a line: field, value and what is wrong, or the nearest name."""
     place = [str(part) for part in problem["loc"]]
     field = ".".join(place)
     if problem["type"] == "extra_forbidden":
-        section = "".join(f"{part}." for part in place[:-1])
-        known = [section + name for name in _fields_at(spec, place[:-1])]
-        return f"{field}: unknown key.{suggestion(field, known)}"
+        return f"{field}: unknown key.{_nearest_key(spec, place)}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{field}: {message}" if place else message
-    value = str(problem["input"])
-    return f"{field}: {message}, not {value if len(value) <= 60 else value[:57] + '...'}"
+    value = repr(problem["input"])
+    shown = value if len(value) <= 60 else value[:57] + "..."
+    words = _WORDS.get(problem["type"], message[:1].lower() + message[1:])
+    return f"{field}: {shown} is {words}" if problem["type"] in _WORDS else f"{field}: {shown}: {words}"
+
+
+def _nearest_key(spec: type[BaseModel], place: Sequence[str]) -> str:
+    """Return the key that was meant: a sibling, the same key of another section, or what there is."""
+    *outer, name = place
+    section = "".join(f"{part}." for part in outer)
+    siblings = _fields_at(spec, outer)
+    if near := suggestion(name, siblings):
+        return near.replace("mean ", f"mean {section}", 1)
+    homes = [f"{part}.{name}" for part in _fields_at(spec, []) if name in _fields_at(spec, [part])]
+    if homes:
+        return f" Did you mean {homes[0]}?"
+    return f" {section[:-1] or 'A run'} has: {', '.join(siblings)}" if siblings else ""
 
 
 def _fields_at(spec: type[BaseModel], place: Sequence[str]) -> list[str]:

@@ -26,7 +26,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
     try:
         return keys, json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise SpecError([f"-o {path}: the value starts like JSON but is not: {error}"]) from error
+        raise SpecError([f"-o {text}: the value starts like JSON but is not: {error}"]) from error
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -132,13 +132,16 @@ def gptbridge_check(spec, device):
     write_plugin("toy", TOY + check)
     with pytest.raises(UsageError) as caught:
         load_backend("toy").open(RunSpec())
-    assert str(caught.value).splitlines() == ["parallel.tensor: one device", "training.compile: no compiler"]
+    assert str(caught.value).splitlines() == [
+        "parallel.tensor=1: one device (backend toy)",
+        "training.compile=False: no compiler (backend toy)",
+    ]
 
 
 def test_a_device_that_the_backend_lacks_is_refused(write_plugin: WritePlugin) -> None:
     write_plugin("toy", TOY)
     spec = RunSpec.model_validate({"training": {"device": "gpu"}})
-    with pytest.raises(UsageError, match=r"training\.device: Toy runs on cpu"):
+    with pytest.raises(UsageError, match=r"training\.device=gpu: Toy runs on cpu"):
         load_backend("toy").check(spec)
 
 
