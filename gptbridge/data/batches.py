@@ -133,7 +133,7 @@ def open_data(spec: RunSpec, *, rank: int = 0, ranks: int = 1) -> Iterator[RunDa
             where="training.global_batch_size",
         )
     dataset = open_dataset(spec.data.path)
-    tokenizer = load_tokenizer(spec.data.tokenizer or dataset.tokenizer or "byte")
+    tokenizer = load_tokenizer(_tokenizer_name(spec, dataset))
     _check_tokenizer(spec, dataset, tokenizer)
     with ThreadPoolExecutor(1, "gptbridge-data") as thread:
         data = RunData(spec, dataset, tokenizer, rank, ranks, thread)
@@ -141,6 +141,19 @@ def open_data(spec: RunSpec, *, rank: int = 0, ranks: int = 1) -> Iterator[RunDa
         if spec.evaluation.interval:
             data.samples("validation")
         yield data
+
+
+def _tokenizer_name(spec: RunSpec, dataset: TokenDataset) -> str:
+    """Return the tokenizer to open; none is assumed: its files go into every checkpoint of the run."""
+    name = spec.data.tokenizer or dataset.tokenizer
+    if name is None and dataset.tokenizer_identity is None:
+        raise UsageError(
+            f"{dataset.where} does not say which tokenizer made it",
+            where="data.tokenizer",
+            allowed="byte, or a folder with the files of a tokenizer",
+            hint="Give -o data.tokenizer=FOLDER, or -o data.tokenizer=byte",
+        )
+    return name or "byte"  # a wrong one is refused by the dataset's identity
 
 
 def _check_tokenizer(spec: RunSpec, dataset: TokenDataset, tokenizer: Tokenizer) -> None:

@@ -173,7 +173,7 @@ def test_nothing_is_left_running(dataset: str) -> None:
 def test_a_token_beyond_the_vocabulary_is_named_with_its_document(dataset: str, tmp_path: Path) -> None:
     spoilt = spoil(dataset, tmp_path, document=33, token=300)
     with pytest.raises(BadInput) as caught:
-        take(make_spec(spoilt, data={"shuffle": False}), 100)
+        take(make_spec(spoilt, data={"shuffle": False, "tokenizer": "byte"}), 100)
     for word in ("token 300", "document 33", "model.vocab_size", "256", spoilt):
         assert word in str(caught.value)
     assert caught.value.exit_code == 5
@@ -181,7 +181,8 @@ def test_a_token_beyond_the_vocabulary_is_named_with_its_document(dataset: str, 
 
 def test_the_token_is_fine_where_the_vocabulary_holds_it(dataset: str, tmp_path: Path) -> None:
     spoilt = spoil(dataset, tmp_path, document=33, token=300)
-    assert take(make_spec(spoilt, data={"shuffle": False}, model={"vocab_size": 301}), 100)
+    data = {"shuffle": False, "tokenizer": "byte"}
+    assert take(make_spec(spoilt, data=data, model={"vocab_size": 301}), 100)
 
 
 def spoil(dataset: str, folder: Path, *, document: int, token: int) -> str:
@@ -226,6 +227,16 @@ def test_another_tokenizer_than_the_datasets_is_refused_naming_both(dataset: str
     assert made_by is not None
     for word in ("data.tokenizer", str(tmp_path), dataset, made_by[:12]):
         assert word in line
+
+
+def test_no_tokenizer_is_assumed_for_a_dataset_that_names_none(tmp_path: Path) -> None:
+    (np.arange(4000, dtype="<u2") % 200).tofile(tmp_path / "nano.bin")
+    parts: dict[str, Any] = {"evaluation": {"interval": 0}}
+    path, split = str(tmp_path / "nano"), {"split": (1, 0, 0)}
+    line = refusal(make_spec(path, data=split, **parts))
+    for word in ("data.tokenizer", path, "does not say", "-o data.tokenizer=FOLDER"):
+        assert word in line
+    assert take(make_spec(path, data={**split, "tokenizer": "byte"}, **parts), 1)
 
 
 def write_bpe_tokenizer(folder: Path) -> None:

@@ -88,6 +88,7 @@ def torch_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.full(1000, 256, "<u2").tofile(folder / "ends.bin")
     masked = [
         f"data.path={folder / 'ends.bin'}",
+        "data.tokenizer=byte",
         "data.split=[1,0,0]",
         "data.mask_end_of_text=true",
         "evaluation.interval=0",
