@@ -108,10 +108,10 @@ def inspect(
     lora_alpha: LoraAlpha = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
 ) -> None:
-    """Tell what a checkpoint is: dialect, tensors, model, digest. Nothing in it is executed."""
-    from gptbridge.weights.conversion.inspecting import inspect_checkpoint
+    """Tell what a checkpoint or a token dataset is. Nothing in it is executed."""
+    from gptbridge.inspecting import inspect_path
 
-    facts = inspect_checkpoint(path, _told(from_, model, num_attention_heads, strategy, lora_alpha))
+    facts = inspect_path(path, _told(from_, model, num_attention_heads, strategy, lora_alpha))
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from gptbridge.checkpoint.reading import find_checkpoint
 from gptbridge.errors import BadInput, printable
 from gptbridge.weights.canonical import parameters
 from gptbridge.weights.configs.reading import Declared, build_model
@@ -87,7 +88,7 @@ class Source:
 
 
 def open_source(path: Path, stack: ExitStack, told: Told | None = None, *, verify: bool = True) -> Source:
-    """Open the checkpoint at `path`; `stack` closes it.
+    """Open the checkpoint at `path`, of a run folder its newest good one; `stack` closes it.
 
     The CRCs that its files declare are checked unless `verify` is False, and the caller does it.
     BadInput for anything that is missing, left over or contradictory; UsageError for what no file says
@@ -95,6 +96,8 @@ def open_source(path: Path, stack: ExitStack, told: Told | None = None, *, verif
     """
     told = told or Told()
     try:
+        if (path / "checkpoints").is_dir():
+            path = find_checkpoint(path, warn=lambda message: None)
         return _open(path, stack, told, verify)
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", where=path) from error
