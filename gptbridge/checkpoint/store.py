@@ -43,16 +43,21 @@ class CheckpointStore:
 
         Each damaged one is named to `warn` and passed over. BadInput when all are damaged.
         """
-        steps = self.steps()
-        for step in reversed(steps):
+        newest: BadInput | None = None
+        for step in reversed(self.steps()):
             try:
                 verify(self.path(step))
             except BadInput as error:
+                newest = newest or error
                 warn(f"checkpoint {self.path(step)} cannot be used: {error}")
             else:
                 return self.path(step)
-        if steps:
-            raise BadInput("every checkpoint is damaged", where=self.folder)
+        if newest is not None:
+            raise BadInput(
+                f"every checkpoint is damaged, the newest one thus: {newest}",
+                where=self.folder,
+                hint="Bring back a whole checkpoint from a copy, or begin a new run with another --run",
+            )
         return None
 
     def save(self, step: int, write: Callable[[Path], None]) -> Path:

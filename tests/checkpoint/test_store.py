@@ -72,8 +72,11 @@ def test_all_damaged_is_an_error_and_none_is_none(store: CheckpointStore, tmp_pa
     assert CheckpointStore(tmp_path / "nowhere").newest_good(pytest.fail) is None
     for step in (10, 20):
         (store.path(step) / "manifest.json").unlink()
-    with pytest.raises(BadInput, match="every checkpoint is damaged"):
+    with pytest.raises(BadInput, match="every checkpoint is damaged") as caught:
         store.newest_good(lambda message: None)
+    assert str(store.path(20)) in str(caught.value)
+    assert str(store.path(10)) not in str(caught.value)
+    assert "--run" in str(caught.value)
 
 
 @pytest.mark.parametrize("files_before", range(7))
