@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from gptbridge.checkpoint.manifest import MANIFEST_FILE
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.errors import RunFailed, UsageError
 from gptbridge.training.events import EVENTS_FILE
@@ -49,7 +50,11 @@ class RunFolder:
 
 @contextmanager
 def locked(path: Path) -> Iterator[RunFolder]:
-    """Make `path` and keep every other trainer out of it. UsageError where one is at work."""
+    """Make `path` and keep every other trainer out of it.
+
+    UsageError where one is at work, where `path` is a file, or lies where another run's checkpoints do.
+    """
+    _require_own_place(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
@@ -63,6 +68,19 @@ def locked(path: Path) -> Iterator[RunFolder]:
             _remove_unused(path)
     finally:
         os.close(handle)
+
+
+def _require_own_place(path: Path) -> None:
+    """Refuse a place where no run can be, or where the pruning of another run would remove it."""
+    hint = "Give another folder with --run"
+    whole = path.resolve()
+    for place in (whole, *whole.parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError("this is a file, a run needs a folder", where=place, hint=hint)
+        if (place / MANIFEST_FILE).exists():
+            raise UsageError("this is a checkpoint, no place for a run", where=place, hint=hint)
+        if place.name == CHECKPOINTS and (place.parent / SPEC_FILE).exists():
+            raise UsageError("here are the checkpoints of another run", where=place, hint=hint)
 
 
 def _lock(handle: int, path: Path) -> None:

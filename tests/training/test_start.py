@@ -87,6 +87,20 @@ def test_a_resumed_run_stays_with_its_backend(folder: RunFolder, before: str, ta
     assert choose_backend(resolve(None, (), folder.path, None)) == "torch"
 
 
+def test_a_run_has_a_place_of_its_own(folder: RunFolder, tmp_path: Path) -> None:
+    checkpoint = folder.store.path(20)
+    for place in (checkpoint, checkpoint / "new", folder.store.folder, folder.store.folder / "new"):
+        with pytest.raises(UsageError, match="--run"), locked(place):
+            pytest.fail("a run began inside another one")
+        assert not (folder.store.folder / "new").exists()
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file/run"):
+        with pytest.raises(UsageError, match=r"file: this is a file.*--run"), locked(place):
+            pytest.fail("a run began in a file")
+    with locked(folder.path / "nested"):
+        pass
+
+
 def test_a_command_that_fails_early_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="x"), locked(tmp_path / "run"):
         raise UsageError("x")
