@@ -81,7 +81,7 @@ def allow_resume(state: TrainingState, spec: RunSpec, *, digest: str, tokenizer:
     if spec.training.max_steps < state.step:
         refused.append(f"training.max_steps: {spec.training.max_steps}, the checkpoint is at {state.step}")
     if refused:
-        refused[-1] += ". A resumed run keeps these; leave SPEC away to continue with the run's own spec"
+        refused[-1] += ". A resumed run keeps these: leave them out of -o and leave SPEC away"
         raise UsageError("\n".join(refused))
     return [
         f"changed on resume, so the curve differs from an uninterrupted run's: {change}"
