@@ -48,7 +48,8 @@ def generate(
 
     `checkpoint` is a run folder, a checkpoint folder or a Hugging Face GPT-2 folder. `overrides`
     set fields of the spec, such as generation.top_k=50; without them the decoding is the run's own
-    and computes in fp32. A damaged checkpoint that is passed over is named to `warn`.
+    and computes in fp32. A damaged checkpoint that is passed over is named to `warn`,
+    and so is a prompt longer than the model's positions, which is cut from the left.
 
     BadInput for a damaged checkpoint, UsageError for a bad override or prompt.
     """
@@ -57,6 +58,10 @@ def generate(
     spec = _spec(opened, overrides)
     tokenizer = opened.tokenizer()
     contexts = [_encoded(text, tokenizer, spec.model.vocab_size) for text in prompts]
+    positions = spec.model.max_position_embeddings
+    for number, context in enumerate(contexts, start=1):
+        if len(context) > positions:
+            warn(f"prompt {number} has {len(context)} tokens: the model sees the last {positions} of them")
     with ExitStack() as stack:
         session, _ = plugin.open(spec)
         stack.callback(session.close)
@@ -65,7 +70,7 @@ def generate(
             session,
             contexts,
             spec.generation,
-            max_positions=spec.model.max_position_embeddings,
+            max_positions=positions,
             vocab_size=min(tokenizer.vocab_size, spec.model.vocab_size),
             end_of_text=tokenizer.end_of_text,
         )

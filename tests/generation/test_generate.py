@@ -45,6 +45,8 @@ def generate(source: Path, *words: str) -> list[dict[str, Any]]:
         *words,
     )
     assert result.returncode == 0, result.stderr
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("warning: prompt")]
+    assert warnings == [f"warning: prompt 3 has {len(PROMPTS[2])} tokens: the model sees the last 16 of them"]
     found: list[dict[str, Any]] = json.loads(result.stdout)
     return found
 
