@@ -78,7 +78,9 @@ def prepare(
         raise RunFailed(
             f"cannot write the dataset: {error.strerror}",
             where=error.filename or prefix,
-            hint="What is done is kept: run the same command again",
+            hint="What is done is kept: run the same command again"
+            if job.path("partial").is_dir()
+            else "Nothing was written; give another --output",
         ) from error
 
 
@@ -87,6 +89,12 @@ def _settle(
 ) -> _Job:
     """Check all that can be checked before the first byte is read."""
     job = _Job(prefix, find_sources(inputs), load_tokenizer(tokenizer_name), options)
+    if prefix.is_dir():
+        raise UsageError(
+            "this is a folder, the files of the dataset begin with the prefix",
+            where=prefix,
+            hint=f"Give a name in it, such as --output {prefix / 'corpus'}",
+        )
     if options.append_end_of_text and job.tokenizer.end_of_text is None:
         raise UsageError("this tokenizer has no end-of-text token to append", where=tokenizer_name)
     if job.path("json").exists() and not overwrite:

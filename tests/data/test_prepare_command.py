@@ -50,6 +50,18 @@ def test_facts_go_to_stdout_and_the_rest_to_stderr(source: Path) -> None:
     assert told.stdout == f"{prefix}: 2 documents, 12 tokens (uint16)\nleft out: 1 bad, 1 empty\n"
 
 
+def test_an_output_that_cannot_be_is_refused_truthfully(source: Path) -> None:
+    arguments = ["data", "prepare", str(source), "--tokenizer", "byte", "--skip-bad", "--output"]
+    (source.parent / "folder").mkdir()
+    before = sorted(source.parent.iterdir())
+    for output, code, hint in (("folder", 2, "folder/corpus"), ("in.jsonl/out", 1, "Nothing was written")):
+        done = run(*arguments, str(source.parent / output))
+        assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+        assert hint in done.stderr
+        assert "is kept" not in done.stderr
+    assert sorted(source.parent.iterdir()) == before
+
+
 def test_training_prints_facts_only(source: Path) -> None:
     source.write_text('{"text": "one two one two"}\n')
     folder = source.parent / "tokenizer"
