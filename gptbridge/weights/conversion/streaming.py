@@ -1,43 +1,68 @@
-"""The bytes of a target tensor, in bounded slabs, from the pieces of its canonical weight."""
+"""The bytes of target tensors, in bounded slabs made a few ahead of the writer by several threads."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
 from numpy.typing import NDArray
 
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
+from gptbridge.weights.conversion.target import TargetTensor
 from gptbridge.weights.formats import Chunks
-from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import Box, slabs
 
 SLAB_ITEMS = 1 << 20  # 4 MiB of float32
-_AHEAD = 4  # slabs in work or waiting: what memory is bounded by
+_AHEAD = 5  # slabs in work or waiting: what memory is bounded by
 
 
-def target_bytes(weight: CanonicalWeight, box: Box, axes: Axes, dtype: str, workers: Executor) -> Chunks:
-    """Return the row-major bytes of `box` of a weight, stored as `axes` in `dtype`.
+class Stream:
+    """The bytes of tensors that a writer asks for in the order in which they are given here.
 
-    The file ranges of the source where its bytes can go unchanged, else arrays of bounded size, made by
-    `workers` a few ahead of the writer.
+    What a source's file holds as it is goes from there to the writer. The rest is made by `workers`,
+    across the borders of tensors, so that they are never idle while the writer writes.
     """
-    unchanged = weight.unchanged(box, axes, dtype)
-    return _slabs(weight, box, axes, dtype, workers) if unchanged is None else unchanged
 
+    def __init__(
+        self,
+        tensors: Sequence[TargetTensor],
+        weights: Mapping[str, CanonicalWeight],
+        workers: Executor,
+    ) -> None:
+        self._tensors = tensors
+        self._weights = weights
+        self._workers = workers
+        self._parts = self._all_parts()
+        self._pending: deque[tuple[int, Future[NDArray[Any]]]] = deque()
 
-def _slabs(
-    weight: CanonicalWeight, box: Box, axes: Axes, dtype: str, workers: Executor
-) -> Iterator[NDArray[Any]]:
-    def make(part: Box) -> NDArray[Any]:
-        return weight.read(part, axes, dtype).reshape(-1)
+    def chunks(self, number: int) -> Chunks:
+        """Return the row-major bytes of tensor `number`."""
+        unchanged = self._unchanged(number)
+        return self._made(number) if unchanged is None else unchanged
 
-    pending: deque[Future[NDArray[Any]]] = deque()
-    for part in slabs(box, axes, SLAB_ITEMS):
-        pending.append(workers.submit(make, part))
-        if len(pending) == _AHEAD:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+    def _unchanged(self, number: int) -> Chunks | None:
+        tensor = self._tensors[number]
+        return self._weights[tensor.canonical].unchanged(tensor.box, tensor.axes, tensor.info.dtype)
+
+    def _made(self, number: int) -> Iterator[NDArray[Any]]:
+        self._submit()
+        while self._pending and self._pending[0][0] == number:
+            slab = self._pending.popleft()[1].result()
+            self._submit()
+            yield slab
+
+    def _submit(self) -> None:
+        while len(self._pending) < _AHEAD and (part := next(self._parts, None)):
+            number, box = part
+            self._pending.append((number, self._workers.submit(self._make, self._tensors[number], box)))
+
+    def _all_parts(self) -> Iterator[tuple[int, Box]]:
+        for number, tensor in enumerate(self._tensors):
+            if self._unchanged(number) is None:
+                for box in slabs(tensor.box, tensor.axes, SLAB_ITEMS):
+                    yield number, box
+
+    def _make(self, tensor: TargetTensor, box: Box) -> NDArray[Any]:
+        return self._weights[tensor.canonical].read(box, tensor.axes, tensor.info.dtype).reshape(-1)

@@ -129,8 +129,9 @@ def plan_files(target: Target) -> list[TargetFile]:
         natives = _stage_natives(target, stage)
         for rank in range(split.tensor):
             name = place.whole if split.whole or place.ranked is None else place.ranked(rank, stage, split)
-            tensors = tuple(_tensor(native, name_, sizes, rank, target) for native, name_ in natives)
-            files.append(TargetFile(name, place.format, tensors))
+            tensors = [_tensor(native, canonical, sizes, rank, target) for native, canonical in natives]
+            tensors.sort(key=lambda tensor: -tensor.info.storage_dtype.itemsize)  # as safetensors has them
+            files.append(TargetFile(name, place.format, tuple(tensors)))
     return files
 
 

@@ -24,6 +24,7 @@ _READ_STEP = 1 << 20
 # What copy_file_range answers when two file systems are of different kinds, or one does not offer it.
 _NOT_BETWEEN_THESE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _PIECES_IN_FLIGHT = 3
+_WRITE_BACK_BYTES = 16 << 20
 
 
 class OutputFile:
@@ -31,6 +32,7 @@ class OutputFile:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+        self._sent = 0  # up to where the kernel was told to start writing to the disk
         self.position = 0
 
     def write(self, data: bytes | memoryview) -> None:
@@ -38,7 +40,7 @@ class OutputFile:
         rest = memoryview(data).cast("B")
         while rest:
             rest = rest[os.write(self._fd, rest) :]
-        self.position += memoryview(data).nbytes
+        self._advance(memoryview(data).nbytes)
 
     def copy(self, extent: Extent) -> None:
         """Append an extent of another file, inside the kernel."""
@@ -48,7 +50,15 @@ class OutputFile:
             if count == 0:
                 raise RunFailed("an input file became shorter while it was read")
             offset += count
-        self.position += extent.nbytes
+        self._advance(extent.nbytes)
+
+    def _advance(self, nbytes: int) -> None:
+        """Count what was written, and let the disk begin with it now: fsync at the end waits the less."""
+        self.position += nbytes
+        if self.position - self._sent >= _WRITE_BACK_BYTES:
+            # On Linux the advice starts the writing of pages that are dirty, which makes them no use to drop.
+            os.posix_fadvise(self._fd, self._sent, self.position - self._sent, os.POSIX_FADV_DONTNEED)
+            self._sent = self.position
 
     def _copy_some(self, fd: int, offset: int, nbytes: int) -> int:
         try:

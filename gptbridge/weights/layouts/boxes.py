@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.weights.layouts.axes import Axes
+from gptbridge.weights.layouts.copying import copy_into
 
 Box = Mapping[str, tuple[int, int]]  # letter -> [start, stop) within the whole weight
-
-_TILE = (256, 128)  # target rows x source rows of 4 bytes: both sides of a transposition stay in cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,35 +110,25 @@ def slabs(target: Box, axes: Axes, max_items: int) -> Iterator[Box]:
 
 
 def gather(target: Box, axes: Axes, pieces: Sequence[Piece], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return `target` stored as `axes`, copied from the pieces that overlap it; zeros where none does."""
+    """Return `target` stored as `axes`, copied from the pieces that overlap it; zeros where none does.
+
+    The pieces' boxes do not overlap one another.
+    """
     sizes = [target[letter][1] - target[letter][0] for letter in axes.letters]
-    result: NDArray[Any] = np.zeros(sizes, dtype)
-    for piece in pieces:
-        shared = {x: (max(target[x][0], piece.box[x][0]), min(target[x][1], piece.box[x][1])) for x in target}
-        if any(start >= stop for start, stop in shared.values()):
-            continue
+    found = [(piece, shared) for piece in pieces if (shared := _shared(target, piece.box)) is not None]
+    covered = sum(volume(shared) for _, shared in found) == math.prod(sizes)
+    result: NDArray[Any] = np.empty(sizes, dtype) if covered else np.zeros(sizes, dtype)
+    for piece, shared in found:
         source = piece.spread().transpose(piece.axes.order_of(axes))
-        _copy_tiled(
-            result[_slices(shared, target, axes)],
-            source[_slices(shared, piece.box, axes)],
-        )
+        copy_into(result[_slices(shared, target, axes)], source[_slices(shared, piece.box, axes)])
     return result.reshape(shape_of(target, axes))
+
+
+def _shared(first: Box, second: Box) -> Box | None:
+    """Return the box that two have in common, or None."""
+    shared = {x: (max(first[x][0], second[x][0]), min(first[x][1], second[x][1])) for x in first}
+    return None if any(start >= stop for start, stop in shared.values()) else shared
 
 
 def _slices(inner: Box, outer: Box, axes: Axes) -> tuple[slice, ...]:
     return tuple(slice(inner[x][0] - outer[x][0], inner[x][1] - outer[x][0]) for x in axes.letters)
-
-
-def _copy_tiled(target: NDArray[Any], source: NDArray[Any]) -> None:
-    """Copy, in tiles where the fast axis of one side is a slow axis of the other."""
-    fast = min(range(source.ndim), key=lambda axis: (source.shape[axis] == 1, abs(source.strides[axis])))
-    last = max((axis for axis in range(target.ndim) if target.shape[axis] > 1), default=0)
-    if fast == last:
-        target[...] = source
-        return
-    for high in range(0, target.shape[fast], _TILE[0]):
-        for low in range(0, target.shape[last], _TILE[1]):
-            tile = [slice(None)] * target.ndim
-            tile[fast] = slice(high, high + _TILE[0])
-            tile[last] = slice(low, low + _TILE[1])
-            target[tuple(tile)] = source[tuple(tile)]
