@@ -121,8 +121,10 @@ def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     result = gptbridge("train", "-b", "torch", "--run", file / "run", *options(TINY))
-    assert result.returncode == 1
-    assert result.stderr == f"error: {file / 'run'}: the run folder cannot be written: Not a directory\n"
+    assert result.returncode == 2
+    assert result.stderr == (
+        f"error: {file}: this is a file, a run needs a folder. Give another folder with --run\n"
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes to read-only folders")
