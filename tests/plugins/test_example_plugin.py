@@ -73,7 +73,7 @@ def test_it_refuses_dropout_by_name(python: Python) -> None:
         "-c", MAIN, "train", "--backend", "numpy", "--run", "refused", "-o", "model.hidden_dropout_prob=0.1"
     )
     assert result.returncode == 2
-    assert "model.hidden_dropout_prob: this backend has no dropout" in result.stderr
+    assert "model.hidden_dropout_prob=0.1: this backend has no dropout" in result.stderr
 
 
 def test_it_passes_the_conformance_kit(python: Python) -> None:
