@@ -1,6 +1,6 @@
 """One pre-LayerNorm transformer block: a pure function and its gradient.
 
-Both are compiled once for all layers, so that the first step costs the same
+Both are compiled by `mindspore.jit` once for all layers, so that the first step costs the same
 whatever the depth. What is kept from the forward to the backward pass is chosen by name.
 Shapes: R = B T rows (samples x tokens), H hidden size, N heads, D head size, F feed-forward width.
 """
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import mindspore as ms
 from mindspore import Tensor, ops
 
 from gptbridge_mindspore import kernels
 from gptbridge_mindspore.dropout import keep_scale
-from gptbridge_mindspore.graph import Graph
 from gptbridge_mindspore.kernels import Products
 from gptbridge_specs import ModelSpec
 
@@ -47,8 +47,8 @@ class Block:
         self.keep_attention = keep_scale(model.attention_probs_dropout_prob)
         self.products = Products(dtype)
         self._forgotten = FORGOTTEN[granularity]
-        self._forward = Graph(self.forward_graph)
-        self._backward = Graph(self.backward_graph)
+        self._forward = ms.jit(self.forward_graph)
+        self._backward = ms.jit(self.backward_graph)
 
     def forward(
         self, x: Tensor, bias: Tensor, masks: Masks, weights: Sequence[Tensor]

@@ -13,7 +13,6 @@ from mindspore import Tensor, ops
 
 from gptbridge_mindspore import kernels
 from gptbridge_mindspore.dropout import keep_scale
-from gptbridge_mindspore.graph import Graph
 from gptbridge_specs import ModelSpec
 
 
@@ -24,8 +23,8 @@ class Embedding:
         self.vocab_size = model.vocab_size
         self.positions = model.max_position_embeddings
         self.keep = keep_scale(model.hidden_dropout_prob)
-        self._forward = Graph(self.forward_graph)
-        self._backward = Graph(self.backward_graph)
+        self._forward = ms.jit(self.forward_graph)
+        self._backward = ms.jit(self.backward_graph)
 
     def forward(self, tokens: Tensor, mask: Tensor | None, weights: Mapping[str, Tensor]) -> Tensor:
         """Return (B, T, H) of (B, T) tokens."""

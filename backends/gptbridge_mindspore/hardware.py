@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from gptbridge.errors import UsageError
-from gptbridge.session import Device, DeviceKind
+from gptbridge.session import Device
 
 ENVIRONMENT = {
     # MindSpore logs advice and driver probing on the terminal; 4 leaves what is fatal.
@@ -50,16 +50,18 @@ def setup(wanted: str) -> Device | None:
             allowed="cpu, auto",
             hint="`gptbridge backends --probe` lists the devices.",
         )
-    return _open("ascend" if ascend else "cpu")
+    return _open_ascend() if ascend else _open_cpu()
 
 
 @cache
-def _open(kind: DeviceKind) -> Device:
-    """Prepare the process for `kind`, which MindSpore allows once."""
+def _open_cpu() -> Device:
+    import_mindspore().set_device("CPU")
+    return Device("cpu", "CPU", "CPU")
+
+
+@cache
+def _open_ascend() -> Device:
     mindspore = import_mindspore()
-    target = {"cpu": "CPU", "ascend": "Ascend"}[kind]
-    mindspore.set_device(target)
-    mindspore.set_context(mode=mindspore.GRAPH_MODE)
-    if kind == "ascend":
-        mindspore.set_deterministic(True)
-    return Device(kind, target, target)
+    mindspore.set_device("Ascend")
+    mindspore.set_deterministic(True)  # may be called once in a process
+    return Device("ascend", "Ascend", "Ascend")

@@ -2,7 +2,7 @@
 
 MindSpore's own gradients of LayerNorm, GELU, softmax and cross entropy cost several times their
 forward pass on CPU; these formulations keep every pass over the large tensors to a few cheap
-operators. They are compiled into graphs, so they use operators alone.
+operators. They are traced by `mindspore.jit`, so they use operators alone.
 Shapes in comments: R rows (tokens), H width, B samples, T tokens, N heads, D head size, V vocabulary.
 """
 

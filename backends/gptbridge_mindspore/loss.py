@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
 from gptbridge_mindspore import kernels
-from gptbridge_mindspore.graph import Graph
 from gptbridge_specs import ModelSpec
 
 LOGITS_AT_ONCE = 2**24  # numbers
@@ -30,9 +30,9 @@ class Head:
         self.epsilon = model.layernorm_epsilon
         self.products = kernels.Products(dtype)
         self._names = ("ln_f.weight", "ln_f.bias", model_head(model))
-        self._logits = Graph(self.logits_graph)
-        self._token_losses = Graph(self.token_losses_graph)
-        self._gradients = Graph(self.gradients_graph)
+        self._logits = ms.jit(self.logits_graph)
+        self._token_losses = ms.jit(self.token_losses_graph)
+        self._gradients = ms.jit(self.gradients_graph)
 
     def logits(self, rows: Tensor, weights: Tensors) -> Tensor:
         """Return (R, V) logits of (R, H) rows."""

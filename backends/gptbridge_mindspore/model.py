@@ -1,7 +1,7 @@
 """GPT on MindSpore: pre-LayerNorm blocks, learned positions, tied or separate head.
 
-Embedding, block and head are compiled functions with their gradients written beside them; here is
-the loop over the layers. Weights and gradients are dicts by canonical name.
+Embedding, block and head are functions with their gradients written beside them, compiled by
+`mindspore.jit`; here is the loop over the layers. Weights and gradients are dicts by canonical name.
 Shapes: B samples, T tokens, R = B T rows, H hidden size, V vocabulary.
 """
 

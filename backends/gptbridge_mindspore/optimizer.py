@@ -10,7 +10,6 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from gptbridge.session import EXP_AVG, EXP_AVG_SQ
-from gptbridge_mindspore.graph import Graph
 from gptbridge_specs.run import OptimizerSpec
 
 _ADAM = ops.AdamWeightDecay()
@@ -27,7 +26,7 @@ class Optimizer:
             name: spec.weight_decay if spec.decay == "all" or weight.ndim > 1 else 0.0
             for name, weight in weights.items()
         }
-        self._clip = Graph(_clip)
+        self._clip = ms.jit(_clip)
         self.moments: dict[str, Tensor] = {}
         if spec.name == "adamw":
             self.moments = {

@@ -37,7 +37,6 @@ from gptbridge_mindspore.shapes import pad, usual_size  # noqa: E402
 
 @pytest.fixture(autouse=True, scope="module")
 def _errors_name_their_operator() -> None:
-    hardware.setup("cpu")
     ms.runtime.launch_blocking()
 
 
@@ -229,7 +228,7 @@ def test_the_loss_scale_leaves_loss_and_norm_alone() -> None:
 @pytest.mark.parametrize(("compute", "reason"), [("bf16", "no bf16 kernels"), ("fp16", "slower")])
 def test_lower_precision_on_cpu_is_refused(compute: str, reason: str) -> None:
     spec = make_spec(precision={"compute": compute}, training={"device": "auto"})
-    with pytest.raises(UsageError, match=rf"precision\.compute={compute}: .*{reason}"):
+    with pytest.raises(UsageError, match=rf"precision\.compute: .*{reason}"):
         load_backend("mindspore").open(spec)
 
 
