@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput
 from gptbridge.weights.canonical import parameters
-from gptbridge.weights.layouts.axes import axes, letter_sizes, rearranged
-from gptbridge.weights.layouts.boxes import Piece, gather, shape_of, slabs
+from gptbridge.weights.layouts.axes import Axes, axes, letter_sizes, rearranged
+from gptbridge.weights.layouts.boxes import Box, Piece, gather, shape_of, slabs
 from gptbridge.weights.layouts.matching import best_match, require_whole, solve_sizes
 from gptbridge.weights.layouts.registry import DIALECTS, layouts_of
 from gptbridge.weights.layouts.rules import Layout, canonical_axes
@@ -60,6 +62,13 @@ def written(layout: Layout, weights: Arrays) -> Arrays:
     return result
 
 
+def held(box: Box, stored: Axes, array: NDArray[Any], order: Axes | None = None) -> Piece:
+    """A box that an array holds, stored as `stored`; `order` has the letters of the whole weight."""
+    first = stored.groups[0]
+    rows = math.prod(box[letter][1] - box[letter][0] for letter in first[1:])
+    return Piece(box, order or stored, first[0], lambda start, stop: array[start * rows : stop * rows])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: f"{layout.dialect}-{layout.variant}")
 def test_every_layout_reads_what_it_writes(layout: Layout) -> None:
     weights = numbered()
@@ -71,7 +80,7 @@ def test_every_layout_reads_what_it_writes(layout: Layout) -> None:
         box = {x: (0, SIZES[x]) for x in canonical_axes(native.canonical).letters}
         if native.part is not None:
             box["p"] = (native.part, native.part + 1)
-        pieces.setdefault(native.canonical, []).append(Piece(box, native.box_axes, lambda n=name: stored[n]))  # type: ignore[misc]
+        pieces.setdefault(native.canonical, []).append(held(box, native.axes, stored[name], native.box_axes))
     for name, whole in weights.items():
         full = {x: (0, SIZES[x]) for x in canonical_axes(name).letters}
         back = gather(full, canonical_axes(name), pieces[name], np.dtype(np.float32))
@@ -111,7 +120,7 @@ def test_any_box_comes_together_from_any_cut(data: st.DataObject) -> None:
         part = whole[:, :, start:stop].transpose(["ipnd".index(x) for x in layout.letters])
         box = {**{x: (0, n) for x, n in limits.items()}, "n": (start, stop)}
         stored = np.ascontiguousarray(part).reshape(shape_of(box, layout))
-        pieces.append(Piece(box, layout, lambda stored=stored: stored))  # type: ignore[misc]
+        pieces.append(held(box, layout, stored))
     target = {}
     for letter, size in limits.items():
         low = data.draw(st.integers(0, size - 1))
@@ -127,7 +136,7 @@ def test_any_box_comes_together_from_any_cut(data: st.DataObject) -> None:
 
 def test_padding_is_zero_and_cut_exactly() -> None:
     rows = np.arange(12, dtype=np.float32).reshape(4, 3) + 1
-    piece = Piece({"v": (0, 4), "i": (0, 3)}, axes("v i"), lambda: rows)
+    piece = held({"v": (0, 4), "i": (0, 3)}, axes("v i"), rows)
     padded = gather({"v": (0, 6), "i": (0, 3)}, axes("v i"), [piece], rows.dtype)
     assert np.array_equal(padded[:4], rows)
     assert not padded[4:].any()
@@ -136,7 +145,7 @@ def test_padding_is_zero_and_cut_exactly() -> None:
 
 def test_large_transposition_goes_through_tiles() -> None:
     matrix = np.random.default_rng(0).normal(size=(700, 900)).astype(np.float32)
-    piece = Piece({"i": (0, 700), "f": (0, 900)}, axes("i f"), lambda: matrix)
+    piece = held({"i": (0, 700), "f": (0, 900)}, axes("i f"), matrix)
     assert np.array_equal(gather(piece.box, axes("f i"), [piece], matrix.dtype), matrix.T)
 
 

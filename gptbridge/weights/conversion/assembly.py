@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
+from gptbridge.weights.conversion.canonical_weight import CanonicalWeight, StoredBox
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.cutting import Stage
 from gptbridge.weights.formats import TensorInfo, WeightFile
@@ -16,7 +24,16 @@ from gptbridge.weights.layouts.matching import Match, solve_sizes
 from gptbridge.weights.layouts.rules import NativeTensor
 
 _COMPARED_ITEMS = 1 << 20  # copies of tensors up to this size are compared between ranks
-_Part = tuple[Piece, WeightFile, str, bool]  # with the tensor's name, and whether the piece is all of it
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part of a canonical weight that a rank's file holds, and the tensor that it is or lies in."""
+
+    pieces: tuple[Piece, ...]
+    file: WeightFile
+    tensor: str
+    stored: StoredBox | None  # if it is all of the tensor
 
 
 def stored_sizes(match: Match, stages: Sequence[Stage], where: Path) -> dict[str, int]:
@@ -37,8 +54,9 @@ def assemble(match: Match, stages: Sequence[Stage], sizes: Mapping[str, int]) ->
     for stage in stages:
         _refuse_extra(stage, match)
     found: dict[str, list[_Part]] = {}
+    decoded = _LastDecoded()
     for (number, name), native in match.natives.items():
-        parts = list(_parts(name, native, stages[number], sizes))
+        parts = list(_parts(name, native, stages[number], sizes, decoded))
         found.setdefault(native.canonical, []).extend(parts)
     return {name: _weight(name, parts) for name, parts in found.items()}
 
@@ -54,7 +72,30 @@ def _refuse_extra(stage: Stage, match: Match) -> None:
                 )
 
 
-def _parts(name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, int]) -> Iterator[_Part]:
+class _LastDecoded:
+    """Rows of tensors that a file does not hold as they are, such as the text of an old pickle.
+
+    The last one is kept whole, for a transposition asks for all of its rows with every slab.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._key: tuple[WeightFile, str] | None = None
+        self._array: NDArray[Any] = np.empty(0)
+
+    def rows(self, file: WeightFile, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Return rows [start, stop) of a tensor."""
+        with self._lock:
+            if self._key != (file, name):
+                self._array = np.empty(0)  # let go of the one before
+                self._array = file.read(name)
+                self._key = (file, name)
+            return self._array[start:stop]
+
+
+def _parts(
+    name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, int], decoded: _LastDecoded
+) -> Iterator[_Part]:
     first = stage.ranks[0]
     _check_shape(name, native, stage, sizes)
     held: dict[Any, WeightFile] = {}
@@ -69,7 +110,9 @@ def _parts(name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, in
         held[key] = rank
         for part in boxes:
             items += volume(part.box)
-            yield _piece(name, native, rank, part, alone=len(boxes) == 1)
+            raw = rank.extents(name) is not None
+            rows = partial(rank.rows, name) if raw else partial(decoded.rows, rank, name)
+            yield _part(name, native, rank, part, rows, alone=len(boxes) == 1)
     whole = {letter: (0, sizes[letter]) for letter in native.axes.letters}
     if items != volume(whole):
         raise BadInput(
@@ -77,30 +120,84 @@ def _parts(name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, in
         )
 
 
-def _piece(name: str, native: NativeTensor, rank: WeightFile, part: CutBox, *, alone: bool) -> _Part:
+def _part(
+    name: str,
+    native: NativeTensor,
+    rank: WeightFile,
+    part: CutBox,
+    rows_from: Callable[[int, int], NDArray[Any]],
+    *,
+    alone: bool,
+) -> _Part:
+    """Return what `part` of a rank's tensor consists of, so that it can be read a few rows at a time.
+
+    That is one piece, unless the file holds the tensor in several runs.
+    """
     box = dict(part.box)
     if native.part is not None:
         box["p"] = (native.part, native.part + 1)
+    lead, inner = native.axes.groups[0][0], native.axes.groups[0][1:]
+    rows = math.prod(box[letter][1] - box[letter][0] for letter in inner)  # for one entry of `lead`
+    first_row = part.slices[0].start or 0
+    low, high = box[lead]
+    pieces = []
+    for start, stop in _runs(rank, name, first_row, rows, high - low):
+        read = partial(_read, rows_from, first_row + start * rows, rows, part.slices[1:])
+        pieces.append(Piece({**box, lead: (low + start, low + stop)}, native.box_axes, lead, read))
+    stored = StoredBox(box, native.box_axes, rank, name) if alone else None
+    return _Part(tuple(pieces), rank, name, stored)
 
-    def read() -> Any:
-        return rank.read(name) if alone else rank.read(name)[part.slices]
 
-    return Piece(box, native.box_axes, read), rank, name, alone
+def _read(
+    rows_from: Callable[[int, int], NDArray[Any]],
+    first_row: int,
+    rows: int,
+    rest: tuple[slice, ...],
+    start: int,
+    stop: int,
+) -> NDArray[Any]:
+    return rows_from(first_row + start * rows, first_row + stop * rows)[(slice(None), *rest)]
+
+
+def _runs(rank: WeightFile, name: str, first_row: int, rows: int, count: int) -> Iterator[tuple[int, int]]:
+    """Yield [start, stop) of `count` entries, each of `rows` rows, in runs that a single extent holds.
+
+    An entry that lies across the end of an extent is a run of its own.
+    """
+    extents = rank.extents(name) or ()
+    if len(extents) < 2:
+        yield 0, count
+        return
+    row_bytes = rank.tensors[name].nbytes // rank.tensors[name].shape[0]
+    bounds = {0, count}
+    end = -first_row * row_bytes  # of the extent, counted from the first entry
+    for extent in extents:
+        end += extent.nbytes
+        entry, inside = divmod(end, rows * row_bytes)
+        bounds |= {entry, entry + 1} if inside else {entry}
+    yield from pairwise(sorted(bound for bound in bounds if 0 <= bound <= count))
 
 
 def _weight(name: str, parts: Sequence[_Part]) -> CanonicalWeight:
-    _, first, tensor, _ = parts[0]
-    dtype = first.tensors[tensor].dtype
+    first = parts[0]
+    dtype = first.file.tensors[first.tensor].dtype
     if dtype not in FLOATS:
-        raise BadInput(f"{printable(tensor)} is {dtype}", where=first.path, allowed=", ".join(FLOATS))
-    for _, file, other, _ in parts:
-        if file.tensors[other].dtype != dtype:
+        raise BadInput(
+            f"{printable(first.tensor)} is {dtype}", where=first.file.path, allowed=", ".join(FLOATS)
+        )
+    for part in parts:
+        other = part.file.tensors[part.tensor].dtype
+        if other != dtype:
             raise BadInput(
-                f"{printable(other)} is {file.tensors[other].dtype}, but {printable(tensor)} is {dtype}",
-                where=file.path,
+                f"{printable(part.tensor)} is {other}, but {printable(first.tensor)} is {dtype}",
+                where=part.file.path,
             )
-    origins = tuple((file, tensor) if alone else None for _, file, tensor, alone in parts)
-    return CanonicalWeight(name, dtype, tuple(piece for piece, *_ in parts), origins)
+    return CanonicalWeight(
+        name,
+        dtype,
+        tuple(piece for part in parts for piece in part.pieces),
+        tuple(part.stored for part in parts if part.stored is not None),
+    )
 
 
 def _check_shape(name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, int]) -> None:

@@ -26,16 +26,23 @@ class Delta(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class CanonicalWeight:
-    """Where the parts of one weight are, their element type, and what is added to them, if anything.
+class StoredBox:
+    """A tensor of some file that is just this box."""
 
-    `origins` names the file and tensor that are a piece as they stand; None where a piece is a part of one.
-    """
+    box: Box
+    axes: Axes
+    file: WeightFile
+    tensor: str
+
+
+@dataclass(frozen=True, slots=True)
+class CanonicalWeight:
+    """Where the parts of one weight are, their element type, and what is added to them, if anything."""
 
     name: str
     dtype: str
     pieces: tuple[Piece, ...]
-    origins: tuple[tuple[WeightFile, str] | None, ...]
+    stored: tuple[StoredBox, ...] = ()
     delta: Delta | None = None
 
     def read(self, box: Box, axes: Axes, dtype: str | None = None) -> NDArray[Any]:
@@ -48,10 +55,11 @@ class CanonicalWeight:
 
     def unchanged(self, box: Box, axes: Axes, dtype: str) -> Chunks | None:
         """Return the bytes of `box` as some file holds them, or None when none holds just those."""
-        for piece, origin in zip(self.pieces, self.origins, strict=True):
-            same = piece.box == box and piece.axes.letters == axes.letters and self.dtype == dtype
-            if same and origin is not None and self.delta is None:
-                return _raw_chunks(*origin)
+        if self.dtype != dtype or self.delta is not None:
+            return None
+        for stored in self.stored:
+            if stored.box == box and stored.axes.letters == axes.letters:
+                return _raw_chunks(stored.file, stored.tensor)
         return None
 
     def whole(self, sizes: Mapping[str, int]) -> Box:

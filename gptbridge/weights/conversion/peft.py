@@ -141,19 +141,18 @@ def _weight(
         block = parts.index(part) if parts else 0
         box = {letter: (0, size) for letter, size in limits.items() if letter in order.letters}
         box["p"] = (part, part + 1)
-        cut = _block_reader(
-            file, name, is_a, part, slice(block * rank, (block + 1) * rank), model.hidden_size
-        )
-        pieces.append(Piece(box, order, cut))
-    return CanonicalWeight(canonical, file.tensors[name].dtype, tuple(pieces), (None,) * len(pieces))
+        columns = slice(block * rank, (block + 1) * rank)
+        rows = slice(part * model.hidden_size, (part + 1) * model.hidden_size)
+        where = (columns, slice(None)) if is_a else (rows, columns)
+        pieces.append(Piece(box, order, "p", partial(_read_block, file, name, where)))
+    return CanonicalWeight(canonical, file.tensors[name].dtype, tuple(pieces))
 
 
-def _block_reader(
-    file: WeightFile, name: str, is_a: bool, part: int, ranks: slice, hidden: int
-) -> Callable[[], NDArray[Any]]:
-    if is_a:
-        return lambda: file.read(name)[ranks]
-    return lambda: file.read(name)[part * hidden : (part + 1) * hidden, ranks]
+def _read_block(
+    file: WeightFile, name: str, where: tuple[slice, slice], start: int, stop: int
+) -> NDArray[Any]:
+    """Return the block that is q's, k's or v's; it has one entry of p, so [start, stop) is all of it."""
+    return file.read(name)[where]
 
 
 def write_adapter(lora: Lora, model: ModelSpec, dtypes: Mapping[str, str], folder: Path) -> list[str]:

@@ -108,6 +108,10 @@ class RawSegment:
         """Return where the bytes lie."""
         return self._extent
 
+    def view(self, info: TensorInfo, start: int, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return the bytes from `start` as a view of the map, an array of `shape`."""
+        return np.ndarray(shape, info.storage_dtype, self._source.data, self._extent.offset + start)
+
 
 class MemorySegment:
     """A few bytes that came with the file's structure."""
@@ -159,15 +163,22 @@ class SegmentedBlock(Block):
         return elements.reshape(info.shape, order="F" if self._fortran else "C")
 
     def rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
-        """Return a copy of those rows."""
+        """Return those rows: a view of the map where one segment holds them as they are, else a copy."""
         start, stop, _ = slice(start, stop).indices(info.shape[0])
         stop = max(start, stop)
         if self._fortran:
             whole: NDArray[Any] = self.read(info)[start:stop]
             return whole
         row_bytes = info.nbytes // max(info.shape[0], 1)
-        raw = self._bytes(start * row_bytes, stop * row_bytes)
-        return raw.view(info.storage_dtype).reshape(stop - start, *info.shape[1:])
+        shape = (stop - start, *info.shape[1:])
+        begin, end = start * row_bytes, stop * row_bytes
+        passed = 0
+        for segment in self._segments:
+            inside = passed <= begin < end <= passed + segment.nbytes
+            if inside and isinstance(segment, RawSegment):
+                return segment.view(info, begin - passed, shape)
+            passed += segment.nbytes
+        return self._bytes(begin, end).view(info.storage_dtype).reshape(shape)
 
     def extents(self) -> tuple[Extent, ...] | None:
         """Return an extent for each segment, unless one is encoded or the order is not row-major."""

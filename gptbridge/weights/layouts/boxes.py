@@ -23,16 +23,22 @@ Box = Mapping[str, tuple[int, int]]  # letter -> [start, stop) within the whole 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A box of a canonical weight as some file stores it. `read` returns it, memory-mapped at best."""
+    """A box of a canonical weight as some file stores it.
+
+    `read(start, stop)` returns those entries of the letter `lead`, counted from the box's first, and all
+    of the other letters', in any shape; a view of the file at best.
+    """
 
     box: Box
     axes: Axes
-    read: Callable[[], NDArray[Any]]
+    lead: str
+    read: Callable[[int, int], NDArray[Any]]
 
-    def spread(self) -> NDArray[Any]:
-        """Return the piece with one dimension a letter."""
-        sizes = {letter: stop - start for letter, (start, stop) in self.box.items()}
-        return self.axes.spread(self.read(), sizes)
+    def spread(self, start: int, stop: int) -> NDArray[Any]:
+        """Return entries [start, stop) of `lead`, counted in the whole weight, one dimension a letter."""
+        sizes = {letter: high - low for letter, (low, high) in self.box.items()}
+        first = self.box[self.lead][0]
+        return self.axes.spread(self.read(start - first, stop - first), {**sizes, self.lead: stop - start})
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +125,10 @@ def gather(target: Box, axes: Axes, pieces: Sequence[Piece], dtype: np.dtype[Any
     covered = sum(volume(shared) for _, shared in found) == math.prod(sizes)
     result: NDArray[Any] = np.empty(sizes, dtype) if covered else np.zeros(sizes, dtype)
     for piece, shared in found:
-        source = piece.spread().transpose(piece.axes.order_of(axes))
-        copy_into(result[_slices(shared, target, axes)], source[_slices(shared, piece.box, axes)])
+        bounds = shared[piece.lead]
+        source = piece.spread(*bounds).transpose(piece.axes.order_of(axes))
+        held = {**piece.box, piece.lead: bounds}
+        copy_into(result[_slices(shared, target, axes)], source[_slices(shared, held, axes)])
     return result.reshape(shape_of(target, axes))
 
 

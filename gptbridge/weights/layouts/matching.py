@@ -106,6 +106,8 @@ def solve_sizes(
                 f"{printable(name)} has shape {shape}, not {len(layout.groups)} dimensions", where=where
             )
         for group, length in zip(layout.groups, shape, strict=True):
+            if length < 1:
+                raise BadInput(f"{printable(name)} has shape {shape}", where=where)
             if len(group) > 1:
                 continue
             if sizes.setdefault(group, length) != length:

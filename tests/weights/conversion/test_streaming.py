@@ -1,0 +1,116 @@
+"""Whatever way a file holds its tensors, the bytes are the same and memory stays bounded."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from gptbridge.weights.conversion.arrays import digest
+from gptbridge.weights.conversion.source import open_source
+from gptbridge.weights.formats import open_weights
+from tests.weights.conversion.checkpoints import converted
+
+MEGABYTES_ALLOWED = 64
+
+
+def digest_of(folder: Path) -> str:
+    with ExitStack() as stack:
+        return digest(open_source(folder, stack))
+
+
+@pytest.mark.parametrize("slice_bytes", [100, 4096, 10_001])
+def test_tensors_in_slices(
+    slice_bytes: int, original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MindSpore cuts tensors over 512 MiB; here every tensor is cut, between and within heads and rows."""
+    monkeypatch.setattr("gptbridge.weights.formats.ckpt_writer.SLICE_BYTES", slice_bytes)
+    sliced = converted(original, tmp_path / "sliced", "mindspore", 2)
+    with open_weights(sliced / "rank_1" / "gpt2.ckpt") as weights:
+        name = "backbone.blocks.1.output.mapping.weight"
+        assert len(weights.extents(name) or ()) == -(-weights.tensors[name].nbytes // slice_bytes)
+    assert digest_of(sliced) == digest_of(original)
+    for dialect, variant in (("megatron", "version-1"), ("paddle", None), ("torch", None)):
+        output = converted(sliced, tmp_path / dialect, dialect, variant=variant)
+        direct = converted(original, tmp_path / f"{dialect}-direct", dialect, variant=variant)
+        for file in (
+            file for file in direct.rglob("*") if file.suffix in (".pt", ".pdparams", ".safetensors")
+        ):
+            assert (output / file.relative_to(direct)).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize("fortran", [False, True])
+def test_tensors_that_old_pickles_hold_as_text(fortran: bool, original: Path, tmp_path: Path) -> None:
+    folder = converted(original, tmp_path / "paddle", "paddle")
+    with open_weights(folder / "model_state.pdparams") as weights:
+        arrays = {
+            name: np.array(weights.read(name), order="F" if fortran else "C") for name in weights.tensors
+        }
+    (folder / "model_state.pdparams").write_bytes(pickle.dumps(arrays, protocol=2))
+    with open_weights(folder / "model_state.pdparams") as weights:
+        assert all(weights.extents(name) is None for name in weights.tensors if "linear1.weight" in name)
+    assert digest_of(folder) == digest_of(original)
+    output = converted(converted(folder, tmp_path / "megatron", "megatron"), tmp_path / "back", "torch")
+    first, second = load_file(original / "model.safetensors"), load_file(output / "model.safetensors")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.timeout(120)
+def test_memory_is_bounded_whatever_the_model(tmp_path: Path) -> None:
+    """160 MB of weights, most of them in two tensors, within 64 MB above what the imports take."""
+    script = """
+import json, sys, threading, time
+from pathlib import Path
+import numpy as np
+from gptbridge.weights.canonical import parameters
+from gptbridge.weights.conversion.convert import Request, convert_checkpoint
+from gptbridge.weights.conversion.target import Split
+from gptbridge.weights.formats import TensorInfo, write_safetensors
+from gptbridge.weights.hf_config import to_hf_config
+from gptbridge_specs import ModelSpec
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+folder = Path(sys.argv[1])
+model = ModelSpec(vocab_size=1024, hidden_size=1024, num_layers=1, num_attention_heads=8,
+                  ffn_hidden_size=20480, max_position_embeddings=64)
+(folder / "in").mkdir()
+(folder / "in" / "config.json").write_text(json.dumps(to_hf_config(model)))
+row = np.arange(20480, dtype=np.float32)
+def chunks(shape):
+    return ((row[: shape[-1]] for _ in range(shape[0])) if len(shape) > 1 else [np.resize(row, shape)])
+write_safetensors(folder / "in" / "model.safetensors", [
+    (TensorInfo(p.name, "float32", p.shape), lambda shape=p.shape: chunks(shape)) for p in parameters(model)
+])
+before, peaks, done = anonymous(), {}, threading.Event()
+def watch():
+    while not done.wait(0.002):
+        peaks[case] = max(peaks.get(case, 0), anonymous() - before)
+case = "start"
+watcher = threading.Thread(target=watch)
+watcher.start()
+for dialect, more in (
+    ("megatron", {}), ("mindspore", {"split": Split(2)}), ("fleetx", {"dtype": "bfloat16"})
+):
+    case = dialect
+    convert_checkpoint(Request(folder / "in", folder / dialect, dialect, **more))
+done.set()
+watcher.join()
+print(json.dumps(peaks))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    peaks = json.loads(done.stdout)
+    assert {"megatron", "mindspore", "fleetx"} <= peaks.keys()
+    assert max(peaks.values()) < MEGABYTES_ALLOWED, peaks
