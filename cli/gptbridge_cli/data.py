@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +16,7 @@ app = typer.Typer(no_args_is_help=True)
 def prepare(
     inputs: Inputs,
     tokenizer: Annotated[str, typer.Option(help="byte, or a folder with the files of a tokenizer.")],
-    output: Annotated[Path, typer.Option(metavar="PREFIX", help="Write PREFIX.bin, .idx and .json.")],
+    output: Annotated[str, typer.Option(metavar="PREFIX", help="Write PREFIX.bin, .idx and .json.")],
     workers: Annotated[int, typer.Option(min=1, help="Processes that encode; the output is the same.")] = 1,
     append_eos: Annotated[
         bool, typer.Option("--append-eos", help="End each document with its token.")

@@ -46,7 +46,7 @@ class Progress:
 def prepare(
     inputs: list[str],
     tokenizer_name: str,
-    prefix: Path,
+    prefix: str | Path,
     options: TextOptions | None = None,
     *,
     workers: int = 1,
@@ -85,15 +85,15 @@ def prepare(
 
 
 def _settle(
-    inputs: list[str], tokenizer_name: str, prefix: Path, options: TextOptions, overwrite: bool
+    inputs: list[str], tokenizer_name: str, prefix: str | Path, options: TextOptions, overwrite: bool
 ) -> _Job:
     """Check all that can be checked before the first byte is read."""
-    job = _Job(prefix, find_sources(inputs), load_tokenizer(tokenizer_name), options)
-    if prefix.is_dir():
+    job = _Job(Path(prefix), find_sources(inputs), load_tokenizer(tokenizer_name), options)
+    if str(prefix).endswith("/") or job.prefix.is_dir():
         raise UsageError(
-            "this is a folder, the files of the dataset begin with the prefix",
+            "this names a folder, the files of the dataset begin with the prefix",
             where=prefix,
-            hint=f"Give a name in it, such as --output {prefix / 'corpus'}",
+            hint=f"Give a name in it, such as --output {job.prefix / 'corpus'}",
         )
     if options.append_end_of_text and job.tokenizer.end_of_text is None:
         raise UsageError("this tokenizer has no end-of-text token to append", where=tokenizer_name)

@@ -13,6 +13,7 @@ from gptbridge.data.batches import RunData, open_data
 from gptbridge.errors import BadInput, BridgeError, Interrupted
 from gptbridge.plugins import Backend, load_backend
 from gptbridge.session import Session
+from gptbridge.training.advice import advise
 from gptbridge.training.environment import describe_environment
 from gptbridge.training.events import EventLog, Events, Observer
 from gptbridge.training.facts import spec_facts
@@ -76,6 +77,7 @@ def _train(
     session, device = plugin.open(spec)
     stack.callback(session.close)
     done = _load(session, spec, checkpoint)
+    warnings += advise(spec, tokenizer_vocab_size=data.tokenizer.vocab_size, done=done)
     environment = describe_environment(plugin, device)
     folder.describe(spec, environment)
     log = EventLog(folder.events)

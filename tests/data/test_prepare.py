@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import json
 import lzma
-import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import tokenizers
 from backports import zstd
@@ -22,57 +18,13 @@ from hypothesis import strategies as st
 from gptbridge.data import blocks, encoding
 from gptbridge.data.prepare import TextOptions, prepare
 from gptbridge.data.tokenizers.training import train_tokenizer
-from gptbridge.errors import BadInput, UsageError
-
-Documents = list[list[int]]
-
-
-def read_dataset(prefix: Path) -> Documents:
-    """Read .bin and .idx by the letter of Megatron's format."""
-    index = prefix.with_name(prefix.name + ".idx").read_bytes()
-    assert index[:9] == b"MMIDIDX\x00\x00"
-    version, code, sequences, boundaries = struct.unpack_from("<QBQQ", index, 9)
-    assert version == 1
-    dtype = np.dtype({4: "<i4", 8: "<u2"}[code])
-    lengths = np.frombuffer(index, "<i4", sequences, 34)
-    offsets = np.frombuffer(index, "<i8", sequences, 34 + 4 * sequences)
-    documents = np.frombuffer(index, "<i8", boundaries, 34 + 12 * sequences)
-    assert len(index) == 34 + 12 * sequences + 8 * boundaries
-    assert documents.tolist() == list(range(sequences + 1))
-    tokens = prefix.with_name(prefix.name + ".bin").read_bytes()
-    assert len(tokens) == int(lengths.sum()) * dtype.itemsize
-    return [
-        np.frombuffer(tokens, dtype, length, offset).tolist()
-        for length, offset in zip(lengths, offsets, strict=True)
-    ]
-
-
-def facts(prefix: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(prefix.with_name(prefix.name + ".json").read_text())
-    return content
-
-
-def whole(prefix: Path) -> dict[str, bytes]:
-    """Return all that was written, by path."""
-    return {
-        path.relative_to(prefix.parent).as_posix(): path.read_bytes()
-        for path in sorted(prefix.parent.rglob("*"))
-        if path.is_file()
-    }
-
-
-def jsonl(texts: list[str]) -> bytes:
-    return "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts)).encode()
-
-
-def as_bytes(texts: list[str], *, end: bool = False) -> Documents:
-    return [[*text.encode(), *([256] if end else [])] for text in texts]
+from gptbridge.errors import BadInput
+from tests.data.prepared import as_bytes, facts, jsonl, library_texts, read_dataset, whole
 
 
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    files = sorted(Path(json.__file__).parent.parent.glob("*.py"))[:40]
-    return [piece for file in files for piece in file.read_text().split("\n\n") if piece]
+    return library_texts()
 
 
 @pytest.fixture(scope="module")
@@ -306,75 +258,6 @@ def test_documents_beyond_the_limits_are_refused(
     assert read_dataset(tmp_path / "text") == as_bytes(["a\n", "b\n"])
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress, bz2.compress, lzma.compress])
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.75, 1.0])
-def test_truncated_archives_are_refused(
-    tmp_path: Path, texts: list[str], compress: Callable[[bytes], bytes], share: float
-) -> None:
-    data = compress(jsonl(texts))
-    cut = data[: min(int(len(data) * share), len(data) - 1)]
-    (tmp_path / "in.jsonl.gz").write_bytes(cut)
-    with pytest.raises(BadInput, match=r"in\.jsonl\.gz: the \w+ data ends too early"):
-        prepare([str(tmp_path / "in.jsonl.gz")], "byte", tmp_path / "out", TextOptions(skip_bad=True))
-    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl.gz"]
-
-
-@pytest.mark.parametrize("compress", [gzip.compress, zstd.compress, bz2.compress, lzma.compress])
-def test_damaged_archives_are_refused(
-    tmp_path: Path, texts: list[str], compress: Callable[[bytes], bytes]
-) -> None:
-    data = bytearray(compress(jsonl(texts)))
-    data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
-    (tmp_path / "in.jsonl").write_bytes(data)
-    with pytest.raises(BadInput, match=r"in\.jsonl"):
-        prepare([str(tmp_path / "in.jsonl")], "byte", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
-
-
-@pytest.mark.parametrize(
-    ("name", "data", "message"),
-    [
-        ("in.csv", b"a,b", "not known as text"),
-        ("in.jsonl.zst", b"<html>not found</html>", "not compressed, in spite of its name"),
-        ("in.jsonl.zst", b"version https://git-lfs", "not compressed, in spite of its name"),
-        ("in.jsonl", b"", "no document in the input"),
-        ("in.jsonl", b"\n\n", "no document in the input"),
-        ("in.txt", b"", "no document in the input"),
-    ],
-)
-def test_files_without_text_are_refused(tmp_path: Path, name: str, data: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(data)
-    with pytest.raises(BadInput, match=message):
-        prepare([str(tmp_path / name)], "byte", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("kind", ["pipe", "endless", "folder", "dangling", "loop"])
-def test_what_is_not_a_file_is_refused(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "in.txt"
-    make: dict[str, Callable[[], object]] = {
-        "pipe": lambda: os.mkfifo(path),
-        "endless": lambda: path.symlink_to("/dev/zero"),
-        "folder": path.mkdir,
-        "dangling": lambda: path.symlink_to("nowhere"),
-        "loop": lambda: path.symlink_to(path),
-    }
-    make[kind]()
-    with pytest.raises(BadInput, match=r"in\.txt"):
-        prepare([str(path)], "byte", tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
-
-
-@pytest.mark.timeout(20)
-@pytest.mark.parametrize("name", ["in.txt", "in.jsonl"])
-def test_a_file_that_claims_8_gb_is_refused_at_once(tmp_path: Path, name: str) -> None:
-    with (tmp_path / name).open("wb") as file:
-        file.truncate(8 << 30)
-    with pytest.raises(BadInput, match="line 1: too long"):
-        prepare([str(tmp_path / name)], "byte", tmp_path / "out")
-
-
 def test_ids_beyond_16_bits_are_stored_in_32(tmp_path: Path) -> None:
     from gptbridge.data.indexed_files import dtype_for
 
@@ -390,14 +273,3 @@ def test_ids_beyond_16_bits_are_stored_in_32(tmp_path: Path) -> None:
         patch.setattr("gptbridge.data.prepare.dtype_for", lambda size: "int32")
         prepare([str(tmp_path / "in.txt")], "byte", tmp_path / "out")
     assert read_dataset(tmp_path / "out") == as_bytes(["abc"])
-
-
-def test_an_existing_dataset_is_kept_unless_told(tmp_path: Path) -> None:
-    (tmp_path / "in.txt").write_text("old")
-    prepare([str(tmp_path / "in.txt")], "byte", tmp_path / "out")
-    (tmp_path / "in.txt").write_text("new")
-    with pytest.raises(UsageError, match="exists already"):
-        prepare([str(tmp_path / "in.txt")], "byte", tmp_path / "out")
-    assert read_dataset(tmp_path / "out") == as_bytes(["old"])
-    prepare([str(tmp_path / "in.txt")], "byte", tmp_path / "out", overwrite=True)
-    assert read_dataset(tmp_path / "out") == as_bytes(["new"])

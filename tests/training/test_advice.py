@@ -1,0 +1,29 @@
+"""Advice is given where it helps, and only there."""
+
+from __future__ import annotations
+
+import pytest
+
+from gptbridge.training.advice import advise
+from gptbridge_specs import load_run
+from tests.training.conftest import TINY
+
+SPEC = load_run("gpt2-tiny", TINY)  # 8 steps, 257 tokens
+
+
+@pytest.mark.parametrize("done", [0, 4])
+@pytest.mark.parametrize("tokenizer", [250, 257])
+def test_a_plain_run_gets_none(done: int, tokenizer: int) -> None:
+    assert advise(SPEC, tokenizer_vocab_size=tokenizer, done=done) == []
+
+
+def test_a_vocabulary_far_above_the_tokenizers_is_told() -> None:
+    spec = load_run("gpt2-tiny", [*TINY, "model.vocab_size=50257"])
+    (line,) = advise(spec, tokenizer_vocab_size=257, done=0)
+    assert "50,000 rows" in line
+    assert "-o model.vocab_size=257" in line
+
+
+def test_a_finished_run_is_told_how_to_go_on() -> None:
+    (line,) = advise(SPEC, tokenizer_vocab_size=257, done=8)
+    assert "-o training.max_steps=N" in line
