@@ -59,7 +59,7 @@ def declared_by(content: Mapping[str, Any], dialect: str, where: object) -> Decl
     table = TABLES[dialect]
     model = _section(_unwrapped(content), table, where)
     _refuse_other_architectures(model, table, where)
-    fields = {}
+    fields = dict(table.assumed)
     for name, keys in table.keys.items():
         stated = [model[key] for key in keys if model.get(key) is not None]
         if stated:

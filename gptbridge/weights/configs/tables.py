@@ -13,7 +13,8 @@ class ConfigTable:
 
     `keys` maps a ModelSpec field to the keys that say it, the one that is written first. `gelu` maps
     the activation's spelling to ours. `fixed` are switches that must have this value, because any
-    other means another architecture. `always` is written as it is.
+    other means another architecture. `always` is written as it is. `assumed` is what the system takes
+    for a field that its file leaves out, where ModelSpec takes something else.
     """
 
     keys: Mapping[str, tuple[str, ...]]
@@ -22,6 +23,7 @@ class ConfigTable:
     default_activation: str = "gelu_tanh"
     fixed: Mapping[str, Any] = field(default_factory=dict)
     always: Mapping[str, Any] = field(default_factory=dict)
+    assumed: Mapping[str, Any] = field(default_factory=dict)
     section: tuple[str, ...] = ()  # where in the file the model stands
     tokens: bool = False  # special tokens stand beside the sizes
     labels: tuple[str, ...] = ()  # keys of a classifier's number of classes, the one that is written first
@@ -66,7 +68,6 @@ TABLES: Mapping[str, ConfigTable] = {
             "module": "GPTModule",
             "name": "GPT",
             "type_vocab_size": 16,
-            "fuse_attn_qkv": True,
             "scale_qk_by_layer_num": True,
         },
         section=("Model",),
@@ -104,7 +105,9 @@ TABLES: Mapping[str, ConfigTable] = {
             "attention_probs_dropout_prob": ("attention_probs_dropout_prob", "attention_dropout"),
             "initializer_range": ("init_method_std", "initializer_range"),
         },
+        fixed={"apply_residual_connection_post_layernorm": False},
         always={"model_type": "gpt3"},
+        assumed={"layernorm_epsilon": 1e-12},  # saved files leave out what equals the class's default
     ),
     "megatron": ConfigTable(
         keys={

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from gptbridge.errors import UsageError
 from gptbridge.weights.configs.tables import TABLES, ConfigTable
 from gptbridge.weights.hf_config import to_hf_config
 from gptbridge_specs import ModelSpec
@@ -31,7 +32,7 @@ def config_content(
     if table.tokens:
         content.update(tokens or {})
     if dialect == "mindspore":
-        content["expand_ratio"] = model.ffn_size // model.hidden_size
+        content["expand_ratio"] = _expand_ratio(model)
     for name in reversed(table.section):
         content = {name: content}
     return content
@@ -45,6 +46,16 @@ def _hugging_face(model: ModelSpec, num_labels: int | None) -> dict[str, Any]:
         content["id2label"] = {str(number): name for number, name in enumerate(names)}
         content["label2id"] = {name: number for number, name in enumerate(names)}
     return content
+
+
+def _expand_ratio(model: ModelSpec) -> int:
+    ratio, rest = divmod(model.ffn_size, model.hidden_size)
+    if rest:
+        raise UsageError(
+            f"the model's ffn_hidden_size is {model.ffn_size}, but MindFormers has whole multiples of "
+            f"hidden_size={model.hidden_size} only"
+        )
+    return ratio
 
 
 def _value(model: ModelSpec, field: str) -> Any:

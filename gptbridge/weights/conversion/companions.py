@@ -53,6 +53,7 @@ def _fleetx(target: Target) -> Contents:
     content = target.config()
     if target.num_labels is not None:
         content["Model"]["module"] = "GPTFinetuneModule"
+    content["Model"]["fuse_attn_qkv"] = target.layout.variant != "split"
     degrees = {"mp_degree": target.split.tensor, "pp_degree": target.split.pipeline}
     return {"model.yaml": {**content, "Distributed": degrees}}
 
@@ -72,21 +73,21 @@ def _mindspore(target: Target) -> Contents:
 
 
 def _modelscope(target: Target) -> Contents:
+    base = target.layout.variant == "base"
     tensor = target.split.tensor
-    return {
-        "config.json": target.config(),
-        "configuration.json": {
-            "framework": "pytorch",
-            "task": "text-generation",
-            "model": {"type": "gpt3"},
-            "pipeline": {"type": "gpt3-generation"},
-            "megatron": {
-                "world_size": tensor,
-                "tensor_model_parallel_size": tensor,
-                "checkpoint_tensor_model_parallel_size": tensor,
-            },
-        },
+    content: dict[str, Any] = {
+        "framework": "pytorch",
+        "task": "text-generation",
+        "model": {"type": "gpt3"},
+        "pipeline": {"type": "text-generation" if base else "gpt3-generation"},
     }
+    if not base:  # ModelScope takes the model class of the larger sizes where it finds this section
+        content["megatron"] = {
+            "world_size": tensor,
+            "tensor_model_parallel_size": tensor,
+            "checkpoint_tensor_model_parallel_size": tensor,
+        }
+    return {"config.json": target.config(), "configuration.json": content}
 
 
 def _megatron(target: Target) -> Contents:

@@ -198,7 +198,10 @@ def _model(
             f"but the embedding has {rows} rows",
             where=where,
         )
-    return build_model({**said.fields, **stored, "vocab_size": vocabulary}, where)
+    fields = {**said.fields, **stored, "vocab_size": vocabulary}
+    if len(match.layout.activations) == 1:
+        (fields["activation"],) = match.layout.activations  # whatever the configuration says
+    return build_model(fields, where)
 
 
 def _drop_tied_head(

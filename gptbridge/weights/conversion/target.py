@@ -116,9 +116,10 @@ _BASE = _Place("torch", "pytorch_model.bin")  # ModelScope's base and large size
 def plan_files(target: Target) -> list[TargetFile]:
     """Return the files to write, those of a pipeline stage together.
 
-    UsageError where the split cannot be, or the dialect has no place for a head or for LoRA.
+    UsageError where the split cannot be, or the dialect has no place or word for a part of the model.
     """
     _check_places(target)
+    target.config()  # refuses what the dialect's configuration has no word for
     place = _BASE if target.layout.variant == "base" else _PLACES[target.dialect]
     _check_split(target, place)
     split = target.split
@@ -167,6 +168,12 @@ def _check_places(target: Target) -> None:
     for name, what in (("lm_head.weight", "a head of its own"), ("score.weight", "a classifier's head")):
         if name in target.dtypes and name not in held:
             raise UsageError(f"the model has {what} ({name}), and {where} has no place for it")
+    known = target.layout.activations
+    if known and target.model.activation not in known:
+        raise UsageError(
+            f"the model computes {target.model.activation}, which {where} does not",
+            allowed=" or ".join(known),
+        )
     if target.lora is not None and not keeps_lora(target.layout):
         raise UsageError(
             f"the checkpoint has LoRA beside its weights, and {where} has no place for it",

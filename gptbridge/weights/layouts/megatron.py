@@ -44,7 +44,14 @@ def _block(attention: str, norm: str, rows: str) -> Table:
     }
 
 
-def _classic(dialect: str, variant: str, prefix: str, names: tuple[str, str, str], version: int) -> Layout:
+def _classic(
+    dialect: str,
+    variant: str,
+    prefix: str,
+    names: tuple[str, str, str],
+    version: int,
+    activations: tuple[str, ...] = (),
+) -> Layout:
     folder, attention, norm = names
     return Layout(
         dialect,
@@ -63,6 +70,7 @@ def _classic(dialect: str, variant: str, prefix: str, names: tuple[str, str, str
         dropped=_BUFFERS,
         layers_count_from_stage=True,
         repeated_in_last_stage=(("wte.weight", "model.word_embeddings_for_head.weight"),),
+        activations=activations,
     )
 
 
@@ -118,6 +126,7 @@ def _base(variant: str, prefix: str) -> Layout:
         ),
         dropped=_BUFFERS,
         layers_count_from_stage=True,
+        activations=("gelu_erf",),
     )
 
 
@@ -136,11 +145,16 @@ def megatron(checkpoint_version: int) -> tuple[Layout, ...]:
     )
 
 
-_LARGE = ("encoder", "self_attention", "layernorm")
+def _large(variant: str, prefix: str) -> Layout:
+    """ModelScope's 1.3B and up: Megatron's classic names, and one switch between two activations."""
+    names = ("encoder", "self_attention", "layernorm")
+    return _classic("modelscope", variant, prefix, names, 2, ("gelu_tanh", "gelu_erf"))
+
+
 MODELSCOPE = (
-    _classic("modelscope", "large", "module.language_model.", _LARGE, 2),
-    _classic("modelscope", "large without module", "language_model.", _LARGE, 2),
-    _classic("modelscope", "large in two modules", "module.module.language_model.", _LARGE, 2),
+    _large("large", "module.language_model."),
+    _large("large without module", "language_model."),
+    _large("large in two modules", "module.module.language_model."),
     _base("base", "language_model."),
     _base("base with model", "model.language_model."),
     _base("base in state_dict", "state_dict.language_model."),

@@ -27,7 +27,6 @@ WHOLE = [
     ("fleetx", None),
     ("fleetx", "split"),
     ("modelscope", None),
-    ("modelscope", "base"),
     *(("megatron", f"version-{version}") for version in (0, 1, 2, 3)),
     ("megatron", "core"),
     ("megatron", "core-fused-norms"),
