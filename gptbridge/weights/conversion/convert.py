@@ -83,14 +83,19 @@ def convert_checkpoint(request: Request, progress: Progress | None = None) -> Co
 
 def choose_layout(dialect: str, variant: str | None, split: Split) -> Layout:
     """Return the layout to write; UsageError names the variants that there are."""
+    stages = dialect == "fleetx" and split.pipeline > 1  # they have a layout of their own
     if variant is None:
-        pipeline = dialect == "fleetx" and split.pipeline > 1
-        return layouts_of(dialect)[2 if pipeline else 0]
+        return layouts_of(dialect)[2 if stages else 0]
     versions = range(MEGATRON_VERSION + 1) if dialect == "megatron" else (MEGATRON_VERSION,)
     found = [layout for version in versions for layout in layouts_of(dialect, checkpoint_version=version)]
     layouts = {layout.variant: layout for layout in found if " " not in layout.variant}
     if variant not in layouts:
         raise UsageError(f"{dialect} has no variant {variant!r}", allowed=", ".join(layouts))
+    if stages != (variant == "pipeline"):
+        raise UsageError(
+            f"{dialect} has no --variant {variant} with --pipeline-parallel {split.pipeline}",
+            hint="Leave out --variant",
+        )
     return layouts[variant]
 
 

@@ -82,6 +82,12 @@ def test_fleetx_is_told_which_qkv_it_gets(variant: str, fused: bool, original: P
     assert yaml.safe_load((folder / "model.yaml").read_text())["Model"]["fuse_attn_qkv"] is fused
 
 
+@pytest.mark.parametrize(("variant", "pipeline"), [("split", 2), ("fused", 2), ("pipeline", 1)])
+def test_fleetx_stages_have_one_layout(variant: str, pipeline: int, original: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"--variant {variant} with --pipeline-parallel {pipeline}"):
+        converted(original, tmp_path / "out", "fleetx", 1, pipeline, variant=variant)
+
+
 def test_mindformers_has_whole_ratios_only(tmp_path: Path) -> None:
     source = written(tmp_path / "in", ffn_hidden_size=100)
     with pytest.raises(UsageError, match="ffn_hidden_size is 100"):
