@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -71,6 +72,32 @@ def check(
         typer.echo(json.dumps(facts, indent=2))
         return
     typer.echo(f"{file}: good. " + ", ".join(f"{key.replace('_', ' ')} {n:,}" for key, n in facts.items()))
+
+
+@app.command()
+def fields(
+    prefix: Annotated[
+        str, typer.Argument(metavar="[SECTION]", help="Only names that begin so: training, model.hidden, ...")
+    ] = "",
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print a table for a page.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Print every field of a run: what it takes, its default, what it means."""
+    from gptbridge_specs.errors import SpecError, suggestion
+    from gptbridge_specs.fields import describe_fields, markdown_table
+    from gptbridge_specs.run import RunSpec
+
+    rows = [row for row in describe_fields(RunSpec) if row.name.startswith(prefix)]
+    if not rows:
+        raise SpecError([f"no field begins with {prefix!r}.{suggestion(prefix, RunSpec.model_fields)}"])
+    if markdown:
+        typer.echo(markdown_table(rows))
+        return
+    if as_json:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    for row in rows:
+        typer.echo(f"{row.name} = {row.default}\n    {row.meaning}\n    {row.takes}")
 
 
 @app.command()
