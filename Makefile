@@ -57,6 +57,7 @@ lint: .venv/all
 bench: .venv/all
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/data.py
+	$(BIN)/python benchmarks/convert.py
 
 fuzz: .venv/all
 	$(PIP) atheris

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+from data import machine
 
 HERE = Path(__file__).parent
 HIDDEN, HEADS, VOCABULARY, POSITIONS = 2048, 16, 50304, 1024
@@ -263,13 +264,6 @@ def table(best: dict[str, Measured], nbytes: int) -> str:
         ends = "disk" if contestant.synced else "memory"
         lines.append(f"| {contestant.name} | {ends} | {' | '.join(numbers)} |")
     return "\n".join(lines)
-
-
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    load = ", ".join(f"{number:.1f}" for number in os.getloadavg())
-    return f"{models[0]}, {os.cpu_count()} cores, load {load}; Python {platform.python_version()}"
 
 
 def main() -> None:

@@ -41,10 +41,10 @@ def train(
             document_separator=document_separator,
             on_progress=lambda consumed, total: report(consumed, total, ""),
         )
-    facts = {"folder": str(output), "vocab_size": definition.vocab_size, "identity": definition.identity()}
+    facts = {"folder": str(output), "vocab_size": definition.vocab_size, "identity": definition.identity}
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    typer.echo(f"{output}: {definition.vocab_size} tokens, identity {definition.identity()}")
+    typer.echo(f"{output}: {definition.vocab_size} tokens, identity {definition.identity}")
     if definition.vocab_size < vocab_size:
         typer.echo(f"fewer than {vocab_size}: the text has nothing left to merge", err=True)

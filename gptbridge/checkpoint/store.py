@@ -6,7 +6,6 @@ process, a folder called step-00001000 is complete.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from gptbridge.checkpoint.manifest import verify, write_manifest
 from gptbridge.errors import BadInput, BridgeError, RunFailed
+from gptbridge.weights.json_files import sync_folder
 from gptbridge_specs.run import CheckpointSpec
 
 _NAME = re.compile(r"step-(\d{8,})")
@@ -72,11 +72,11 @@ class CheckpointStore:
             saving.mkdir(parents=True)
             write(saving)
             write_manifest(saving)
-            _sync_folder(saving)
+            sync_folder(saving)
             if final.exists():
                 final.rename(final.with_name(_REPLACED + final.name))
             saving.rename(final)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         shutil.rmtree(final.with_name(_REPLACED + final.name), ignore_errors=True)
         return final
 
@@ -126,11 +126,3 @@ def _all_or_nothing(saving: Path, final: Path) -> Iterator[None]:
         if isinstance(error, BridgeError):
             error.where = error.where or final
         raise
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

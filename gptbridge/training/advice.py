@@ -11,9 +11,9 @@ def advise(spec: RunSpec, *, tokenizer_vocab_size: int, done: int) -> list[str]:
     unused = spec.model.vocab_size - tokenizer_vocab_size
     if unused > tokenizer_vocab_size:  # padding to a round number is far less
         warnings.append(
-            f"model.vocab_size is {spec.model.vocab_size:,}, the tokenizer has {tokenizer_vocab_size:,} tokens: "
-            f"{unused:,} rows of the embedding are never used; -o model.vocab_size={tokenizer_vocab_size} "
-            "leaves them out"
+            f"model.vocab_size is {spec.model.vocab_size:,}, the tokenizer has {tokenizer_vocab_size:,} "
+            f"tokens: {unused:,} rows of the embedding are never used; "
+            f"-o model.vocab_size={tokenizer_vocab_size} leaves them out"
         )
     if done and done == spec.training.max_steps:
         warnings.append(f"step {done} is the last of this run; -o training.max_steps=N goes on to step N")

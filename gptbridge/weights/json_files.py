@@ -35,15 +35,22 @@ def read_json(path: Path, *, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
     if size > limit:
         raise BadInput(f"{size} bytes of JSON", where=path, allowed=f"at most {limit}")
     try:
-        content = json.loads(
-            path.read_bytes().decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant
-        )
-    except RecursionError as error:
-        raise BadInput("JSON nested too deeply", where=path) from error
+        return decode_object(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BadInput(f"not readable as JSON: {printable(error)}", where=path) from error
+
+
+def decode_object(text: bytes) -> dict[str, Any]:
+    """Return the JSON object that `text` is.
+
+    ValueError for anything else: another type, bad UTF-8, a key twice, NaN, endless nesting.
+    """
+    try:
+        content = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
     if not isinstance(content, dict):
-        raise BadInput("not a JSON object", where=path)
+        raise ValueError("it is not a JSON object")
     return content
 
 
@@ -58,6 +65,15 @@ def write_synced(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in `folder`."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

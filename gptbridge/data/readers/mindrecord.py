@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gptbridge.data.readers.mindrecord_index import read_index
 from gptbridge.data.tokens import Ids, TokenDataset
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.formats.json_header import decode_object
+from gptbridge.weights.formats.json_header import read_object
 from gptbridge.weights.formats.source import SourceFile
 
 _IDS, _MASK = "input_ids", "attention_mask"
@@ -35,7 +35,7 @@ def open_mindrecord(path: Path) -> TokenDataset:
     """Open one .mindrecord file; each row is a document. BadInput where it is damaged."""
     with closing(SourceFile(path)) as source:
         size = int.from_bytes(source.bytes_at(0, 8, "its header"), "little")
-        header = decode_object(source, 8, size, "its header")
+        header = read_object(source, 8, size, "its header")
         if header.get("version") != _VERSION:
             source.refuse(f"MindRecord version {printable(header.get('version'))}", allowed=_VERSION)
         fields, dtype = _schema(source, header)

@@ -25,7 +25,7 @@ class BpeTokenizer:
     def __init__(self, definition: BpeDefinition, *, where: Path | None = None) -> None:
         self._definition = definition
         self.vocab_size = definition.vocab_size
-        self.identity = definition.identity()
+        self.identity = definition.identity
         ends = [definition.special[name] for name in _END_NAMES if name in definition.special]
         self.end_of_text: int | None = ends[0] if ends else None
         # GPT-2's rule never lets a piece go on from a visible character over a space.

@@ -8,7 +8,7 @@ for U+0100 onwards, in order.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,9 @@ class BpeDefinition:
         """One more than the largest id."""
         return len(self.vocabulary) + len(self.special)
 
+    @cached_property
     def identity(self) -> str:
-        """Return the sha256 over everything here."""
+        """The sha256 over everything here."""
         return identity_of(
             {
                 "model": "byte-level BPE",

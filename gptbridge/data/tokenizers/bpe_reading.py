@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def read_tokenizer_json(path: Path) -> BpeDefinition:
             )
     vocabulary = _checked_ids(model.get("vocab"), path)
     special = _special_tokens(content.get("added_tokens") or [], vocabulary, path)
-    merges = tuple(_pair(merge, path) for merge in _listed(model.get("merges"), "merges", path))
+    merges = _pairs(_listed(model.get("merges"), "merges", path), path)
     definition = BpeDefinition(
         {token: i for token, i in vocabulary.items() if token not in special},
         merges,
@@ -64,7 +65,7 @@ def read_vocab_and_merges(folder: Path) -> BpeDefinition:
         raise BadInput(f"not UTF-8 at byte {error.start}", where=path) from error
     if lines[0].startswith("#version"):
         del lines[0]
-    merges = tuple(_pair(line, path) for line in (line.rstrip("\r") for line in lines) if line)
+    merges = _pairs([line.rstrip("\r") for line in lines if line.rstrip("\r")], path)
     special = {END_OF_TEXT: vocabulary.pop(END_OF_TEXT)} if END_OF_TEXT in vocabulary else {}
     return _checked(BpeDefinition(vocabulary, merges, special), folder)
 
@@ -125,13 +126,19 @@ def _listed(value: object, name: str, path: Path) -> list[Any]:
     return value
 
 
-def _pair(merge: object, path: Path) -> tuple[str, str]:
-    parts = merge.split(" ") if isinstance(merge, str) else merge
-    if isinstance(parts, list) and len(parts) == 2:
-        left, right = parts
-        if isinstance(left, str) and isinstance(right, str) and left and right:
-            return left, right
-    raise BadInput(f"the merge {printable(merge)!r} is not a pair of tokens", where=path)
+def _pairs(merges: list[Any], path: Path) -> tuple[tuple[str, str], ...]:
+    """Return the merges, each two tokens in a list or with a space between; by sets: there are many."""
+    parts = [merge.split(" ") if type(merge) is str else merge for merge in merges]
+    if set(map(type, parts)) <= {list} and set(map(len, parts)) <= {2}:
+        tokens = list(chain.from_iterable(parts))
+        if set(map(type, tokens)) <= {str} and "" not in tokens:
+            return tuple(map(tuple, parts))
+    wrong = next(merge for merge, part in zip(merges, parts, strict=True) if not _is_pair(part))
+    raise BadInput(f"the merge {printable(wrong)!r} is not a pair of tokens", where=path)
+
+
+def _is_pair(part: object) -> bool:
+    return isinstance(part, list) and len(part) == 2 and all(isinstance(t, str) and t for t in part)
 
 
 def _plain_pre_tokenizer(value: object, path: Path) -> dict[str, Any]:

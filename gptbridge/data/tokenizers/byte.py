@@ -22,7 +22,7 @@ class ByteTokenizer:
     def __init__(self) -> None:
         vocabulary = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
         self._definition = BpeDefinition(vocabulary, (), {END_OF_TEXT: 256})
-        self.identity = self._definition.identity()
+        self.identity = self._definition.identity
 
     def encode(self, text: str) -> NDArray[np.uint32]:
         """Return the bytes of `text`."""

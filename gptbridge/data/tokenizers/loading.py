@@ -52,7 +52,7 @@ def _load_bpe(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     definition = read_tokenizer_json(path) if path.exists() else read_vocab_and_merges(folder)
     byte = ByteTokenizer()
-    return byte if definition.identity() == byte.identity else BpeTokenizer(definition, where=folder)
+    return byte if definition.identity == byte.identity else BpeTokenizer(definition, where=folder)
 
 
 def _load_sentencepiece(folder: Path) -> Tokenizer:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gptbridge.errors import RunFailed
 from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, Extent, TensorInfo
+from gptbridge.weights.json_files import sync_folder
 
 Piece: TypeAlias = "NDArray[np.uint8] | Extent"
 _READ_STEP = 1 << 20
@@ -201,17 +202,9 @@ def new_file(path: Path) -> Iterator[OutputFile]:
         finally:
             os.close(fd)
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise RunFailed(f"cannot be written: {error.strerror}", where=path) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

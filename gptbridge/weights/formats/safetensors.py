@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.weights.formats.blocks import MappedBlock
-from gptbridge.weights.formats.json_header import MAX_JSON_BYTES, decode_object
+from gptbridge.weights.formats.json_header import MAX_JSON_BYTES, read_object
 from gptbridge.weights.formats.output import new_file
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import Entry
@@ -49,7 +49,7 @@ def read_safetensors(source: SourceFile) -> Contents:
     length = int.from_bytes(source.bytes_at(0, 8, "the header length"), "little")
     if length > min(source.size - 8, MAX_JSON_BYTES):
         source.refuse(f"its header claims {length} bytes", allowed=f"at most {MAX_JSON_BYTES}")
-    header = decode_object(source, 8, length, "the header")
+    header = read_object(source, 8, length, "the header")
     contents = Contents(source, "safetensors")
     contents.metadata = _metadata(source, header.pop("__metadata__", {}))
     spans = [_add(contents, name, entry, 8 + length) for name, entry in header.items()]

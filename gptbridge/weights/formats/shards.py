@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.errors import printable
-from gptbridge.weights.formats.json_header import decode_object
+from gptbridge.weights.formats.json_header import read_object
 from gptbridge.weights.formats.output import new_file
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import Entry
@@ -53,7 +53,7 @@ def read_shards(index: SourceFile, read: Callable[[SourceFile], Contents]) -> li
 
 def _files(index: SourceFile) -> dict[str, set[str]]:
     """Return the tensors that the index puts into each file, in the order of the index."""
-    content = decode_object(index, 0, index.size, "the index")
+    content = read_object(index, 0, index.size, "the index")
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         index.refuse("is JSON without a weight_map: no weight file and no index of one")

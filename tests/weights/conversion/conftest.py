@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gptbridge_cli.main import main
 from tests.weights.conversion.checkpoints import MODEL, random_weights, write_hugging_face
+from tests.weights.conversion.commands import Outcome
 
 _SERVER = Path(__file__).with_name("frameworks") / "transformers_server.py"
 
@@ -68,3 +71,23 @@ def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HuggingFa
     ):
         yield HuggingFace(process, errors)
         process.communicate(timeout=30)
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run the command line; return its exit code and what it wrote to stderr."""
+
+    def call(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["gptbridge", *map(str, arguments)])
+        start = time.process_time()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert time.process_time() - start < 10
+        return int(caught.value.code or 0), capsys.readouterr().err
+
+    return call
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_hugging_face(tmp_path / "in", MODEL, random_weights(MODEL))

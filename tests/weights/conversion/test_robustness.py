@@ -1,15 +1,11 @@
-"""What a stranger's folder, a crash or a full disk may do: one clear line, and nothing lost or left."""
+"""What a stranger's folder may hold, and what he may ask for: one clear line, and nothing left."""
 
 from __future__ import annotations
 
 import json
 import os
-import resource
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +13,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gptbridge.errors import BadInput, RunFailed
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.formats import open_weights
-from gptbridge_cli.main import main
-from tests.weights.conversion.checkpoints import MODEL, converted, random_weights, write_hugging_face
-
-Outcome = tuple[int, str]
-
+from tests.weights.conversion.checkpoints import MODEL, converted, random_weights
+from tests.weights.conversion.commands import Outcome, assert_refused
 
 BLOCK = [name.removeprefix("h.1.") for name in random_weights(MODEL) if name.startswith("h.1.")]
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir())
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run the command line; return its exit code and what it wrote to stderr."""
-
-    def call(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["gptbridge", *map(str, arguments)])
-        start = time.process_time()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        assert time.process_time() - start < 10
-        return int(caught.value.code or 0), capsys.readouterr().err
-
-    return call
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return write_hugging_face(tmp_path / "in", MODEL, random_weights(MODEL))
-
-
-def assert_refused(outcome: Outcome, code: int, words: str, folder: Path) -> None:
-    """One line with these words, the exit code, and no trace of an output."""
-    found, text = outcome
-    assert (found, text.count("\n")) == (code, 1), text
-    assert text.startswith("error: ")
-    assert words in text
-    assert text.strip().isprintable()
-    assert not [name for name in names(folder) if "out" in name]
 
 
 def rewrite_config(folder: Path, **changes: Any) -> None:
@@ -241,147 +198,6 @@ def test_names_from_files_cannot_move_the_cursor(
     assert_refused(
         run("convert", folder, tmp_path / "out", "--to", "torch"), 5, "says num_layers=5", tmp_path
     )
-
-
-# --- the output
-
-
-def test_output_that_would_hurt_the_input_is_refused(
-    run: Callable[..., Outcome], source: Path, tmp_path: Path
-) -> None:
-    before = names(source)
-    link = tmp_path / "link"
-    link.symlink_to(source)
-    for output, words in (
-        (source, "are the same"),
-        (link, "are the same"),
-        (tmp_path / "." / "in" / ".." / "in", "are the same"),
-        (source / "inner", "lies inside the input"),
-        (link / "inner", "lies inside the input"),
-        (tmp_path, "holds the input"),
-    ):
-        code, text = run("convert", source, output, "--to", "torch", "--overwrite")
-        assert (code, words in text) == (2, True), text
-    assert names(source) == before
-    code, text = run("convert", source / "model.safetensors", source, "--to", "torch", "--overwrite")
-    assert (code, "holds the input" in text) == (2, True)
-
-
-def test_only_checkpoints_are_replaced(run: Callable[..., Outcome], source: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
-    target.mkdir()
-    (target / "thesis.tex").write_text("years of work")
-    for arguments, words in (((), "exists already"), (("--overwrite",), "thesis.tex, which is no part")):
-        code, text = run("convert", source, target, "--to", "torch", *arguments)
-        assert (code, words in text) == (2, True)
-    assert (target / "thesis.tex").read_text() == "years of work"
-    file = tmp_path / "file"
-    file.write_text("mine")
-    link = tmp_path / "link"
-    link.symlink_to(target)
-    for output in (file, link):
-        code, text = run("convert", source, output, "--to", "torch", "--overwrite")
-        assert (code, "is not a folder" in text) == (2, True)
-    assert file.read_text() == "mine"
-
-
-@pytest.mark.parametrize("dialect", ["torch", "paddle", "mindspore", "fleetx", "modelscope", "megatron"])
-def test_what_a_conversion_wrote_is_replaced(dialect: str, source: Path, tmp_path: Path) -> None:
-    output = tmp_path / "out"
-    tensor = 1 if dialect in ("torch", "paddle") else 2
-    converted(source, output, dialect, tensor, vocab_size=64)
-    converted(source, output, "torch", overwrite=True)
-    assert names(output) == ["config.json", "model.safetensors", "vocab.json"]
-    assert names(tmp_path) == ["in", "out"]
-
-
-def test_a_failed_conversion_keeps_what_was_there(source: Path, tmp_path: Path) -> None:
-    damaged = converted(source, tmp_path / "damaged", "modelscope", variant="base")
-    output = converted(source, tmp_path / "out", "torch")
-    before = (output / "model.safetensors").read_bytes()
-    file = damaged / "pytorch_model.bin"
-    with open_weights(file) as weights:
-        (extent,) = weights.extents("language_model.transformer.layers.2.mlp.dense_4h_to_h.weight") or ()
-    content = bytearray(file.read_bytes())
-    content[extent.offset + 100] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(BadInput, match="is damaged: its CRC-32 differs"):
-        converted(damaged, output, "torch", overwrite=True)
-    assert (output / "model.safetensors").read_bytes() == before
-    assert names(tmp_path) == ["damaged", "in", "out"]
-
-
-@pytest.fixture
-def small_files(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let no file of this process grow over 64 KiB: what a full disk looks like to it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def test_a_disk_that_fills_up_is_one_line(source: Path, tmp_path: Path, small_files: None) -> None:
-    for dialect in ("torch", "paddle", "mindspore", "megatron"):
-        with pytest.raises(RunFailed, match=r"deep/out: cannot be written: File too large"):
-            converted(source, tmp_path / "new" / "deep" / "out", dialect)
-    assert names(tmp_path) == ["in"]
-
-
-def test_a_disk_without_room_is_told_before_it_is_filled(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: os.terminal_size((0, 0)) and Usage(10, 9, 1))
-    with pytest.raises(RunFailed, match=r"needs [\d,]+ bytes, but the disk has 1 free"):
-        converted(source, tmp_path / "out", "torch")
-    assert names(tmp_path) == ["in"]
-
-
-class Usage(tuple[int, int, int]):
-    def __new__(cls, *values: int) -> Usage:
-        return super().__new__(cls, values)
-
-    free = 1
-
-
-def test_a_parent_that_cannot_be_written_is_one_line(
-    run: Callable[..., Outcome], source: Path, tmp_path: Path
-) -> None:
-    code, text = run("convert", source, "/proc/gptbridge/deep", "--to", "torch")
-    assert (code, text.count("\n")) == (1, 1)
-    assert "cannot be made" in text
-    code, text = run("convert", source, tmp_path / "in" / "vocab.json" / "deep", "--to", "torch")
-    assert (code, text.count("\n")) == (2, 1)
-
-
-def test_killed_in_the_middle_leaves_nothing_under_the_name(source: Path, tmp_path: Path) -> None:
-    """Ctrl-C removes the unfinished folder; what SIGKILL leaves, the next conversion to the name removes."""
-    script = """
-import sys, time
-from pathlib import Path
-from gptbridge.weights.conversion.convert import Request, convert_checkpoint
-def report(done, total, name):
-    print("writing", flush=True)
-    time.sleep(60)
-convert_checkpoint(Request(Path(sys.argv[1]), Path(sys.argv[2]), "megatron", overwrite=True), report)
-"""
-    output = tmp_path / "out"
-    for number, leftovers in ((signal.SIGINT, 0), (signal.SIGKILL, 1)):
-        with subprocess.Popen(
-            [sys.executable, "-c", script, str(source), str(output)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as process:
-            assert process.stdout
-            assert process.stdout.readline() == b"writing\n"
-            if number == signal.SIGINT:  # one that runs is left alone
-                converted(source, output, "torch")
-                converted(source, output, "paddle", overwrite=True)
-                (output / "model_state.pdparams").unlink()
-            process.send_signal(number)
-        assert len([name for name in names(tmp_path) if name.endswith(".partial")]) == leftovers
-    converted(source, output, "torch", overwrite=True)
-    assert names(tmp_path) == ["in", "out"]
 
 
 def test_errors_have_no_traceback_and_usage_is_exit_2(
