@@ -140,7 +140,7 @@ def _check_split(target: Target, place: _Place) -> None:
     model, split = target.model, target.split
     if not split.whole and place.ranked is None:
         raise UsageError(
-            f"{target.dialect} checkpoints are never split",
+            f"{target.dialect} ({target.layout.variant}) checkpoints are never split",
             hint="Leave out --tensor-parallel and --pipeline-parallel",
         )
     if split.pipeline > 1 and target.dialect == "modelscope":
