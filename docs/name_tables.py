@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gptbridge.weights.layouts.axes import Axes
+from gptbridge.weights.layouts.axes import Axes, axes
 from gptbridge.weights.layouts.registry import MEGATRON_VERSION, layouts_of
-from gptbridge.weights.layouts.rules import CANONICAL_AXES, Layout, Rule, axes
+from gptbridge.weights.layouts.rules import CANONICAL_AXES, Layout, Rule
 
 PAGES = Path(__file__).with_name("dialects")
 START, END = "<!-- names: python docs/name_tables.py -->\n", "<!-- /names -->\n"
