@@ -11,12 +11,13 @@ import fcntl
 import json
 import os
 import shutil
-import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
+
+from isal.isal_zlib import crc32
 
 from gptbridge.data.blocks import Position
 from gptbridge.data.encoding import Encoded
@@ -79,7 +80,7 @@ class PartialDataset:
         for i, (file, array) in enumerate(((self._tokens, encoded.tokens), (self._lengths, encoded.lengths))):
             data = array.data.cast("B") if len(array) else b""
             file.write(data)
-            self._crcs[i] = zlib.crc32(data, self._crcs[i])
+            self._crcs[i] = crc32(data, self._crcs[i])
         done = self.done
         done.position = end
         done.tokens += len(encoded.tokens)
@@ -182,7 +183,7 @@ class PartialDataset:
 
 
 def _sealed(content: bytes) -> bytes:
-    return b"%08x %s\n" % (zlib.crc32(content), content)
+    return b"%08x %s\n" % (crc32(content), content)
 
 
 def _crc(file: IO[bytes], count: int) -> int | None:
@@ -192,6 +193,6 @@ def _crc(file: IO[bytes], count: int) -> int | None:
         data = file.read(min(count, 1 << 20))
         if not data:
             return None
-        crc = zlib.crc32(data, crc)
+        crc = crc32(data, crc)
         count -= len(data)
     return crc

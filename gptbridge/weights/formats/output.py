@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 import numpy as np
+from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from gptbridge.errors import RunFailed
@@ -156,7 +156,7 @@ class Checksum:
     def add_bytes(self, data: bytes) -> None:
         """Take in a few bytes at once."""
         self._wait()
-        self._value = zlib.crc32(data, self._value)
+        self._value = crc32(data, self._value)
 
     def _wait(self, in_flight: int = 0) -> None:
         while len(self._pending) > in_flight:
@@ -164,7 +164,7 @@ class Checksum:
 
     def _add(self, piece: Piece) -> None:
         if not isinstance(piece, Extent):
-            self._value = zlib.crc32(piece.data, self._value)
+            self._value = crc32(piece.data, self._value)
             return
         buffer = memoryview(bytearray(min(_READ_STEP, piece.nbytes)))
         offset, end = piece.offset, piece.offset + piece.nbytes
@@ -172,7 +172,7 @@ class Checksum:
             count = os.preadv(piece.fd, [buffer[: end - offset]], offset)
             if count == 0:
                 raise RunFailed("an input file became shorter while it was read")
-            self._value = zlib.crc32(buffer[:count], self._value)
+            self._value = crc32(buffer[:count], self._value)
             offset += count
 
     def __enter__(self) -> Self:

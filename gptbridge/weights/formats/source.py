@@ -5,9 +5,10 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-import zlib
 from pathlib import Path
 from typing import NoReturn
+
+from isal.isal_zlib import crc32
 
 from gptbridge.errors import BadInput, printable
 
@@ -70,7 +71,7 @@ class SourceFile:
             count = os.preadv(self.fd, [buffer[: end - offset]], offset)
             if count == 0:
                 self.refuse("became shorter while it was read")
-            checksum = zlib.crc32(buffer[:count], checksum)
+            checksum = crc32(buffer[:count], checksum)
             offset += count
         return checksum
 

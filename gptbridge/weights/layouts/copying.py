@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-_TILE_BYTES = (512, 2048)  # of the source's rows, of the target's rows
+_TILE_BYTES = (1024, 2048)  # of the source's rows, of the target's rows
 _SHIFT_BYTES = 64  # a cache line
 _local = threading.local()
 
