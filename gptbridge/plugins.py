@@ -132,7 +132,7 @@ class Backend:
     def probe(self) -> dict[str, Any]:
         """Import the framework; return {"version": str, "devices": [str, ...]}. One framework a process."""
         self._refuse_second_framework()
-        return dict(_call(self.name, self._manager.hook.gptbridge_probe) or {})
+        return dict(self._work(self._manager.hook.gptbridge_probe) or {})
 
     def open(self, spec: RunSpec) -> tuple[Session, Device]:
         """Import the framework, choose the device and build the model of `spec` on it.
@@ -158,8 +158,17 @@ class Backend:
         except Exception as error:
             _log.warning("%s: gptbridge_event failed: %s", self.name, _describe(error))
 
+    def _work(self, hook: Callable[..., Any], **arguments: Any) -> Any:
+        """Call a hook that imports the framework; say what to do where that import fails."""
+        try:
+            return _call(self.name, hook, **arguments)
+        except BackendBroken as error:
+            if isinstance(error.__cause__, ImportError | OSError):
+                error.hint = f"Reinstall {self.info.title}: {self.info.install}. {error.hint}"
+            raise
+
     def _answer(self, kind: Any, hook: Callable[..., Any], **arguments: Any) -> Any:
-        answer = _call(self.name, hook, **arguments)
+        answer = self._work(hook, **arguments)
         if isinstance(answer, kind):
             return answer
         if answer is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.allocator import keep_freed_memory
+from gptbridge.cores import usable_cores
 from gptbridge.errors import UsageError
 from gptbridge.session import Device
 
@@ -19,8 +20,6 @@ ENVIRONMENT = {
     "FLAGS_cudnn_deterministic": "1",
     "FLAGS_embedding_deterministic": "1",
 }
-
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # control groups 2: microseconds of CPU per period, or max
 
 
 def prepare_environment() -> None:
@@ -71,16 +70,6 @@ def setup(wanted: str) -> Device | None:
     keep_freed_memory()
     paddle.device.set_device("cpu")
     return Device("cpu", f"CPU, {os.environ['OMP_NUM_THREADS']} threads", paddle.CPUPlace())
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may keep busy: its affinity, or its container's quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = CPU_QUOTA.read_text().split()
-    except (OSError, ValueError):
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def cpu_vendor() -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gptbridge.allocator import keep_freed_memory
+from gptbridge.cores import usable_cores
 from gptbridge.errors import UsageError
 from gptbridge.session import Device
 
@@ -60,6 +61,9 @@ def setup(wanted: str) -> Device | None:
             hint="`gptbridge backends --probe` lists the devices.",
         )
     keep_freed_memory()
+    # torch counts the machine's cores; threads beyond a container's quota only wait for each other.
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     return Device("cpu", f"CPU, {torch.get_num_threads()} threads", torch.device("cpu"))
 
 

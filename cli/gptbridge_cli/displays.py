@@ -66,6 +66,8 @@ class PlainLines:
             "ips": f"{rate / self._facts['devices']:.0f} tokens/s",
             "learning rate": f"{last['learning_rate']:.5e}",
         }
+        if last["grad_norm"] is not None:
+            fields["grad_norm"] = f"{last['grad_norm']:.6f}"
         if "loss_scale" in last:
             fields["loss_scale"] = f"{last['loss_scale']:g}"
         if any("skipped" in event for event in window):

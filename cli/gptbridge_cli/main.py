@@ -50,9 +50,17 @@ def main() -> None:
     try:
         app()
     except Exception as error:
-        exit_code = getattr(error, "exit_code", None)
-        if exit_code is None or "--debug" in sys.argv:
+        if "--debug" in sys.argv:
             raise
-        for line in str(error).splitlines():
+        exit_code = getattr(error, "exit_code", None)
+        for line in str(error).splitlines() if exit_code else [_unexpected(error)]:
             typer.echo(f"error: {line}", err=True)
-        sys.exit(exit_code)
+        sys.exit(exit_code or 1)
+
+
+def _unexpected(error: Exception) -> str:
+    """Return one line for what nobody foresaw."""
+    from gptbridge.errors import printable
+
+    words = printable(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {words}. gptbridge --debug COMMAND shows where; please report it"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gptbridge.data.dataset import open_dataset
 from gptbridge.data.sampling import SPLITS, Samples, Split, split_bounds
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
-from gptbridge.data.tokens import TokenDataset
+from gptbridge.data.tokens import Ids, TokenDataset, sampled_blocks
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.session import Batch
 from gptbridge_specs import RunSpec
@@ -104,17 +104,7 @@ class RunData:
         tokens = np.empty((starts.size, length), self.dataset.source.dtype)
         for row, start in zip(tokens, starts.ravel().tolist(), strict=True):
             row[:] = self.dataset.source.read(start, start + length)
-        limit = self.spec.model.vocab_size
-        bad = (tokens < 0) | (tokens >= limit)
-        if bad.any():
-            row_of_bad, column = np.argwhere(bad)[0]
-            document = self.dataset.document_at(int(starts.ravel()[row_of_bad]) + int(column))
-            raise BadInput(
-                f"token {tokens[row_of_bad, column]} in document {document} is beyond the vocabulary",
-                where=self.dataset.where,
-                allowed=f"0 to model.vocab_size - 1 = {limit - 1}",
-                hint="Set model.vocab_size to the tokenizer's, or check the file: gptbridge data inspect",
-            )
+            _require_within(self.spec.model.vocab_size, row, start, self.dataset)
         return tokens.astype(np.int32).reshape(*starts.shape, length)
 
 
@@ -123,7 +113,8 @@ def open_data(spec: RunSpec, *, rank: int = 0, ranks: int = 1) -> Iterator[RunDa
     """Open the dataset and tokenizer of `spec` for one of `ranks` data-parallel replicas.
 
     Raises BadInput for a damaged dataset, UsageError for a spec that does not fit it: another
-    tokenizer, a vocabulary too small, a split that is needed and empty.
+    tokenizer, a vocabulary too small, a split that is needed and empty. Of the tokens, a sample is
+    checked here, all of a small dataset: most mistakes show before a run begins.
     """
     if spec.task.name != "language_modeling":
         raise UsageError(f"{spec.task.name} reads no token dataset", where="task.name")
@@ -135,6 +126,8 @@ def open_data(spec: RunSpec, *, rank: int = 0, ranks: int = 1) -> Iterator[RunDa
     dataset = open_dataset(spec.data.path)
     tokenizer = load_tokenizer(_tokenizer_name(spec, dataset))
     _check_tokenizer(spec, dataset, tokenizer)
+    for start, ids in sampled_blocks(dataset.source):
+        _require_within(spec.model.vocab_size, ids, start, dataset)
     with ThreadPoolExecutor(1, "gptbridge-data") as thread:
         data = RunData(spec, dataset, tokenizer, rank, ranks, thread)
         data.samples("training")
@@ -173,6 +166,19 @@ def _check_tokenizer(spec: RunSpec, dataset: TokenDataset, tokenizer: Tokenizer)
         )
     if spec.data.mask_end_of_text and tokenizer.end_of_text is None:
         raise UsageError("the tokenizer has no end-of-text token", where="data.mask_end_of_text")
+
+
+def _require_within(limit: int, ids: Ids, start: int, dataset: TokenDataset) -> None:
+    """Raise BadInput where one of `ids`, which begin at position `start`, is not within 0..limit-1."""
+    bad = (ids < 0) | (ids >= limit)
+    if bad.any():
+        at = int(bad.argmax())
+        raise BadInput(
+            f"token {ids[at]} in document {dataset.document_at(start + at)} is beyond the vocabulary",
+            where=dataset.where,
+            allowed=f"0 to model.vocab_size - 1 = {limit - 1}",
+            hint="Set model.vocab_size to the tokenizer's, or check the file: gptbridge data inspect",
+        )
 
 
 def _prefetched(

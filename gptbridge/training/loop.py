@@ -13,7 +13,7 @@ from gptbridge.checkpoint.state import state_after
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.checkpoint.writing import write_checkpoint
 from gptbridge.data.batches import RunData
-from gptbridge.errors import Interrupted, RunFailed
+from gptbridge.errors import BadInput, Interrupted, RunFailed
 from gptbridge.session import Batch, Session, StepResult
 from gptbridge.training.evaluate import mean_loss
 from gptbridge.training.events import Events
@@ -46,7 +46,7 @@ class Loop:
         last = min(training.max_steps, training.stop_after_steps or training.max_steps)
         batches = self.data.training(done + 1)
         for step in range(done + 1, last + 1):
-            self._step(step, batches)
+            self._step(step, *self._next_batch(step, batches))
             if self._due(step, self.spec.evaluation.interval) and not self.stop.received:
                 self._evaluate(step)
             if step == last or self.stop.received or step % self.spec.checkpoint.interval == 0:
@@ -73,19 +73,27 @@ class Loop:
         seconds = time.perf_counter() - started
         self.events.emit("checkpoint", step=step, path=str(path), seconds=round(seconds, 3))
 
-    def _step(self, step: int, batches: Iterator[Batch]) -> None:
+    def _next_batch(self, step: int, batches: Iterator[Batch]) -> tuple[Batch, float]:
+        """Return the batch of a step and the seconds waited; save what is done where there is none."""
         started = time.perf_counter()
-        batch = next(batches)
-        ready = time.perf_counter()
+        try:
+            return next(batches), time.perf_counter() - started
+        except BadInput:
+            if step - 1 not in (0, *self.store.steps()):
+                self.save(step - 1)
+            raise
+
+    def _step(self, step: int, batch: Batch, waited: float) -> None:
+        started = time.perf_counter()
         rate = learning_rate(self.spec.schedule, self.spec.training.max_steps, step)
         result = self.session.step(batch, rate) if batch.loss_tokens else None
-        seconds = time.perf_counter() - started
+        seconds = waited + time.perf_counter() - started
         facts = {
             "learning_rate": rate,
             "tokens": step * self.spec.tokens_per_step,
             "tokens_per_second": round(self.spec.tokens_per_step / seconds, 1),
             "step_seconds": round(seconds, 6),
-            "data_seconds": round(ready - started, 6),
+            "data_seconds": round(waited, 6),
         }
         if result is None:
             self.events.emit("step", step=step, loss=None, grad_norm=None, **facts, skipped=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from gptbridge.checkpoint.manifest import MANIFEST_FILE
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.errors import RunFailed, UsageError
-from gptbridge.training.events import EVENTS_FILE
+from gptbridge.training.events import EVENTS_FILE, read_events
 from gptbridge.weights.json_files import write_synced
 from gptbridge_specs import RunSpec, dump_yaml
 
@@ -31,8 +31,10 @@ class RunFolder:
         self.events = path / EVENTS_FILE
 
     def holds_run(self) -> bool:
-        """Tell whether a run has begun here."""
-        return any((self.path / name).exists() for name in (SPEC_FILE, EVENTS_FILE, CHECKPOINTS))
+        """Tell whether a run has made something here; one that failed before its first step has not."""
+        if self.store.folder.is_dir() and any(self.store.folder.iterdir()):
+            return True
+        return self.events.exists() and any(e["event"] == "step" for e in read_events(self.events))
 
     def describe(self, spec: RunSpec, environment: dict[str, object]) -> None:
         """Write spec.yaml and environment.json."""

@@ -6,13 +6,13 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gptbridge.cores import usable_cores
 from gptbridge.errors import UsageError
 from gptbridge.plugins import load_backend
 from gptbridge.session import EXP_AVG
@@ -210,16 +210,6 @@ def test_an_absent_ascend_is_refused_and_not_chosen() -> None:
         ascend.gptbridge_setup_hardware(make_spec(training={"device": "ascend"}))
 
 
-@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("5000 100000", 1)])
-def test_threads_keep_within_the_container(
-    quota: str, cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpu.max").write_text(quota + "\n")
-    monkeypatch.setattr(hardware, "CPU_QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert hardware.usable_cores() == cores
-
-
 SET_UP = """
 import os, signal, sys
 from gptbridge_paddle import hardware
@@ -237,6 +227,6 @@ def test_the_process_keeps_its_threads_its_signals_and_its_silence(threads: str 
     run = subprocess.run(
         [sys.executable, "-c", SET_UP], env=environment, capture_output=True, text=True, timeout=60
     )
-    assert run.stdout.strip() == (threads or str(hardware.usable_cores()))
+    assert run.stdout.strip() == (threads or str(usable_cores()))
     assert run.stderr == ""  # no advice at import, no C++ stack at the signal
     assert run.returncode == -15

@@ -23,10 +23,11 @@ SEED_FIELDS = [
     "ips_total",
     "ips",
     "learning rate",
+    "grad_norm",
 ]
 
 
-def test_plain_lines_have_the_seeds_fields(tmp_path: Path) -> None:
+def test_plain_lines_have_the_seeds_fields_and_the_gradient_norm(tmp_path: Path) -> None:
     """Lines every 3 steps; tensorboard files on the side; nothing on standard error."""
     run = tmp_path / "run"
     result = gptbridge("train", "--tensorboard", "--run", run, *options([*TINY, "training.log_interval=3"]))
@@ -101,6 +102,28 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert named in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not run.exists()
+
+
+def test_what_nobody_foresaw_is_one_line_too(tmp_path: Path) -> None:
+    script = (
+        "import sys\n"
+        "from gptbridge_cli import main\n"
+        "def broken() -> None: raise OverflowError('too\\nlarge')\n"
+        "main.app.command('broken')(broken)\n"
+        "main.main()\n"
+    )
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", script, *words], capture_output=True, text=True, timeout=60
+        )
+
+    done = run("broken")
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: OverflowError: too large. gptbridge --debug COMMAND shows where; please report it"
+    ]
+    assert "Traceback" in run("--debug", "broken").stderr
 
 
 def test_help_imports_nothing_heavy() -> None:

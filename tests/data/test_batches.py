@@ -179,6 +179,13 @@ def test_a_token_beyond_the_vocabulary_is_named_with_its_document(dataset: str, 
     assert caught.value.exit_code == 5
 
 
+def test_a_small_dataset_is_checked_whole_before_a_run_begins(dataset: str, tmp_path: Path) -> None:
+    spoilt = spoil(dataset, tmp_path, document=199, token=300)
+    spec = make_spec(spoilt, data={"split": (0.5, 0, 0.5), "tokenizer": "byte"}, evaluation={"interval": 0})
+    with pytest.raises(BadInput, match="token 300 in document 199"), open_data(spec):
+        pytest.fail("opened")
+
+
 def test_the_token_is_fine_where_the_vocabulary_holds_it(dataset: str, tmp_path: Path) -> None:
     spoilt = spoil(dataset, tmp_path, document=33, token=300)
     data = {"shuffle": False, "tokenizer": "byte"}

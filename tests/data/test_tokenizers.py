@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from transformers import AutoTokenizer
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.data.tokenizers.byte import ByteTokenizer
 from gptbridge.data.tokenizers.training import train_tokenizer
-from gptbridge.errors import UsageError
+from gptbridge.errors import RunFailed, UsageError
 
 HARD_TEXTS = [
     "",
@@ -192,3 +194,25 @@ def test_training_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exists already"):
         train_tokenizer([str(tmp_path)], 300, tmp_path / "out")
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_training_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text " * 100)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunFailed, match=r"cannot be written: File exists\. .*another --output"):
+        train_tokenizer([str(tmp_path / "a.txt")], 300, tmp_path / "file" / "out")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))  # the copy of the text is larger
+    try:
+        with pytest.raises(RunFailed, match="cannot be written: File too large"):
+            train_tokenizer([str(tmp_path / "a.txt")], 300, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "file"]
+
+
+def test_training_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.txt").write_text("text " * 100)
+    train_tokenizer([str(tmp_path / "a.txt")], 260, tmp_path / "out")
+    os.write(1, b"still there")
+    assert capfd.readouterr() == ("still there", "")

@@ -165,6 +165,7 @@ def test_opening_a_broken_backend_is_one_line(
         load_backend("toy").open(RunSpec())
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert ("Reinstall Toy: pip install toy" in str(caught.value)) == (reason == "ModuleNotFoundError")
 
 
 def test_a_session_must_have_every_method(write_plugin: WritePlugin) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gptbridge.checkpoint.reading import open_checkpoint
@@ -115,6 +116,24 @@ def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(torch_run: Path,
     assert [entry.name for entry in (run / "checkpoints").iterdir()] == ["step-00000004"]
     run_jobs(tmp_path, "torch", [{"run": str(run), "resume": "auto"}])
     assert numbers_of(run) == numbers_of(torch_run)
+
+
+def test_bad_data_midway_costs_no_step(tmp_path: Path) -> None:
+    """The bad token lies between the blocks that are looked at when the run begins."""
+    ids = np.zeros(2_000_000, "<u2")
+    ids[5000] = 5000
+    ids.tofile(tmp_path / "data.bin")
+    run = tmp_path / "run"
+    data = ["data.tokenizer=byte", "data.split=[1,0,0]", "data.shuffle=false", "evaluation.interval=0"]
+    large = ["training.global_batch_size=32"]  # 1024 tokens a step
+    result = gptbridge(
+        *("train", "-b", "torch", "--run", run),
+        *options([*TINY, f"data.path={tmp_path / 'data.bin'}", *data, *large]),
+    )
+    assert result.returncode == 5
+    assert "token 5000 in document 0 is beyond the vocabulary" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000004"]
 
 
 def test_an_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from gptbridge.checkpoint.state import write_state
 from gptbridge.errors import UsageError
+from gptbridge.training.events import EventLog
 from gptbridge.training.run_folder import RunFolder, locked
 from gptbridge.training.start import AUTO, choose_backend, choose_checkpoint, resolve
 from gptbridge_specs import dump_yaml, load_run
@@ -99,6 +100,18 @@ def test_a_run_has_a_place_of_its_own(folder: RunFolder, tmp_path: Path) -> None
             pytest.fail("a run began in a file")
     with locked(folder.path / "nested"):
         pass
+
+
+def test_a_run_that_failed_before_its_first_step_may_begin_again(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    log = EventLog(run.events)
+    for event in ({"event": "start"}, {"event": "end", "reason": "failed"}):
+        log(event)
+    assert choose_checkpoint(run, None, pytest.fail) is None
+    log({"event": "step", "step": 1})
+    with pytest.raises(UsageError, match="a run in this folder already"):
+        choose_checkpoint(run, None, pytest.fail)
+    log.close()
 
 
 def test_a_command_that_fails_early_leaves_no_folder(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ from pathlib import Path
 from gigatoken import train_bpe
 
 from gptbridge.data.blocks import Position, Problem, read_blocks
-from gptbridge.data.sources import find_sources
+from gptbridge.data.sources import Source, find_sources
 from gptbridge.data.tokenizers.bpe_files import BpeDefinition, byte_symbols, write_bpe
 from gptbridge.data.tokenizers.interface import END_OF_TEXT
-from gptbridge.errors import BadInput, UsageError
+from gptbridge.errors import BadInput, RunFailed, UsageError
 
 SMALLEST = 257  # the bytes and end-of-text
 
@@ -33,34 +32,43 @@ def train_tokenizer(
 
     Ids: 0..255 are the bytes, then the merges in the order they were found, last end-of-text. The
     vocabulary is smaller than `vocab_size` when the text has nothing left to merge. Raises
-    UsageError when `output` exists, BadInput for a bad document.
+    UsageError when `output` exists, BadInput for a bad document, RunFailed when the disk does not
+    take the files: nothing is left behind then.
     """
     if vocab_size < SMALLEST:
         raise UsageError(f"--vocab-size {vocab_size} is too small", allowed=f"{SMALLEST} or more")
     if output.exists():
         raise UsageError("exists already", where=output, hint="Choose another --output")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        corpus = Path(folder, "corpus")
-        _gather(inputs, corpus, json_key, document_separator, on_progress)
-        with _stdout_to_stderr():
-            _, merges = train_bpe(corpus, vocab_size, [END_OF_TEXT], separator=END_OF_TEXT.encode())
-        definition = _definition(merges)
-        made = Path(folder, "tokenizer")
-        write_bpe(definition, made)
-        made.rename(output)
+    sources = find_sources(inputs)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+            corpus = Path(folder, "corpus")
+            _gather(sources, corpus, json_key, document_separator, on_progress)
+            with _quiet_library():
+                _, merges = train_bpe(corpus, vocab_size, [END_OF_TEXT], separator=END_OF_TEXT.encode())
+            definition = _definition(merges)
+            made = Path(folder, "tokenizer")
+            write_bpe(definition, made)
+            made.rename(output)
+    except OSError as error:
+        raise RunFailed(
+            f"the tokenizer cannot be written: {error.strerror}",
+            where=output,
+            hint="A copy of the text lies beside it during training: make room for it, "
+            "or give another --output",
+        ) from error
     return definition
 
 
 def _gather(
-    inputs: list[str],
+    sources: list[Source],
     corpus: Path,
     json_key: str,
     separator: str | None,
     on_progress: Callable[[int, int], None],
 ) -> None:
     """Write all documents into one file, each followed by end-of-text, which no merge crosses."""
-    sources = find_sources(inputs)
     total = sum(source.size for source in sources)
     with corpus.open("wb") as file:
         for block in read_blocks(sources, Position(), json_key=json_key, separator=separator):
@@ -82,13 +90,15 @@ def _definition(merges: list[tuple[bytes, bytes]]) -> BpeDefinition:
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
-    """The library prints its progress; standard output is for what the command prints."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
+def _quiet_library() -> Iterator[None]:
+    """Drop what the library prints of its progress: below Python, straight to both descriptors."""
+    kept, nowhere = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        for number, handle in zip((1, 2), kept, strict=True):
+            os.dup2(handle, number)
+        for handle in (*kept, nowhere):
+            os.close(handle)
