@@ -34,14 +34,14 @@ install: .venv/all
 
 demo: .venv/torch
 	@rm -rf runs/demo
-	$(BIN)/gptbridge train gpt2-tiny --backend torch --run runs/demo -o training.max_steps=800 \
-	  -o training.seq_length=64 -o training.log_interval=50 -o evaluation.interval=400 -o checkpoint.interval=400
-	$(BIN)/gptbridge generate runs/demo --backend torch --prompt "def " -o generation.max_new_tokens=60
-	$(BIN)/gptbridge generate runs/demo --backend torch --prompt "def " -o generation.max_new_tokens=200 \
-	  -o generation.strategy=sample -o generation.top_k=20 -o generation.temperature=0.8
+	$(BIN)/gptbridge train gpt2-tiny --backend torch --run runs/demo -o training.max_steps=1100 \
+	  -o training.seq_length=64 -o training.log_interval=50 -o evaluation.interval=550 -o checkpoint.interval=550
+	$(BIN)/gptbridge generate runs/demo --backend torch --prompt "def __init__(self" -o generation.max_new_tokens=60
+	$(BIN)/gptbridge generate runs/demo --backend torch --prompt "def __init__(self" -o generation.max_new_tokens=200 \
+	  -o generation.strategy=sample -o generation.top_k=10 -o generation.temperature=0.7
 	@echo
-	@echo "That was a byte-level GPT after 800 short steps on the Python standard library. Next:"
-	@echo "  $(BIN)/gptbridge train --resume runs/demo --run runs/longer -o training.max_steps=1600  go on"
+	@echo "That was a byte-level GPT after 1,100 short steps on the Python standard library. Next:"
+	@echo "  $(BIN)/gptbridge train --resume runs/demo --run runs/longer -o training.max_steps=2200  go on"
 	@echo "  $(BIN)/gptbridge spec list                                                            other models and recipes"
 	@echo "  make install && $(BIN)/gptbridge parity --steps 5                                     the same on all three frameworks"
 
