@@ -23,7 +23,7 @@ TABLES: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
     "torch": [("", ("GPT2Model", "GPT2LMHeadModel"))],
     "gptbridge": [("", ("canonical",))],
     "paddle": [("", ("GPTForPretraining", "GPTModel"))],
-    "mindspore": [("", ("GPT2LMHeadModel",))],
+    "mindspore": [("", ("GPT2LMHeadModel", "GPT2Model"))],
     "fleetx": [
         ("`fused`: fuse_attn_qkv: True", ("fused",)),
         ("`split`: fuse_attn_qkv: False", ("split",)),

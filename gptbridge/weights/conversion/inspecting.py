@@ -25,7 +25,7 @@ def inspect_checkpoint(path: Path, told: Told | None = None) -> dict[str, Any]:
             "format": source.files[0].format,
             "files": len(source.files),
             "tensor_parallel": source.stages[0].cutting.degree,
-            "pipeline_parallel": len(source.stages),
+            "pipeline_parallel": len({stage.ranks[0] for stage in source.stages}),
             "tensors": len(tensors),
             "dtypes": dict(Counter(info.dtype for info in tensors)),
             "bytes": sum(info.nbytes for info in tensors),

@@ -14,10 +14,11 @@ from gptbridge.weights.conversion.strategies import Strategy, TensorLayout
 from gptbridge.weights.conversion.strategy_files import SUFFIXES, read_strategies
 from gptbridge.weights.formats import WeightFile
 
-_LAYER = re.compile(r"backbone\.blocks\.(\d+)\.")
-_QUERY = "backbone.blocks.{}.attention.dense1.weight"  # (n d) i
-_WIDENING = "backbone.blocks.{}.output.mapping.weight"  # i f
-_EMBEDDING = "backbone.embedding.word_embedding.embedding_table"
+_BACKBONE = "backbone."  # before the names of all but a bare GPT2Model
+_LAYER = re.compile(r"(?:backbone\.)?blocks\.(\d+)\.")
+_QUERY = "blocks.{}.attention.dense1.weight"  # (n d) i
+_WIDENING = "blocks.{}.output.mapping.weight"  # i f
+_EMBEDDING = "embedding.word_embedding.embedding_table"
 _COMPARED_BYTES = 1 << 20
 _MAX_FILES = 1 << 16
 _HINT = "Give the strategy files of the run: --strategy PATH"
@@ -108,19 +109,22 @@ def _layers(rank: WeightFile) -> Iterable[int]:
     return (int(match.group(1)) for name in rank.tensors if (match := _LAYER.match(name)))
 
 
+def _named(name: str, rank: WeightFile) -> str:
+    """Return the name that a tensor of GPT2Model has in a rank's file."""
+    return _BACKBONE + name if _BACKBONE + name in rank.tensors else name
+
+
 def _degree(ranks: Sequence[WeightFile], layer: int, root: Path) -> int:
     """Return over how many ranks the query matrix, of as many rows as columns, is cut."""
-    query, widening = (
-        info.shape if (info := ranks[0].tensors.get(name.format(layer))) else ()
-        for name in (_QUERY, _WIDENING)
-    )
+    names = [_named(name.format(layer), ranks[0]) for name in (_QUERY, _WIDENING)]
+    query, widening = (info.shape if (info := ranks[0].tensors.get(name)) else () for name in names)
     if len(query) != 2 or len(widening) != 2:
         return 1  # what is missing or malformed is named later
     rows, columns = query
     degree = columns // rows if rows else 0
     if degree < 1 or rows * degree != columns or len(ranks) % degree or widening[0] != columns:
         raise BadInput(
-            f"{_QUERY.format(layer)} has shape {query}, {_WIDENING.format(layer)} {widening}: "
+            f"{names[0]} has shape {query}, {names[1]} {widening}: "
             f"that does not tell how the {len(ranks)} ranks of a stage are cut",
             where=root,
             hint=_HINT,
@@ -130,14 +134,15 @@ def _degree(ranks: Sequence[WeightFile], layer: int, root: Path) -> int:
 
 def _holds_copies(ranks: Sequence[WeightFile]) -> bool:
     """Tell whether the ranks' embedding tables are the same one: then it is not cut."""
-    if not all(_EMBEDDING in rank.tensors for rank in ranks):
+    name = _named(_EMBEDDING, ranks[0])
+    if not all(name in rank.tensors for rank in ranks):
         return False
-    infos = {(rank.tensors[_EMBEDDING].shape, rank.tensors[_EMBEDDING].dtype) for rank in ranks}
+    infos = {(rank.tensors[name].shape, rank.tensors[name].dtype) for rank in ranks}
     if len(infos) > 1:
         return False
-    info = ranks[0].tensors[_EMBEDDING]
+    info = ranks[0].tensors[name]
     if len(info.shape) != 2 or not info.num_elements:
         return False
     rows = max(1, _COMPARED_BYTES * info.shape[0] // info.nbytes)
-    first = ranks[0].rows(_EMBEDDING, 0, rows)
-    return all(np.array_equal(first, rank.rows(_EMBEDDING, 0, rows)) for rank in ranks[1:])
+    first = ranks[0].rows(name, 0, rows)
+    return all(np.array_equal(first, rank.rows(name, 0, rows)) for rank in ranks[1:])

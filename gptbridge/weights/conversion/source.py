@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gptbridge.checkpoint.reading import find_checkpoint
-from gptbridge.errors import BadInput, printable
+from gptbridge.errors import BadInput, UsageError, printable
 from gptbridge.weights.canonical import parameters
 from gptbridge.weights.configs.reading import Declared, build_model
 from gptbridge.weights.conversion.assembly import assemble, stored_sizes
@@ -32,6 +33,7 @@ from gptbridge_specs import ModelSpec
 PADDED = ("megatron", "modelscope", "fleetx", "mindspore")
 _COMPARED_ITEMS = 1 << 20
 _SPARE_FILES = 256
+_CHUNK = re.compile(r"model(\d{1,4})\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Source:
     @property
     def files(self) -> list[WeightFile]:
         """The weight files of all ranks, stage by stage."""
-        return [file for stage in self.stages for file in stage.ranks]
+        return list(dict.fromkeys(file for stage in self.stages for file in stage.ranks))
 
     @property
     def num_labels(self) -> int | None:
@@ -109,9 +111,7 @@ def _open(path: Path, stack: ExitStack, told: Told, verify: bool) -> Source:
     _allow_open_files(len(found.files))
     files = [stack.enter_context(open_weights(file, verify=verify)) for file in found.files]
     stages = _stages(found, files, told)
-    version = _checkpoint_version(files[0])
-    layouts = layouts_of(told.dialect or found.dialect, checkpoint_version=version)
-    match = require_whole(best_match(layouts, [stage.names for stage in stages]), path)
+    match = _match(found, stages, told, path)
     declared, config_file = declared_beside(found.root, files[0], match.layout.dialect)
     stored = stored_sizes(match, stages, path)
     model = _model(match, stored, declared, told.model, path)
@@ -152,14 +152,46 @@ def _allow_open_files(count: int) -> None:
 def _stages(found: Found, files: Sequence[WeightFile], told: Told) -> list[Stage]:
     if found.by_rank:
         return mindformers_stages(files, found.root, told.strategy)
+    by_chunk = [(ranks, _chunks(ranks[0])) for ranks in _runs(files, found.tensor)]
+    cutting = LetterCutting(found.tensor, found.root)
     return [
-        Stage(ranks, tuple(ranks[0].tensors), LetterCutting(found.tensor, found.root))
-        for ranks in _runs(files, found.tensor)
+        Stage(ranks, chunks[number], cutting)
+        for number in range(max(len(chunks) for _, chunks in by_chunk))
+        for ranks, chunks in by_chunk
+        if number < len(chunks)
     ]
+
+
+def _chunks(weights: WeightFile) -> list[tuple[str, ...]]:
+    """Return the tensors of each virtual pipeline stage of a Megatron rank: `model0`, `model1`, ...
+
+    The first chunk of every rank comes before the second of any. What is in no chunk is in the first.
+    """
+    chunks: dict[int, list[str]] = {0: []}
+    for name in weights.tensors:
+        found = _CHUNK.match(name)
+        chunks.setdefault(int(found[1]) if found else 0, []).append(name)
+    return [tuple(chunks[number]) for number in sorted(chunks)]
 
 
 def _runs(files: Sequence[WeightFile], length: int) -> Iterable[tuple[WeightFile, ...]]:
     return (tuple(files[start : start + length]) for start in range(0, len(files), length))
+
+
+def _match(found: Found, stages: Sequence[Stage], told: Told, where: Path) -> Match:
+    """Return what the tensors are by the dialect's layouts; of every dialect if none is known."""
+    names = [stage.names for stage in stages]
+    version = _checkpoint_version(stages[0].ranks[0])
+    match = best_match(layouts_of(told.dialect or found.dialect, checkpoint_version=version), names)
+    if told.dialect is not None and not match.whole:
+        other = best_match(layouts_of(None, checkpoint_version=version), names)
+        if other.whole:
+            raise UsageError(
+                f"holds {other.layout.dialect} ({other.layout.variant}), not {told.dialect}",
+                where=where,
+                hint=f"Leave out --from {told.dialect}",
+            )
+    return require_whole(match, where)
 
 
 def _checkpoint_version(weights: WeightFile) -> int:

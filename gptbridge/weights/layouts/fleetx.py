@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from gptbridge.weights.layouts.paddlenlp import BLOCK, variant
 from gptbridge.weights.layouts.rules import Layout, rules
 
@@ -10,6 +12,12 @@ _FUSED = {
     "attn.c_attn.weight": ("self_attn.qkv_proj.weight", "i (n p d)"),
     "attn.c_attn.bias": ("self_attn.qkv_proj.bias", "(n p d)"),
 }
+
+
+def _without_chunk(name: str) -> str:
+    """With virtual stages, a part is numbered within its chunk: `4.2.` is part 2 of the chunk from part 4."""
+    return re.sub(r"^(\d{1,4})\.(\d{1,4})\.", lambda found: f"{int(found[1]) + int(found[2])}.", name)
+
 
 # A pipeline stage numbers its parts: 0 the embedding (shared with the head), 1..L the layers, then the norm.
 _PIPELINE = Layout(
@@ -25,6 +33,8 @@ _PIPELINE = Layout(
         block=_FUSED,
         blocks="{}.",
     ),
+    dropped=(r"\d+\.(embed\.)?(word|position)_embeddings\.weight",),  # a chunk's name for the shared one
+    without_chunk=_without_chunk,
     first_layer=1,
     repeated_in_last_stage=(
         ("wte.weight", "shared_layers.embed.word_embeddings.weight"),

@@ -30,6 +30,11 @@ class Match:
     missing: tuple[str, ...]  # canonical weights without a tensor, q, k and v told apart
     num_layers: int
 
+    @property
+    def whole(self) -> bool:
+        """Every tensor is understood, and none is missing."""
+        return bool(self.natives) and not self.missing and not self.unknown
+
 
 def _match_stages(layout: Layout, stages: Stages) -> tuple[dict[tuple[int, str], NativeTensor], int]:
     """Return what each stage's tensors are, their layers counted over all stages, and that count."""
@@ -79,7 +84,9 @@ def best_match(layouts: Sequence[Layout], stages: Stages) -> Match:
 def require_whole(match: Match, where: object) -> Match:
     """Return `match` if every tensor is understood and none is missing; BadInput names the first."""
     if not match.natives:
-        raise BadInput("no tensor has a name that a known GPT layout uses", where=where)
+        first = next(iter((*match.unknown, *match.dropped)), None)
+        held = f": it holds {printable(first, 80)}" if first else ""
+        raise BadInput(f"no tensor has a name that a known GPT layout uses{held}", where=where)
     for kind, names in (("is missing", match.missing), ("is left over", match.unknown)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""

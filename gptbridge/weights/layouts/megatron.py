@@ -7,6 +7,7 @@ generation is a row of `_GENERATIONS`. Megatron-Core has its own names.
 
 from __future__ import annotations
 
+import re
 from itertools import product
 
 from gptbridge.weights.layouts.rules import Layout, Table, rules
@@ -15,11 +16,21 @@ QKV_ROWS = {0: "(p n d)", 1: "(n d p)", 2: "(n p d)", 3: "(n p d)"}
 _BUFFERS = (
     r".*\._extra_state",
     r".*\.rotary_emb\.inv_freq",
-    r"(module\.)?model\.word_embeddings_for_head\..*",  # the last pipeline stage's copy of wte
-    r".*word_embeddings_for_head\.weight",
-    r"(optimizer|opt_param_scheduler|lr_scheduler|rng_state|random_rng_state|np_rng_state|torch_rng_state)\..*",
-    r"(cuda_rng_state|rng_tracker_states|torch_rng_state|cuda_rng_state)",
+    r".*word_embeddings_for_head\.weight",  # the last pipeline stage's copy of wte
 )
+_TRAINING = r"(optimizer|\w+_scheduler|\w*rng_state|rng_tracker_states)(\..*)?"
+
+
+def _left_out(prefix: str) -> tuple[str, ...]:
+    """Return what is no weight: all beside the wrapper of the weights, or training's state where none is."""
+    wrapper = prefix.partition(".")[0]
+    return (*_BUFFERS, _TRAINING if wrapper == "language_model" else rf"(?!{wrapper}\.).*")
+
+
+def _without_chunk(name: str) -> str:
+    """With virtual stages, a rank has `model0`, `model1`, ... in place of `model`."""
+    return re.sub(r"^model\d{1,4}\.", "model.", name)
+
 
 # (folder of the layers, attention's name, norms' suffix), newest of the classic names first
 _GENERATIONS = tuple(
@@ -67,7 +78,8 @@ def _classic(
             block=_block(attention, norm, QKV_ROWS[version]),
             blocks=f"{prefix}{folder}.layers.{{}}.",
         ),
-        dropped=_BUFFERS,
+        dropped=_left_out(prefix),
+        without_chunk=_without_chunk,
         layers_count_from_stage=True,
         repeated_in_last_stage=(("wte.weight", "model.word_embeddings_for_head.weight"),),
         activations=activations,
@@ -104,7 +116,8 @@ def _core(prefix: str, fused_norms: bool) -> Layout:
             },
             blocks=f"{prefix}decoder.layers.{{}}.",
         ),
-        dropped=_BUFFERS,
+        dropped=_left_out(prefix),
+        without_chunk=_without_chunk,
         layers_count_from_stage=True,
     )
 
@@ -124,7 +137,8 @@ def _base(variant: str, prefix: str) -> Layout:
             block=_block("attention", "layernorm", "(p n d)"),
             blocks=f"{prefix}transformer.layers.{{}}.",
         ),
-        dropped=_BUFFERS,
+        dropped=_left_out(prefix),
+        without_chunk=_without_chunk,
         layers_count_from_stage=True,
         activations=("gelu_erf",),
     )

@@ -6,20 +6,24 @@ LoRA deltas stand beside the weights they change: mindpet's `mindpet_delta_lora_
 
 from __future__ import annotations
 
+import re
+
 from gptbridge.weights.layouts.rules import Layout, rules
 
 _QKV = ("attention.dense1", "attention.dense2", "attention.dense3")
 
-MINDSPORE = (
-    Layout(
+
+def _variant(name: str, prefix: str) -> Layout:
+    """Return the layout of one of the model classes."""
+    return Layout(
         "mindspore",
-        "GPT2LMHeadModel",
+        name,
         rules(
             top={
-                "wte.weight": ("backbone.embedding.word_embedding.embedding_table", "v i"),
-                "wpe.weight": ("backbone.embedding.position_embedding.embedding_table", "t i"),
-                "ln_f.weight": ("backbone.layernorm.gamma", "i"),
-                "ln_f.bias": ("backbone.layernorm.beta", "i"),
+                "wte.weight": (f"{prefix}embedding.word_embedding.embedding_table", "v i"),
+                "wpe.weight": (f"{prefix}embedding.position_embedding.embedding_table", "t i"),
+                "ln_f.weight": (f"{prefix}layernorm.gamma", "i"),
+                "ln_f.bias": (f"{prefix}layernorm.beta", "i"),
                 "score.weight": ("score.weight", "c i"),
             },
             block={
@@ -38,16 +42,17 @@ MINDSPORE = (
                 "mlp.c_proj.weight": ("output.projection.weight", "f o"),
                 "mlp.c_proj.bias": ("output.projection.bias", "o"),
             },
-            blocks="backbone.blocks.{}.",
+            blocks=f"{prefix}blocks.{{}}.",
         ),
         dropped=(
-            r"(backbone\.blocks\.\d+\.)?attention\.(beta|masked_beta)",
-            r"(adam_[mv]|moment[12]|accu_grads)\..*",  # a training checkpoint's optimizer
-            r"(global_step|learning_rate|scale_sense|epoch_num|step_num|loss_scale|current_iterator_step)",
-            r"(beta[12]_power|last_overflow_iterator_step)",
+            rf"({re.escape(prefix)}blocks\.\d+\.)?attention\.(beta|masked_beta)",  # causal masks
+            r"(adam_[mv]|moment[12]|moments|exp_avg(_sq)?|accu_grads)\..*",  # an optimizer's state
+            r"[^.]+",  # its counters, rates and scales; weights lie in cells, so their names have dots
         ),
         # The head is the first stage's table once more. Each tensor rank has it whole (vocab_emb_dp).
-        repeated_in_last_stage=(("wte.weight", "backbone.embedding.word_embedding.embedding_table"),),
+        repeated_in_last_stage=(("wte.weight", f"{prefix}embedding.word_embedding.embedding_table"),),
         cut="nf",
-    ),
-)
+    )
+
+
+MINDSPORE = (_variant("GPT2LMHeadModel", "backbone."), _variant("GPT2Model", ""))

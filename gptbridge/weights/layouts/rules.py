@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -85,6 +85,7 @@ class Layout:
     first_layer: int = 0  # the number of the first layer; what follows the layers has the next one
     cut: str = CUT  # the letters that tensor parallelism cuts when this layout is written
     activations: tuple[str, ...] = ()  # those that its software computes, if its configuration has no word
+    without_chunk: Callable[[str], str] = str  # from a name in a run of virtual stages to that in one without
 
     @cached_property
     def _natives(self) -> dict[str, tuple[Rule, int | None]]:
@@ -101,8 +102,9 @@ class Layout:
 
     def find(self, name: str) -> NativeTensor | None:
         """Return what the tensor `name` holds, or None for a name that the layout does not know."""
-        number = _NUMBER.search(name)
-        template = name if number is None else f"{name[: number.start()]}{{}}{name[number.end() :]}"
+        plain = self.without_chunk(name)
+        number = _NUMBER.search(plain)
+        template = plain if number is None else f"{plain[: number.start()]}{{}}{plain[number.end() :]}"
         layer = int(number.group()) - self.first_layer if number else 0
         if template not in self._natives or layer < 0:
             return None
@@ -111,7 +113,8 @@ class Layout:
 
     def is_dropped(self, name: str) -> bool:
         """Tell whether `name` is a buffer or other tensor that is left out on purpose."""
-        return any(pattern.fullmatch(name) for pattern in self._dropped)
+        plain = self.without_chunk(name)
+        return any(pattern.fullmatch(plain) for pattern in self._dropped)
 
     def natives(self, canonical_names: Iterable[str], num_layers: int) -> Iterator[NativeTensor]:
         """Yield the tensors to write for the given canonical weights, in their order."""

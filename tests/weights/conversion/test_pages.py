@@ -80,7 +80,7 @@ def test_tables_hold_every_name_and_no_other(dialect: str) -> None:
     [
         ("fleetx", ("gpt.decoder.layers.N.self_attn.qkv_proj.weight", "(H, 3H)", "head by head q, k, v")),
         ("paddle", ("score.weight", "(H, C)", "transposed")),
-        ("mindspore", ("backbone.blocks.N.output.mapping.weight", "(H, F)", "the same")),
+        ("mindspore", ("{backbone.,}blocks.N.output.mapping.weight", "(H, F)", "the same")),
         ("megatron", ("model.decoder.layers.N.mlp.linear_fc1.weight", "(F, H)", "transposed")),
     ],
 )

@@ -1,0 +1,98 @@
+"""What trainers leave beside the weights, and how they number virtual stages, is no obstacle."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from gptbridge.weights.conversion.inspecting import inspect_checkpoint
+from gptbridge.weights.conversion.source import Told
+from gptbridge.weights.formats import Entry, TensorInfo, open_weights, write_pdparams
+from tests.weights.conversion.checkpoints import converted, rewrite_ckpt
+
+_TRAIN_MEGATRON = Path(__file__).with_name("frameworks") / "train_megatron.py"
+
+
+def assert_same(folder: Path, original: Path, told: Told | None = None, **options: int) -> None:
+    back = converted(folder, folder.with_name("back"), "torch", told=told, **options)
+    first, second = load_file(original / "model.safetensors"), load_file(back / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("variant", "tensor", "pipeline", "virtual"),
+    [("version-0", 2, 1, 1), ("version-3", 2, 2, 1), ("core", 1, 4, 2)],
+)
+def test_megatron(
+    variant: str, tensor: int, pipeline: int, virtual: int, original: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "megatron"
+    converted(original, folder, "megatron", tensor, pipeline, variant=variant, vocab_size=64)
+    subprocess.run([sys.executable, _TRAIN_MEGATRON, folder, str(virtual)], check=True, timeout=60)
+    facts = inspect_checkpoint(folder)
+    assert facts["files"] == tensor * pipeline // virtual
+    assert facts["pipeline_parallel"] == pipeline // virtual
+    assert "rng_tracker_states.model-parallel-rng" in facts["left_out"]
+    assert_same(folder, original, vocab_size=61)
+
+
+def test_fleetx_virtual_stages(original: Path, tmp_path: Path) -> None:
+    """Parts 0 to 6 (embedding, 4 layers, norm, head) in chunks from 0, 2, 4 and 5: names of pp_layers.py."""
+    folder = converted(original, tmp_path / "fleetx", "fleetx", 1, 4)
+    starts = (0, 2, 4, 5)
+    for file in folder.glob("*/model.pdparams"):
+        with open_weights(file) as weights:
+            arrays = {}
+            for name in weights.tensors:
+                array = weights.read(name).copy()
+                if found := re.match(r"(\d+)\.(.+)", name):
+                    start = max(start for start in starts if start <= int(found[1]))
+                    arrays[f"{start}.{int(found[1]) - start}.{found[2]}"] = array
+                else:
+                    arrays[name] = array
+                    arrays[name.replace("shared_layers.embed", "0.0")] = array
+                    arrays[name.replace("shared_layers", "5")] = array
+        entries: list[Entry] = [
+            (TensorInfo(name, "float32", array.shape), lambda a=array: [a])  # type: ignore[misc]
+            for name, array in arrays.items()
+        ]
+        write_pdparams(file, entries)
+    assert_same(folder, original)
+
+
+@pytest.mark.parametrize("variant", ["GPT2LMHeadModel", "GPT2Model"])
+def test_mindformers(variant: str, original: Path, tmp_path: Path) -> None:
+    folder = converted(original, tmp_path / "mindspore", "mindspore", variant=variant)
+    state = {"global_step": 7, "lr": 1e-4, "scale_sense": 2.0, "epoch_num": 1}
+
+    def train(arrays: dict[str, NDArray[Any]]) -> None:
+        weights = list(arrays)
+        for prefix in ("adam_m", "adam_v", "exp_avg", "exp_avg_sq"):
+            arrays.update({f"{prefix}.{name}": np.zeros_like(arrays[name]) for name in weights})
+        arrays.update({name: np.array([value], np.float32) for name, value in state.items()})
+
+    rewrite_ckpt(folder / "gpt2.ckpt", train)
+    assert set(state) < set(inspect_checkpoint(folder)["left_out"])
+    assert_same(folder, original)
+
+
+def test_ranks_of_a_bare_mindformers_model(original: Path, tmp_path: Path) -> None:
+    folder = converted(
+        original, tmp_path / "mindspore", "mindspore", 2, 2, variant="GPT2Model", vocab_size=64
+    )
+    assert inspect_checkpoint(folder)["tensor_parallel"] == 2
+    assert_same(folder, original, vocab_size=61)
+    for file in (folder / "strategy").iterdir():
+        file.unlink()
+    (folder / "strategy").rmdir()
+    (folder.with_name("back")).rename(tmp_path / "first")
+    assert_same(folder, original, vocab_size=61)
