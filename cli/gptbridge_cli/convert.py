@@ -86,6 +86,7 @@ def convert(
         "bytes": done.nbytes,
         "files": [*done.files, *done.companions],
         "left_out": list(done.left_out),
+        "notes": list(done.notes),
         "max_logit_difference": verdict.max_difference if verdict else None,
     }
     if as_json:
@@ -94,6 +95,8 @@ def convert(
         typer.echo(f"{done.source_dialect} ({done.source_variant}) -> {to}: {output}, {done.nbytes:,} bytes")
         if done.left_out:
             typer.echo(f"left out, being no weights: {len(done.left_out)} tensors such as {done.left_out[0]}")
+        for note in done.notes:
+            typer.echo(f"note: {note}")
         typer.echo(str(verdict) if verdict else "not verified: --verify compares the logits")
     if verdict and not verdict.passed:
         raise RunFailed(str(verdict), where=output)

@@ -122,25 +122,18 @@ def _refuse_other_architectures(model: Mapping[str, Any], table: ConfigTable, wh
 
 def _activation(model: Mapping[str, Any], table: ConfigTable, dialect: str, where: object) -> str:
     if dialect == "megatron":
-        return _megatron_activation(model)
+        # It computes tanh GELU when it fuses bias and GELU or is told to.
+        return "gelu_tanh" if model.get("openai_gelu") or model.get("bias_gelu_fusion", True) else "gelu_erf"
     if dialect == "modelscope":
         return "gelu_tanh" if model.get("bias_gelu_fusion", True) else "gelu_erf"
-    spelled = model.get(table.activation_key) if table.activation_key else None
-    if spelled is None:
-        return table.default_activation
-    if not isinstance(spelled, str) or spelled not in table.gelu:
-        raise BadInput(
-            f"{table.activation_key} is {printable(spelled)!r}", where=where, allowed=", ".join(table.gelu)
-        )
-    return table.gelu[spelled]
-
-
-def _megatron_activation(args: Mapping[str, Any]) -> str:
-    """Megatron computes tanh GELU when it fuses bias and GELU or is told to; erf otherwise."""
-    if args.get("gptbridge_activation") == "quick_gelu":
-        return "quick_gelu"
-    tanh = args.get("openai_gelu") or args.get("bias_gelu_fusion", True)
-    return "gelu_tanh" if tanh else "gelu_erf"
+    for key in table.activation_keys:
+        spelled = model.get(key)
+        if spelled is None:
+            continue
+        if not isinstance(spelled, str) or spelled not in table.gelu:
+            raise BadInput(f"{key} is {printable(spelled)!r}", where=where, allowed=", ".join(table.gelu))
+        return table.gelu[spelled]
+    return table.default_activation
 
 
 def finite_number(value: Any, name: str, where: object) -> float:

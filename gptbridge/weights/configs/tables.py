@@ -14,16 +14,18 @@ class ConfigTable:
     `keys` maps a ModelSpec field to the keys that say it, the one that is written first. `gelu` maps
     the activation's spelling to ours. `fixed` are switches that must have this value, because any
     other means another architecture. `always` is written as it is. `assumed` is what the system takes
-    for a field that its file leaves out, where ModelSpec takes something else.
+    for a field that its file leaves out, where ModelSpec takes something else. `hard_coded` is what its
+    software computes whatever the file says: another value is written for the way back, and told.
     """
 
     keys: Mapping[str, tuple[str, ...]]
-    activation_key: str | None = None
+    activation_keys: tuple[str, ...] = ()  # those that spell the activation, the one that is written first
     gelu: Mapping[str, str] = field(default_factory=dict)
     default_activation: str = "gelu_tanh"
     fixed: Mapping[str, Any] = field(default_factory=dict)
     always: Mapping[str, Any] = field(default_factory=dict)
     assumed: Mapping[str, Any] = field(default_factory=dict)
+    hard_coded: Mapping[str, Any] = field(default_factory=dict)
     section: tuple[str, ...] = ()  # where in the file the model stands
     tokens: bool = False  # special tokens stand beside the sizes
     labels: tuple[str, ...] = ()  # keys of a classifier's number of classes, the one that is written first
@@ -42,17 +44,20 @@ _PADDLE_KEYS = {
     "num_attention_heads": ("num_attention_heads", "n_head"),
     "ffn_hidden_size": ("intermediate_size", "n_inner"),
     "max_position_embeddings": ("max_position_embeddings", "n_positions"),
-    "hidden_dropout_prob": ("hidden_dropout_prob",),
-    "attention_probs_dropout_prob": ("attention_probs_dropout_prob",),
+    "layernorm_epsilon": ("layernorm_epsilon",),
+    "hidden_dropout_prob": ("hidden_dropout_prob", "resid_pdrop"),
+    "attention_probs_dropout_prob": ("attention_probs_dropout_prob", "attn_pdrop"),
     "initializer_range": ("initializer_range",),
 }
+_EPSILON = {"layernorm_epsilon": 1e-5}  # of three systems' code
 
 TABLES: Mapping[str, ConfigTable] = {
     "paddle": ConfigTable(
         keys=_PADDLE_KEYS,
-        activation_key="hidden_act",
+        activation_keys=("hidden_act", "activation_function"),
         gelu={**_PADDLE_GELU, "gelu_new": "gelu_tanh"},
         always={"model_type": "gpt", "type_vocab_size": 16},
+        hard_coded=_EPSILON,
         tokens=True,
         labels=("num_labels", "num_classes"),
     ),
@@ -62,8 +67,9 @@ TABLES: Mapping[str, ConfigTable] = {
             "num_layers": ("num_layers",),
             "ffn_hidden_size": ("ffn_hidden_size",),
         },
-        activation_key="activation",
+        activation_keys=("activation",),
         gelu=_PADDLE_GELU,
+        hard_coded={**_EPSILON, "activation": "gelu_tanh"},
         always={
             "module": "GPTModule",
             "name": "GPT",
@@ -85,7 +91,8 @@ TABLES: Mapping[str, ConfigTable] = {
             "attention_probs_dropout_prob": ("attention_dropout_rate", "attention_dropout_prob"),
             "initializer_range": ("initializer_range",),
         },
-        activation_key="hidden_act",
+        activation_keys=("hidden_act",),
+        hard_coded=_EPSILON,
         gelu={"gelu": "gelu_tanh", "fast_gelu": "quick_gelu", "gelu_erf": "gelu_erf"},
         always={"type": "GPT2Config"},
         section=("model", "model_config"),

@@ -25,8 +25,12 @@ def config_content(
     if dialect in ("torch", "gptbridge"):
         return {**_hugging_face(model, num_labels), **(tokens or {})}
     table = TABLES[dialect]
-    content = {**table.always, **{keys[0]: _value(model, name) for name, keys in table.keys.items()}}
-    content.update(_activation(model, table, dialect))
+    unsaid = {name for name, value in table.hard_coded.items() if getattr(model, name) == value}
+    content = {
+        **table.always,
+        **{keys[0]: _value(model, name) for name, keys in table.keys.items() if name not in unsaid},
+        **({} if "activation" in unsaid else _activation(model, table, dialect)),
+    }
     if num_labels is not None and table.labels:
         content[table.labels[0]] = num_labels
     if table.tokens:
@@ -36,6 +40,16 @@ def config_content(
     for name in reversed(table.section):
         content = {name: content}
     return content
+
+
+def not_computed(model: ModelSpec, dialect: str) -> list[str]:
+    """Return what of `model` the dialect's own software does not compute, whatever its configuration says."""
+    table = TABLES.get(dialect)
+    return [
+        f"{dialect} itself always computes {name}={value}, and this model has {getattr(model, name)}"
+        for name, value in (table.hard_coded.items() if table else ())
+        if getattr(model, name) != value
+    ]
 
 
 def _hugging_face(model: ModelSpec, num_labels: int | None) -> dict[str, Any]:
@@ -65,9 +79,8 @@ def _value(model: ModelSpec, field: str) -> Any:
 def _activation(model: ModelSpec, table: ConfigTable, dialect: str) -> dict[str, Any]:
     tanh = model.activation == "gelu_tanh"
     if dialect == "megatron":
-        extra = {"gptbridge_activation": "quick_gelu"} if model.activation == "quick_gelu" else {}
-        return {"bias_gelu_fusion": tanh, "openai_gelu": False, **extra}
+        return {"bias_gelu_fusion": tanh, "openai_gelu": False}
     if dialect == "modelscope":
         return {"bias_gelu_fusion": tanh}
     spelled = next(name for name, ours in table.gelu.items() if ours == model.activation)
-    return {str(table.activation_key): spelled}
+    return {table.activation_keys[0]: spelled}

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from gptbridge.errors import UsageError
+from gptbridge.weights.configs.writing import not_computed
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.companions import write_companions
 from gptbridge.weights.conversion.output_folder import new_folder, refuse_output
@@ -55,6 +56,7 @@ class Converted:
     nbytes: int
     companions: tuple[str, ...]
     left_out: tuple[str, ...]  # tensors of the source that are no weights
+    notes: tuple[str, ...]  # what the user should know of the result
 
 
 def convert_checkpoint(request: Request, progress: Progress | None = None) -> Converted:
@@ -78,7 +80,17 @@ def convert_checkpoint(request: Request, progress: Progress | None = None) -> Co
         nbytes,
         tuple(companions),
         source.dropped,
+        tuple(_notes(source, target, request.told)),
     )
+
+
+def _notes(source: Source, target: Target, told: Told) -> Iterator[str]:
+    """Yield what was taken for granted of the source, and what the target's software does not compute."""
+    model = target.model
+    if not source.config_file and "activation" not in told.model.fields:
+        taken = f"activation={model.activation} and layernorm_epsilon={model.layernorm_epsilon}"
+        yield f"no configuration beside the weights: {taken} are taken, --model PRESET|FILE says others"
+    yield from not_computed(model, target.dialect)
 
 
 def choose_layout(dialect: str, variant: str | None, split: Split) -> Layout:

@@ -12,6 +12,7 @@ from itertools import product
 
 from gptbridge.weights.layouts.rules import Layout, Table, rules
 
+_GELU = ("gelu_tanh", "gelu_erf")  # one switch chooses between them
 QKV_ROWS = {0: "(p n d)", 1: "(n d p)", 2: "(n p d)", 3: "(n p d)"}
 _BUFFERS = (
     r".*\._extra_state",
@@ -61,7 +62,6 @@ def _classic(
     prefix: str,
     names: tuple[str, str, str],
     version: int,
-    activations: tuple[str, ...] = (),
 ) -> Layout:
     folder, attention, norm = names
     return Layout(
@@ -82,7 +82,7 @@ def _classic(
         without_chunk=_without_chunk,
         layers_count_from_stage=True,
         repeated_in_last_stage=(("wte.weight", "model.word_embeddings_for_head.weight"),),
-        activations=activations,
+        activations=_GELU,
     )
 
 
@@ -119,6 +119,8 @@ def _core(prefix: str, fused_norms: bool) -> Layout:
         dropped=_left_out(prefix),
         without_chunk=_without_chunk,
         layers_count_from_stage=True,
+        repeated_in_last_stage=(("wte.weight", f"{prefix}output_layer.weight"),),
+        activations=_GELU,
     )
 
 
@@ -160,9 +162,9 @@ def megatron(checkpoint_version: int) -> tuple[Layout, ...]:
 
 
 def _large(variant: str, prefix: str) -> Layout:
-    """ModelScope's 1.3B and up: Megatron's classic names, and one switch between two activations."""
+    """ModelScope's 1.3B and up: Megatron's classic names."""
     names = ("encoder", "self_attention", "layernorm")
-    return _classic("modelscope", variant, prefix, names, 2, ("gelu_tanh", "gelu_erf"))
+    return _classic("modelscope", variant, prefix, names, 2)
 
 
 MODELSCOPE = (

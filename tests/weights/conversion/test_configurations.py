@@ -11,8 +11,12 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from gptbridge.errors import UsageError
+from gptbridge.errors import BadInput, UsageError
+from gptbridge.weights.configs.reading import Declared
+from gptbridge.weights.conversion.convert import Request, convert_checkpoint
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
+from gptbridge.weights.conversion.source import Told
+from gptbridge.weights.conversion.verifying import verify
 from gptbridge_specs import ModelSpec
 from tests.weights.conversion.checkpoints import MODEL, converted, random_weights, write_hugging_face
 
@@ -55,15 +59,61 @@ def test_modelscope_chooses_its_model_class_by_the_megatron_section(base: Path, 
 
 
 @pytest.mark.parametrize(
-    ("variant", "activation"), [("base", "gelu_tanh"), ("base", "quick_gelu"), ("large", "quick_gelu")]
+    ("dialect", "variant", "activation"),
+    [
+        ("modelscope", "base", "gelu_tanh"),
+        ("modelscope", "base", "quick_gelu"),
+        ("modelscope", "large", "quick_gelu"),
+        ("megatron", "version-3", "quick_gelu"),
+        ("megatron", "core", "quick_gelu"),
+    ],
 )
-def test_modelscope_refuses_an_activation_that_it_would_not_compute(
-    variant: str, activation: str, tmp_path: Path
+def test_an_activation_that_the_target_would_not_compute_is_refused(
+    dialect: str, variant: str, activation: str, tmp_path: Path
 ) -> None:
     source = written(tmp_path / "in", activation=activation)
-    with pytest.raises(UsageError, match=f"the model computes {activation}, which modelscope"):
-        converted(source, tmp_path / "out", "modelscope", variant=variant)
+    with pytest.raises(UsageError, match=f"the model computes {activation}, which {dialect}"):
+        converted(source, tmp_path / "out", dialect, variant=variant)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dialect", ["paddle", "fleetx", "mindspore"])
+def test_an_epsilon_that_the_target_would_not_compute_is_told_and_kept(dialect: str, tmp_path: Path) -> None:
+    source = written(tmp_path / "in", layernorm_epsilon=1e-3)
+    done = convert_checkpoint(Request(source, tmp_path / "out", dialect))
+    assert done.notes == (
+        f"{dialect} itself always computes layernorm_epsilon=1e-05, and this model has 0.001",
+    )
+    assert verify(source, tmp_path / "out").passed
+    assert inspect_checkpoint(tmp_path / "out")["model"]["layernorm_epsilon"] == 1e-3
+    assert convert_checkpoint(Request(written(tmp_path / "usual"), tmp_path / "more", dialect)).notes == ()
+
+
+def test_what_is_taken_for_granted_without_a_configuration_is_told(tmp_path: Path) -> None:
+    source = written(tmp_path / "in")
+    (source / "config.json").unlink()
+    told = Told(model=Declared({"num_attention_heads": 4}))
+    (note,) = convert_checkpoint(Request(source, tmp_path / "out", "torch", told)).notes
+    assert "activation=gelu_tanh and layernorm_epsilon=1e-05 are taken" in note
+    whole = Told(model=Declared(MODEL.model_dump()))
+    assert convert_checkpoint(Request(source, tmp_path / "more", "torch", whole)).notes == ()
+
+
+def test_paddlenlp_is_read_in_hugging_faces_words(tmp_path: Path) -> None:
+    folder = converted(written(tmp_path / "in", activation="gelu_erf"), tmp_path / "out", "paddle")
+    (folder / "model_config.json").unlink()
+    words = {"n_embd": 48, "n_layer": 4, "n_head": 4, "n_inner": 96, "n_positions": 20, "vocab_size": 61}
+    rates = {"resid_pdrop": 0.25, "attn_pdrop": 0.5, "activation_function": "gelu_erf"}
+    (folder / "config.json").write_text(json.dumps({**words, **rates}))
+    model = inspect_checkpoint(folder)["model"]
+    assert (model["activation"], model["hidden_dropout_prob"], model["attention_probs_dropout_prob"]) == (
+        "gelu_erf",
+        0.25,
+        0.5,
+    )
+    (folder / "config.json").write_text(json.dumps({**words, **rates, "activation_function": "relu"}))
+    with pytest.raises(BadInput, match="activation_function is 'relu'"):
+        inspect_checkpoint(folder)
 
 
 def test_modelscope_takes_its_own_epsilon_where_the_file_says_none(tmp_path: Path) -> None:

