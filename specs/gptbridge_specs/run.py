@@ -135,8 +135,8 @@ class ParallelSpec(Part):
     tensor: int = Field(1, ge=1, description="Devices that share each matrix, cut by heads.")
     pipeline: int = Field(1, ge=1, description="Stages that share the layers.")
     sharding: int = Field(1, ge=1, description="Devices that share optimizer state, gradients or weights.")
-    sharding_stage: Literal[0, 1, 2, 3] = Field(
-        0, description="1: optimizer state, 2: and gradients, 3: and weights are sharded."
+    sharding_stage: int = Field(
+        0, ge=0, le=3, description="1: optimizer state, 2: and gradients, 3: and weights are sharded."
     )
     sequence: bool = Field(False, description="Cut activations between tensor-parallel regions by sequence.")
 
