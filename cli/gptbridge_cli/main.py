@@ -11,6 +11,8 @@ from gptbridge import __version__
 from gptbridge_cli import backends, convert, data, generate, parity, spec, tokenizer, train
 from gptbridge_cli.quick_help import QuickGroup
 
+_LONGEST = 2000  # characters of an error's line
+
 app = typer.Typer(
     name="gptbridge",
     help="Train one GPT spec on PyTorch, PaddlePaddle or MindSpore; move weights and runs between them.",
@@ -52,15 +54,15 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
+        from gptbridge.errors import printable
+
         exit_code = getattr(error, "exit_code", None)
         for line in str(error).splitlines() if exit_code else [_unexpected(error)]:
-            typer.echo(f"error: {line}", err=True)
+            typer.echo(f"error: {printable(line, _LONGEST)}", err=True)
         sys.exit(exit_code or 1)
 
 
 def _unexpected(error: Exception) -> str:
     """Return one line for what nobody foresaw."""
-    from gptbridge.errors import printable
-
-    words = printable(" ".join(str(error).split()))
+    words = " ".join(str(error).split())
     return f"{type(error).__name__}: {words}. gptbridge --debug COMMAND shows where; please report it"

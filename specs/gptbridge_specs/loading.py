@@ -112,6 +112,7 @@ _WORDS = {
     "float_type": "not a number",
     "finite_number": "not a finite number",
     "bool_parsing": "neither true nor false",
+    "model_type": "not a section of fields",
 }
 
 

@@ -30,7 +30,10 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of `content` with each override set; the last one of a field wins."""
+    """Return a copy of `content` with each override set; the last one of a field wins.
+
+    A section's `preset` replaces the section: what it had came from another preset.
+    """
     result = dict(content)
     for text in overrides:
         keys, value = parse_override(text)
@@ -41,5 +44,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
                 raise SpecError([f"-o {text}: {key} is a value, not a section"])
             target[key] = dict(inner or {})
             target = target[key]
+        if keys[1:] and keys[-1] == "preset":
+            target.clear()
         target[keys[-1]] = value
     return result

@@ -49,6 +49,14 @@ _resolver("float", r"^(?:[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$", list("-+."
 _resolver("merge", r"^<<$", ["<"])
 
 
+# LibYAML's words for a problem, where they do not say it
+_WORDS = {
+    "found character that cannot start any token": "a tab, or one of @ ` %, cannot begin a value: "
+    "indent with spaces, put text in quotes",
+    "but found another document": "a second document begins here: a spec is one",
+}
+
+
 def _check_depth(text: str) -> None:
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
@@ -94,7 +102,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """
     try:
         if not path.is_file():
-            raise SpecError([f"{path}: no such file"])
+            problem = "not a file" if path.exists() else "no such file"
+            raise SpecError([f"{path}: {problem}. gptbridge spec list shows the presets"])
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
@@ -104,7 +113,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise SpecError([f"{path}: not UTF-8 text (byte {error.start})"]) from error
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise SpecError([f"{path}{line}: {error.problem}"]) from error
+        words = _WORDS.get(str(error.problem), error.problem)
+        raise SpecError([f"{path}{line}: {words}"]) from error
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError([f"{path}: {' '.join(str(error).split())}"]) from error
     except OSError as error:

@@ -38,6 +38,18 @@ def test_problems_are_lines_and_exit_code_2() -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_an_error_cannot_move_the_cursor(tmp_path: Path) -> None:
+    """On a terminal: typer strips colours elsewhere."""
+    file = tmp_path / "spec.yaml"
+    file.write_text('"mo\\e[31mdel": 1\n')
+    script = "import sys; sys.stderr.isatty = lambda: True; from gptbridge_cli.main import main; main()"
+    command = [sys.executable, "-c", script, "spec", "check", str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert "mo\\x1b[31mdel: unknown key" in result.stderr
+    assert "\x1b" not in result.stderr
+
+
 def test_schema_describes_every_field() -> None:
     schema = json.loads(gptbridge("spec", "schema").stdout)
     parts = [schema, *schema["$defs"].values()]

@@ -46,6 +46,12 @@ def test_overrides_reach_every_kind_of_field() -> None:
     assert spec.model.hidden_size == 64
 
 
+def test_a_preset_replaces_the_model_that_was_there() -> None:
+    assert load_run("gpt2-tiny", ["model.preset=gpt2-small"]) == load_run("gpt2-tiny", ["model=gpt2-small"])
+    model = load_run("gpt2-tiny", ["model.preset=gpt2-small", "model.vocab_size=300"]).model
+    assert (model.hidden_size, model.vocab_size) == (768, 300)
+
+
 def test_split_takes_the_seeds_form() -> None:
     assert load_run("gpt2-tiny", ["data.split=949,50,1"]).data.split == (949, 50, 1)
     assert load_run("gpt2-tiny", ["data.split=9/1"]).data.split == (9, 1, 0)
@@ -81,6 +87,7 @@ def test_all_problems_are_told_at_once() -> None:
         ("model.vocab_size=1000000000000", "model.vocab_size"),
         ("model=nosuch", "nosuch: no such model preset"),
         ("hidden_size=64", "Did you mean model.hidden_size?"),
+        ("training=3", "training: '3' is not a section of fields"),
         ("foo=1", "A run has: model, data"),
         ("training.zzz=1", "training has: max_steps"),
         ("training.seed.x=1", "training.seed"),
@@ -97,7 +104,9 @@ def test_wrong_override_is_explained(override: str, words: str) -> None:
         ("training: {max_steps: 1, max_steps: 2}", "stands twice"),
         ("training: !!python/object/apply:os.system [id]", "tag"),
         ("training: {seed: true}", "training.seed"),
-        ("a: 1\n---\nb: 2", "document"),
+        ("a: 1\n---\nb: 2", "spec.yaml:2: a second document"),
+        ("training:\n\tseed: 1", "spec.yaml:2: a tab"),
+        ("training:", "training: None is not a section"),
         ("- 1", "mapping"),
         ("training: [", "spec.yaml:2: "),
         (b"\xff\xfe\x00", "UTF-8"),
