@@ -16,6 +16,7 @@ from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.checkpoint.writing import CONFIG_FILE, MOMENTS_STEM, WEIGHTS_STEM
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import BadInput, printable
+from gptbridge.nearby import nearby
 from gptbridge.session import EXP_AVG, EXP_AVG_SQ
 from gptbridge.weights.canonical import parameters
 from gptbridge.weights.formats import WeightFile, open_weights
@@ -56,6 +57,7 @@ def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
             "no checkpoint here" if path.is_dir() else "no such folder",
             where=path,
             allowed="a run folder, a checkpoint folder or a Hugging Face GPT-2 folder",
+            hint=None if path.exists() else nearby(path),
         )
     return found
 

@@ -17,6 +17,7 @@ from gptbridge.data.readers.nanogpt import open_nanogpt
 from gptbridge.data.readers.paddlenlp import open_paddlenlp, open_paddlenlp_npz
 from gptbridge.data.tokens import ChainedTokens, TokenDataset
 from gptbridge.errors import BadInput
+from gptbridge.nearby import nearby
 
 __all__ = ["TokenDataset", "open_dataset"]
 
@@ -74,8 +75,9 @@ def open_dataset(path: str | None) -> TokenDataset:
     else:
         found = [one for one in _datasets_in(given.parent) if one.is_called(given.name)]
     if not found:
-        problem = "no token dataset here" if os.path.lexists(given) else "no such token dataset"
-        raise BadInput(problem, where=path, allowed=_ALLOWED)
+        here = os.path.lexists(given)
+        problem = "no token dataset here" if here else "no such token dataset"
+        raise BadInput(problem, where=path, allowed=_ALLOWED, hint=None if here else nearby(given))
     if len({one.format.open for one in found}) > 1:
         names = ", ".join(sorted(one.stem.name for one in found)[:4])
         raise BadInput(

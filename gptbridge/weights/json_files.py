@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.errors import BadInput, printable
+from gptbridge.nearby import nearby
 
 CONFIG_LIMIT = 1 << 20
 INDEX_LIMIT = 64 << 20
@@ -20,9 +21,10 @@ def require_regular_file(path: Path) -> int:
     try:
         status = path.stat()
     except OSError as error:
-        raise BadInput(error.strerror or "cannot be opened", where=path) from error
+        hint = nearby(path) if isinstance(error, FileNotFoundError) else None
+        raise BadInput(error.strerror or "cannot be opened", where=path, hint=hint) from error
     if not stat.S_ISREG(status.st_mode):
-        raise BadInput("not a regular file", where=path)
+        raise BadInput("not a regular file", where=path, hint="What comes through a pipe must be saved first")
     return status.st_size
 
 
