@@ -85,9 +85,8 @@ def from_hf_config(config: Mapping[str, Any], *, where: object = "config.json") 
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise BadInput(
-            f"{_KEYS.get(field, field) or 'sizes'}: {printable(first['msg'])}", where=where
-        ) from error
+        problem = str(first["msg"]).removeprefix("Value error, ")
+        raise BadInput(f"{_KEYS.get(field, field) or 'sizes'}: {printable(problem)}", where=where) from error
 
 
 def read_hf_config(path: Path) -> ModelSpec:

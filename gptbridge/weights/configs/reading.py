@@ -167,4 +167,5 @@ def build_model(fields: Mapping[str, Any], where: object) -> ModelSpec:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         value = f"{field} is {printable(first['input'])}: " if field else ""
-        raise BadInput(value + printable(first["msg"]), where=where) from error
+        problem = str(first["msg"]).removeprefix("Value error, ")
+        raise BadInput(value + printable(problem), where=where) from error

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gptbridge.errors import BadInput, printable
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight, StoredBox
 from gptbridge.weights.conversion.casting import FLOATS
-from gptbridge.weights.conversion.cutting import Stage
+from gptbridge.weights.conversion.cutting import RANKS_HINT, Stage
 from gptbridge.weights.formats import TensorInfo, WeightFile
 from gptbridge.weights.layouts.boxes import CutBox, Piece, volume
 from gptbridge.weights.layouts.matching import Match, solve_sizes
@@ -205,8 +205,11 @@ def _check_shape(name: str, native: NativeTensor, stage: Stage, sizes: Mapping[s
     found, expected = stage.cutting.whole_shape(native, info), native.axes.shape(sizes)
     if found != expected:
         together = "" if found == info.shape else f", over all ranks {found}"
+        part = native.axes.cut is not None and math.prod(expected) % max(math.prod(found), 1) == 0
         raise BadInput(
-            f"{printable(name)} has shape {info.shape}{together}, not {expected}", where=stage.ranks[0].path
+            f"{printable(name)} has shape {info.shape}{together}, not {expected}",
+            where=stage.ranks[0].path,
+            hint=RANKS_HINT if part else None,
         )
 
 

@@ -87,6 +87,8 @@ def convert_checkpoint(request: Request, progress: Progress | None = None) -> Co
 def _notes(source: Source, target: Target, told: Told) -> Iterator[str]:
     """Yield what was taken for granted of the source, and what the target's software does not compute."""
     model = target.model
+    if model.vocab_size < source.sizes["v"]:
+        yield f"the embedding keeps {model.vocab_size} of its {source.sizes['v']} rows"
     if not source.config_file and "activation" not in told.model.fields:
         taken = f"activation={model.activation} and layernorm_epsilon={model.layernorm_epsilon}"
         yield f"no configuration beside the weights: {taken} are taken, --model PRESET|FILE says others"
@@ -120,7 +122,7 @@ def _merged(source: Source) -> Source:
 def _target(source: Source, layout: Layout, request: Request) -> Target:
     model = source.model
     if request.vocab_size is not None:
-        model = _with_vocabulary(model, request.vocab_size)
+        model = _with_vocabulary(source, request.vocab_size)
     if source.lora is not None:
         source.lora.require_alpha()
     return Target(
@@ -134,9 +136,12 @@ def _target(source: Source, layout: Layout, request: Request) -> Target:
     )
 
 
-def _with_vocabulary(model: ModelSpec, rows: int) -> ModelSpec:
+def _with_vocabulary(source: Source, rows: int) -> ModelSpec:
+    for name, token in source.tokens.items():
+        if token >= rows:
+            raise UsageError(f"--vocab-size {rows} cuts {name}={token} off", where=source.path)
     try:
-        return ModelSpec.model_validate({**model.model_dump(), "vocab_size": rows})
+        return ModelSpec.model_validate({**source.model.model_dump(), "vocab_size": rows})
     except ValidationError as error:
         raise UsageError(f"--vocab-size {rows}: {error.errors()[0]['msg']}") from error
 

@@ -18,16 +18,19 @@ _FILES = {
     "mindspore": ("model.yaml", "config.yaml"),
     "modelscope": ("config.json",),
 }
-# FleetX's split qkv has PaddleNLP's tensor names: only the configuration tells them apart.
-_SAME_NAMES = {"paddle": ("fleetx",)}
+# FleetX's split qkv has PaddleNLP's names, and PaddleNLP's fused qkv (since 2.6) FleetX's.
+_SAME_NAMES = {"paddle": ("fleetx",), "fleetx": ("paddle",)}
 
 
 def declared_beside(root: Path, weights: WeightFile, dialect: str) -> tuple[Declared, str]:
     """Return what the checkpoint's own configuration declares, and its name; nothing when it has none."""
     if dialect == "megatron":
         return _megatron_args(weights)
+    folders = [root, weights.path.parent]
+    if dialect == "modelscope" and weights.path.parent.name == "model":
+        folders.append(weights.path.parent.parent)
     for system in (dialect, *_SAME_NAMES.get(dialect, ())):
-        for folder in dict.fromkeys((root, weights.path.parent)):
+        for folder in dict.fromkeys(folders):
             file = _config_file(folder, system)
             if file is not None:
                 return read_config_file(file, system), file.name
@@ -48,7 +51,5 @@ def _megatron_args(weights: WeightFile) -> tuple[Declared, str]:
     args = weights.tree.get("args") if isinstance(weights.tree, dict) else None
     if not isinstance(args, Namespace | dict):
         return Declared(), ""
-    declared = declared_by(
-        {str(key): value for key, value in args.items()}, "megatron", f"{weights.path}: args"
-    )
-    return declared, "args"
+    content = {str(key): value for key, value in args.items()}
+    return declared_by(content, "megatron", "its args"), "args"

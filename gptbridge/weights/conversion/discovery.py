@@ -17,8 +17,10 @@ _SINGLE = (
     "model.safetensors",
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
+    "model_state.pdparams.index.json",
     "model_state.pdparams",
     "model.pdparams",
+    "model_optim_rng.pt",
 )
 # Otherwise the only file with one of these endings.
 _SUFFIXES = (".safetensors", ".pdparams", ".ckpt", ".bin", ".pt", ".pth")

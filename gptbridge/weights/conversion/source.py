@@ -15,7 +15,7 @@ from gptbridge.weights.canonical import parameters
 from gptbridge.weights.configs.reading import Declared, build_model
 from gptbridge.weights.conversion.assembly import assemble, stored_sizes
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
-from gptbridge.weights.conversion.cutting import LetterCutting, Stage
+from gptbridge.weights.conversion.cutting import RANKS_HINT, LetterCutting, Stage
 from gptbridge.weights.conversion.declaring import declared_beside
 from gptbridge.weights.conversion.discovery import Found, find_files
 from gptbridge.weights.conversion.lora import Lora, split_lora
@@ -220,6 +220,7 @@ def _model(
                 f"{printable(said.where)} says {name}={printable(said.fields[name])}, "
                 f"but the tensors say {value}",
                 where=where,
+                hint=RANKS_HINT if name == "ffn_hidden_size" else None,
             )
     rows = sizes["v"]
     vocabulary = said.fields.get("vocab_size", rows)

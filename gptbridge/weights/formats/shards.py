@@ -56,7 +56,7 @@ def _files(index: SourceFile) -> dict[str, set[str]]:
     content = read_object(index, 0, index.size, "the index")
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        index.refuse("is JSON without a weight_map: no weight file and no index of one")
+        index.refuse("is JSON without a weight_map: give a weight file, its index or their folder")
     files: dict[str, set[str]] = {}
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not _is_plain(name):

@@ -143,3 +143,40 @@ def test_mindformers_has_whole_ratios_only(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="ffn_hidden_size is 100"):
         converted(source, tmp_path / "out", "mindspore")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_vocabulary_that_is_cut_is_told_and_keeps_its_special_tokens(tmp_path: Path) -> None:
+    source = written(tmp_path / "in")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "eos_token_id": 50}))
+    done = convert_checkpoint(Request(source, tmp_path / "out", "paddle", vocab_size=51))
+    assert done.notes == ("the embedding keeps 51 of its 61 rows",)
+    with pytest.raises(UsageError, match="--vocab-size 50 cuts eos_token_id=50 off"):
+        convert_checkpoint(Request(source, tmp_path / "more", "paddle", vocab_size=50))
+
+
+def test_fused_qkv_of_paddlenlp_is_read_with_its_own_configuration(original: Path, tmp_path: Path) -> None:
+    fused = converted(original, tmp_path / "fused", "fleetx")
+    (fused / "model.yaml").unlink()
+    paddle = converted(original, tmp_path / "paddle", "paddle")
+    (paddle / "config.json").rename(fused / "config.json")
+    assert inspect_checkpoint(fused)["model"] == inspect_checkpoint(original)["model"]
+
+
+def test_one_rank_alone_is_refused_with_a_hint(original: Path, tmp_path: Path) -> None:
+    heads = Told(model=Declared({"num_attention_heads": 4}))
+    for dialect, rank in (
+        ("megatron", "release/mp_rank_00"),
+        ("fleetx", "mp_01_sharding_00_pp_00"),
+        ("modelscope", "model/mp_rank_01_model_states.pt"),
+    ):
+        folder = converted(original, tmp_path / dialect, dialect, 2, vocab_size=64)
+        with pytest.raises(BadInput, match="If this is one of several ranks, give the folder of them all"):
+            inspect_checkpoint(folder / rank, heads)
+
+
+def test_modelscope_is_found_from_the_folder_of_its_ranks(original: Path, tmp_path: Path) -> None:
+    folder = converted(original, tmp_path / "out", "modelscope", 2, vocab_size=64)
+    model = inspect_checkpoint(folder)["model"]
+    assert inspect_checkpoint(folder / "model")["model"] == model
+    assert model["num_attention_heads"] == MODEL.num_attention_heads
