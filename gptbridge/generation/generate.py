@@ -24,6 +24,8 @@ from gptbridge_specs.run import GenerationSpec
 
 # Backends that compile do it once for each length: contexts are padded to powers of two.
 _SHORTEST = 32
+_DRAW = "generation.strategy=sample"
+_FOR_DRAWING = {f"generation.{name}" for name in ("temperature", "top_k", "top_p", "seed")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,18 @@ def generate(
     `checkpoint` is a run folder, a checkpoint folder or a Hugging Face GPT-2 folder. `overrides`
     set fields of the spec, such as generation.top_k=50; without them the decoding is the run's own
     and computes in fp32. A damaged checkpoint that is passed over is named to `warn`,
-    and so is a prompt longer than the model's positions, which is cut from the left.
+    and so are a prompt longer than the model's positions, which is cut from the left, and an
+    override that greedy decoding does not heed.
 
     BadInput for a damaged checkpoint, UsageError for a bad override or prompt.
     """
     plugin = load_backend(backend)
     opened = open_checkpoint(find_checkpoint(checkpoint, warn))
     spec = _spec(opened, overrides)
+    if spec.generation.strategy == "greedy":
+        for override in overrides:
+            if override.partition("=")[0].strip() in _FOR_DRAWING:
+                warn(f"-o {override} changes nothing: greedy takes the likeliest; -o {_DRAW} draws")
     tokenizer = opened.tokenizer()
     contexts = [_encoded(text, tokenizer, spec.model.vocab_size) for text in prompts]
     positions = spec.model.max_position_embeddings

@@ -77,6 +77,16 @@ def test_drawn_tokens_are_those_of_the_reference(run: Path) -> None:
         assert result["text"] == bytes(result["tokens"]).decode(errors="replace")
 
 
+def test_what_greedy_does_not_heed_is_told(run: Path) -> None:
+    words = ("generate", run, "-b", "torch", "-p", "a", "-o", "generation.top_k=5")
+    told = gptbridge(*words).stderr.splitlines()
+    assert told == [
+        "warning: -o generation.top_k=5 changes nothing: greedy takes the likeliest; "
+        "-o generation.strategy=sample draws"
+    ]
+    assert gptbridge(*words, "-o", "generation.strategy=sample").stderr == ""
+
+
 def test_a_hugging_face_folder_is_enough(run: Path, tmp_path: Path) -> None:
     source = run / "checkpoints/step-00000007"
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
