@@ -75,7 +75,7 @@ def _refuse_extra(stage: Stage, match: Match) -> None:
 class _LastDecoded:
     """Rows of tensors that a file does not hold as they are, such as the text of an old pickle.
 
-    The last one is kept whole, for a transposition asks for all of its rows with every slab.
+    Of which all rows are wanted, the last one is kept: a transposition asks for them with every slab.
     """
 
     def __init__(self) -> None:
@@ -85,6 +85,8 @@ class _LastDecoded:
 
     def rows(self, file: WeightFile, name: str, start: int, stop: int) -> NDArray[Any]:
         """Return rows [start, stop) of a tensor."""
+        if stop - start < file.tensors[name].shape[0] and not file.whole_only(name):
+            return file.rows(name, start, stop)
         with self._lock:
             if self._key != (file, name):
                 self._array = np.empty(0)  # let go of the one before

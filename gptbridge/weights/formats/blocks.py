@@ -20,6 +20,11 @@ class Block(ABC):
     def rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
         """Return rows [start, stop) along the first axis of a tensor that has one."""
 
+    @property
+    def whole_only(self) -> bool:
+        """Whether a few rows take as long to read as the whole tensor."""
+        return False
+
     @abstractmethod
     def read(self, info: TensorInfo) -> NDArray[Any]:
         """Return the whole tensor in its shape."""
@@ -145,6 +150,11 @@ class SegmentedBlock(Block):
     def __init__(self, segments: Sequence[Segment], *, fortran: bool = False) -> None:
         self._segments = segments
         self._fortran = fortran
+
+    @property
+    def whole_only(self) -> bool:
+        """Whether the rows lie column by column."""
+        return self._fortran
 
     def _bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Return the bytes [start, stop) of the whole tensor."""

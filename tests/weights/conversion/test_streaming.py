@@ -6,6 +6,7 @@ import json
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -60,6 +61,26 @@ def test_tensors_that_old_pickles_hold_as_text(fortran: bool, original: Path, tm
     output = converted(converted(folder, tmp_path / "megatron", "megatron"), tmp_path / "back", "torch")
     first, second = load_file(original / "model.safetensors"), load_file(output / "model.safetensors")
     assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_text_that_is_not_transposed_is_decoded_in_parts(original: Path, tmp_path: Path) -> None:
+    """An embedding of 24 MB in protocol 2."""
+    folder = converted(original, tmp_path / "paddle", "paddle")
+    with open_weights(folder / "model_state.pdparams") as weights:
+        arrays = {name: np.array(weights.read(name)) for name in weights.tensors}
+    table = "gpt.embeddings.word_embeddings.weight"
+    arrays[table] = np.arange(1 << 17, dtype=np.float32)[:, None] * np.ones(48, np.float32)
+    (folder / "model_state.pdparams").write_bytes(pickle.dumps(arrays, protocol=2))
+    for name in ("config.json", "model_config.json"):
+        (folder / name).write_text(json.dumps({"num_attention_heads": 4}))
+    tracemalloc.start()
+    try:
+        output = converted(folder, tmp_path / "back", "torch")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < arrays[table].nbytes
+    assert np.array_equal(load_file(output / "model.safetensors")["wte.weight"], arrays[table])
 
 
 @pytest.mark.timeout(120)

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import Extent
 
-_STEP = 1 << 20
-_CONTINUATION, _LEAST_LEAD, _LEAD = 0x80, 0xC0, 0xC2
+_STEP = 1 << 16
+_CONTINUATION, _LEAST_LEAD, _LEAD, _HIGH_LEAD = 0x80, 0xC0, 0xC2, 0xC3
 
 
 class Latin1Segment:
@@ -66,10 +66,9 @@ class Latin1Segment:
     def _decode(self, start: int) -> NDArray[np.uint8]:
         text = self._text(start)
         before = self._text(start - 1)[:1] if start else np.zeros(1, np.uint8)
-        # The lead byte is 0b110000xx and gives the two high bits of the byte that follows it.
-        lead = np.concatenate([before, text[:-1]])
-        decoded = np.where((text & 0xC0) == _CONTINUATION, (lead << 6) | (text & 0x3F), text)
-        ends: NDArray[np.uint8] = decoded[~_is_lead(text)]
+        # After the lead 0xC2 a continuation byte is what it stands for, after 0xC3 it is 0x40 less.
+        high = np.concatenate([before, text[:-1]]) == _HIGH_LEAD
+        ends: NDArray[np.uint8] = (text + (high.view(np.uint8) << 6))[text < _LEAST_LEAD]
         return ends
 
     def extent(self) -> Extent | None:
