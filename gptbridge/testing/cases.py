@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptbridge import reference
 from gptbridge.session import EXP_AVG, EXP_AVG_SQ, Batch
 from gptbridge.weights.canonical import parameters
 from gptbridge_specs import ModelSpec, RunSpec
@@ -83,3 +84,25 @@ def batch(model: ModelSpec, *, micro_batches: int = 2, step: int = 1, kept: floa
         loss_mask=mask.reshape(shape),
         loss_tokens=int(mask.sum()),
     )
+
+
+def without_blocks(model: ModelSpec) -> Arrays:
+    """Return `weights` whose blocks add nothing to what passes them."""
+    return {n: np.zeros_like(w) if ".c_proj." in n else w for n, w in weights(model).items()}
+
+
+def one_token(step: int, *, micro_batches: int = 1) -> Batch:
+    """Return a batch whose every micro-batch is the same sample of one token."""
+    tokens = np.full((micro_batches, 1, 1), 5, np.int32)
+    return Batch(step, tokens, tokens + 4, np.ones(tokens.shape, np.bool_), micro_batches)
+
+
+def one_token_gradient(model: ModelSpec, weights: Arrays, dropout: NDArray[Any]) -> NDArray[Any]:
+    """Return the (H,) gradient of what the blocks see of `one_token`, its embedding times `dropout`."""
+    batch = one_token(1)
+    token = weights["wte.weight"][batch.inputs.item()]
+    seen = {n: w.astype(np.float64) for n, w in weights.items()}
+    seen["wpe.weight"][0] = (token + seen["wpe.weight"][0]) * dropout - token
+    _, gradients = reference.loss_and_gradients(model, seen, batch)
+    gradient: NDArray[Any] = gradients["wpe.weight"][0]
+    return gradient

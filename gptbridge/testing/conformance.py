@@ -6,7 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -298,6 +298,39 @@ class BackendConformance(Harness):
         expected = reference.token_losses(spec.model, weights, tokens, labels)
         self._compare("token losses", session.token_losses(tokens, labels), expected, {})
 
+    def test_dropout_has_its_rate_and_its_scale(self) -> None:
+        """Of the gradient that passes a dropout each number is 0, or the reference's / (1 - p).
+
+        The blocks add nothing here, so that the zeros in the gradient of the positions tell what the
+        dropout before them left of the input. Two micro-batches with the same token, each under a
+        dropout of its own, leave p * p zeros in their sum.
+        """
+        p = 0.4
+        fields = {"hidden_dropout_prob": p, "num_layers": 3}
+        spec = cases.run_spec(self.device, fields, training={"global_batch_size": 1, "seq_length": 1})
+        if self._plugin().problems(spec):
+            pytest.skip(f"{self.backend} declares that it has no dropout")
+        weights = cases.without_blocks(spec.model)
+        session = self._start(spec, weights)
+        places = ["wpe.weight", *(name for name in weights if name.endswith("c_proj.bias"))]
+        zeros, both_zero = [], []
+        for step in range(1, 11):
+            found = _first_rows(session.gradients(cases.one_token(step)), places)
+            kept = found["wpe.weight"] != 0
+            expected = cases.one_token_gradient(spec.model, weights, kept / (1 - p))
+            passed = {name: np.where(found[name] != 0, expected / (1 - p), 0) for name in places}
+            unscaled = {"what is kept is not scaled": {n: g * (1 - p) for n, g in passed.items()}}
+            self._compare_all("gradient under dropout", found, passed, unscaled)
+            zeros += [gradient == 0 for gradient in found.values()]
+            two = _first_rows(session.gradients(cases.one_token(step, micro_batches=2)), places)
+            both_zero += [gradient == 0 for gradient in two.values()]
+        for what, share, rate in (("one", zeros, p), ("two", both_zero, p * p)):
+            drawn = float(np.mean(share))
+            tolerance = 5 * (rate * (1 - rate) / np.size(share)) ** 0.5
+            require(
+                abs(drawn - rate) < tolerance, f"{what} dropout(s) of {p} zero {drawn:.3f} of the gradient"
+            )
+
     # What is refused
 
     @pytest.mark.parametrize("field", REFUSABLE)
@@ -316,6 +349,15 @@ class BackendConformance(Harness):
         require(len(problems[0].reason) > 10, f"{field}: the reason is {problems[0].reason!r}")
         with pytest.raises(UsageError, match=field):
             backend.open(spec)
+
+
+def _first_rows(
+    gradients: Iterable[tuple[str, NDArray[Any]]], names: Sequence[str]
+) -> dict[str, NDArray[Any]]:
+    """Return the gradients called `names`, of matrices the first row."""
+    return {
+        name: gradient[0] if gradient.ndim > 1 else gradient for name, gradient in gradients if name in names
+    }
 
 
 def _rows(logits: NDArray[Any], at: NDArray[np.int32]) -> NDArray[Any]:
