@@ -34,7 +34,7 @@ _PIPELINE = Layout(
         blocks="{}.",
     ),
     dropped=(r"\d+\.(embed\.)?(word|position)_embeddings\.weight",),  # a chunk's name for the shared one
-    without_chunk=_without_chunk,
+    plain_name=_without_chunk,
     first_layer=1,
     repeated_in_last_stage=(
         ("wte.weight", "shared_layers.embed.word_embeddings.weight"),

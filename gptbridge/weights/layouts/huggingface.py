@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptbridge.weights.layouts.rules import CANONICAL_AXES, LORA, Layout, rules
+from gptbridge.weights.layouts.rules import CANONICAL_AXES, LORA, Layout, rules, wrapped
 
 _HEADS = ("lm_head.weight", "score.weight")  # outside the base model, so never prefixed
 _TOP = ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")
@@ -27,4 +27,5 @@ def _variant(dialect: str, variant: str, prefix: str) -> Layout:
 
 
 GPTBRIDGE = (_variant("gptbridge", "canonical", ""),)
-TORCH = (_variant("torch", "GPT2Model", ""), _variant("torch", "GPT2LMHeadModel", "transformer."))
+_TORCH = (_variant("torch", "GPT2Model", ""), _variant("torch", "GPT2LMHeadModel", "transformer."))
+TORCH = (*_TORCH, *(wrapped(layout, "module") for layout in _TORCH))  # as DistributedDataParallel names it

@@ -36,13 +36,20 @@ class Match:
         return bool(self.natives) and not self.missing and not self.unknown
 
 
-def _match_stages(layout: Layout, stages: Stages) -> tuple[dict[tuple[int, str], NativeTensor], int]:
-    """Return what each stage's tensors are, their layers counted over all stages, and that count."""
+def _match_stages(
+    layout: Layout, stages: Stages
+) -> tuple[dict[tuple[int, str], NativeTensor], int, list[str]]:
+    """Return what each stage's tensors are, their layers counted over all stages, and that count.
+
+    Last come names of what the same stage has under another name already.
+    """
     natives: dict[tuple[int, str], NativeTensor] = {}
-    held: set[tuple[str, int | None]] = set()
+    held: dict[tuple[str, int | None], int] = {}  # the stage of each part
+    doubled: list[str] = []
     count = 0
     for stage, names in enumerate(stages):
         first = count if layout.layers_count_from_stage else 0
+        seen: set[tuple[str, int | None]] = set()
         for name in names:
             native = layout.find(name)
             if native is None:
@@ -51,14 +58,18 @@ def _match_stages(layout: Layout, stages: Stages) -> tuple[dict[tuple[int, str],
                 number = int(layer.group(1)) + first
                 native = replace(native, canonical=f"h.{number}.{layer.group(2)}")
                 count = max(count, number + 1)
-            if (native.canonical, native.part) not in held:  # later stages may repeat the embedding
-                held.add((native.canonical, native.part))
-                natives[stage, name] = native
-    return natives, count
+            if held.setdefault((native.canonical, native.part), stage) != stage:
+                continue  # later stages may repeat the embedding
+            if (native.canonical, native.part) in seen:
+                doubled.append(name)
+                continue
+            seen.add((native.canonical, native.part))
+            natives[stage, name] = native
+    return natives, count, doubled
 
 
 def _match_one(layout: Layout, stages: Stages) -> Match:
-    natives, count = _match_stages(layout, stages)
+    natives, count, doubled = _match_stages(layout, stages)
     names = sum(len(stage) for stage in stages)
     held = {(native.canonical, native.part) for native in natives.values()}
     expected = [*_TOP, *(f"h.{n}.{name}" for n in range(min(count, names + 1)) for name in _BLOCK)]
@@ -69,7 +80,7 @@ def _match_one(layout: Layout, stages: Stages) -> Match:
     ]
     rest = [name for stage in stages for name in stage if layout.find(name) is None]
     dropped = {name for name in rest if layout.is_dropped(name)}
-    unknown = tuple(name for name in rest if name not in dropped)
+    unknown = (*(name for name in rest if name not in dropped), *doubled)
     return Match(layout, natives, tuple(dropped), unknown, tuple(missing), count)
 
 

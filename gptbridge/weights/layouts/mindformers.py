@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from gptbridge.weights.layouts.rules import Layout, rules
+from gptbridge.weights.layouts.rules import Layout, rules, wrapped
 
 _QKV = ("attention.dense1", "attention.dense2", "attention.dense3")
 
@@ -55,4 +55,5 @@ def _variant(name: str, prefix: str) -> Layout:
     )
 
 
-MINDSPORE = (_variant("GPT2LMHeadModel", "backbone."), _variant("GPT2Model", ""))
+_MINDSPORE = (_variant("GPT2LMHeadModel", "backbone."), _variant("GPT2Model", ""))
+MINDSPORE = (*_MINDSPORE, *(wrapped(layout, "network") for layout in _MINDSPORE))  # a cell around the model

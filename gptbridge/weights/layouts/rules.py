@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from gptbridge.weights.layouts.axes import CUT, Axes, axes
@@ -85,7 +85,9 @@ class Layout:
     first_layer: int = 0  # the number of the first layer; what follows the layers has the next one
     cut: str = CUT  # the letters that tensor parallelism cuts when this layout is written
     activations: tuple[str, ...] = ()  # those that its software computes, if its configuration has no word
-    without_chunk: Callable[[str], str] = str  # from a name in a run of virtual stages to that in one without
+    plain_name: Callable[[str], str] = (
+        str  # from a name within a wrapper, or a virtual stage, to that without
+    )
 
     @cached_property
     def _natives(self) -> dict[str, tuple[Rule, int | None]]:
@@ -102,7 +104,7 @@ class Layout:
 
     def find(self, name: str) -> NativeTensor | None:
         """Return what the tensor `name` holds, or None for a name that the layout does not know."""
-        plain = self.without_chunk(name)
+        plain = self.plain_name(name)
         number = _NUMBER.search(plain)
         template = plain if number is None else f"{plain[: number.start()]}{{}}{plain[number.end() :]}"
         layer = int(number.group()) - self.first_layer if number else 0
@@ -113,7 +115,7 @@ class Layout:
 
     def is_dropped(self, name: str) -> bool:
         """Tell whether `name` is a buffer or other tensor that is left out on purpose."""
-        plain = self.without_chunk(name)
+        plain = self.plain_name(name)
         return any(pattern.fullmatch(plain) for pattern in self._dropped)
 
     def natives(self, canonical_names: Iterable[str], num_layers: int) -> Iterator[NativeTensor]:
@@ -126,6 +128,12 @@ class Layout:
             apart = len(rule.native) > 1
             for part, native in enumerate(rule.native):
                 yield NativeTensor(native.format(number), name, rule.axes, part if apart else None)
+
+
+def wrapped(layout: Layout, wrapper: str) -> Layout:
+    """Return the layout of a checkpoint all of whose names begin with `wrapper`, such as `module`."""
+    name = f"{layout.variant} in {wrapper}"
+    return replace(layout, variant=name, plain_name=lambda name: name.removeprefix(f"{wrapper}."))
 
 
 Table = Mapping[str, tuple[str | tuple[str, ...], str]]

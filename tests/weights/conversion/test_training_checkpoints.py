@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
+from gptbridge.errors import BadInput
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.formats import Entry, TensorInfo, open_weights, write_pdparams
@@ -96,3 +99,25 @@ def test_ranks_of_a_bare_mindformers_model(original: Path, tmp_path: Path) -> No
     (folder / "strategy").rmdir()
     (folder.with_name("back")).rename(tmp_path / "first")
     assert_same(folder, original, vocab_size=61)
+
+
+def test_a_wrapper_around_every_name(original: Path, tmp_path: Path) -> None:
+    folder = converted(original, tmp_path / "mindspore", "mindspore")
+    file = folder / "gpt2.ckpt"
+    rewrite_ckpt(file, lambda arrays: _rename(arrays, lambda name: f"network.{name}"))
+    assert_same(folder, original)
+    doubled = {"backbone.layernorm.gamma": np.zeros(48, np.float32)}
+    rewrite_ckpt(file, lambda arrays: arrays.update(doubled))
+    with pytest.raises(BadInput, match=r"backbone\.layernorm\.gamma is left over"):
+        inspect_checkpoint(folder)
+    weights = load_file(original / "model.safetensors")
+    folder = Path(shutil.copytree(original, tmp_path / "torch"))
+    save_file({f"module.transformer.{name}": x for name, x in weights.items()}, folder / "model.safetensors")
+    (tmp_path / "back").rename(tmp_path / "first")
+    assert_same(folder, original)
+
+
+def _rename(arrays: dict[str, NDArray[Any]], change: Callable[[str], str]) -> None:
+    renamed = {change(name): array for name, array in arrays.items()}
+    arrays.clear()
+    arrays.update(renamed)
