@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,23 @@ Event = Mapping[str, Any]
 def choose_display(log_interval: int, *, quiet: bool, as_json: bool) -> list[Callable[[Event], None]]:
     """Return the observers that print a run."""
     if as_json:
-        return [lambda event: typer.echo(json.dumps(event))]
+        return [while_read(lambda event: typer.echo(json.dumps(event)))]
     if quiet:
         return []
-    return [ProgressBar() if sys.stdout.isatty() else PlainLines(log_interval)]
+    return [ProgressBar() if sys.stdout.isatty() else while_read(PlainLines(log_interval))]
+
+
+def while_read(display: Callable[[Event], None]) -> Callable[[Event], None]:
+    """Return a display that falls silent when the reader of its pipe leaves (| head): the run goes on."""
+
+    def show(event: Event) -> None:
+        try:
+            display(event)
+        except BrokenPipeError:
+            # or Python fails when it flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return show
 
 
 class PlainLines:

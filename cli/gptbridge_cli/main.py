@@ -50,16 +50,27 @@ def options(
 def main() -> None:
     """Run the command line; turn every error that a user can mend into its lines and exit code."""
     try:
-        app()
+        sys.exit(app(standalone_mode=False))
     except Exception as error:
         if "--debug" in sys.argv:
             raise
         from gptbridge.errors import printable
 
         exit_code = getattr(error, "exit_code", None)
-        for line in str(error).splitlines() if exit_code else [_unexpected(error)]:
+        for line in _lines(error) if exit_code else [_unexpected(error)]:
             typer.echo(f"error: {printable(line, _LONGEST)}", err=True)
         sys.exit(exit_code or 1)
+
+
+def _lines(error: Exception) -> list[str]:
+    """Return what an error says; one of the command line itself names its option and the help."""
+    message = getattr(error, "format_message", None)
+    if message is None:
+        return str(error).splitlines()
+    words = " ".join(message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    hint = f" {context.command_path} --help tells more." if context else ""
+    return [f"{words}.{hint}"] if words else []  # a command without arguments has printed its help
 
 
 def _unexpected(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM ask a run to stop after the step it is in; nothing is cut short."""
+"""SIGINT, SIGTERM and SIGHUP ask a run to stop after the step it is in; nothing is cut short."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 
 class StopRequest:
-    """While entered, remembers the first SIGINT or SIGTERM in `received`; later ones change nothing."""
+    """While entered, remembers the first of them in `received`; later ones change nothing."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -18,8 +18,9 @@ class StopRequest:
     def __enter__(self) -> Self:
         # Python allows handlers in the main thread only; elsewhere the caller owns the signals.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -34,5 +35,5 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number: 130 for SIGINT, 143 for SIGTERM."""
+        """128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + (self.received or 0)

@@ -139,3 +139,25 @@ def test_help_imports_nothing_heavy() -> None:
 
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "command"),
+    [
+        ("train --quit", "No such option: --quit (Possible options: --quiet).", "train"),
+        ("convert x", "Missing argument 'OUT'.", "convert"),
+        ("data inspect --json=3", "Option '--json' does not take a value.", "data inspect"),
+        ("nosuch", "No such command 'nosuch'.", ""),
+    ],
+)
+def test_a_slip_on_the_command_line_is_one_line(words: str, message: str, command: str) -> None:
+    result = gptbridge(*words.split())
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith(f"error: {message} ")
+    assert f"{command} --help tells more." in result.stderr
+
+
+def test_no_arguments_print_the_help() -> None:
+    result = gptbridge()
+    assert (result.returncode, result.stderr) == (2, "")
+    assert "Usage:" in result.stdout

@@ -70,7 +70,9 @@ def test_killed_at_any_moment_it_continues_from_a_whole_checkpoint(tmp_path: Pat
     assert not list((run / "checkpoints").glob(".*"))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_and_a_second_one_changes_nothing(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -96,6 +98,17 @@ def test_a_signal_saves_and_a_second_one_changes_nothing(
     assert len(problem.splitlines()) == 1
     end = read_events(run / "events.jsonl")[-1]
     assert (end["event"], end["reason"]) == ("end", "interrupted")
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
+    process = start("train", "-b", "torch", "--run", tmp_path / "run", *options(TINY))
+    assert process.stdout
+    assert process.stderr
+    assert process.stdout.readline().startswith("backend")
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert process.stderr.read() == ""
+    assert read_events(tmp_path / "run/events.jsonl")[-1]["reason"] == "complete"
 
 
 def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(torch_run: Path, tmp_path: Path) -> None:
