@@ -56,8 +56,8 @@ def _polynomial(schedule: ScheduleSpec, decay_steps: int, step: int) -> float:
 
 def _noam(schedule: ScheduleSpec, decay_steps: int, step: int) -> float:
     warmup = warmup_steps(schedule, decay_steps)
-    decay = 1.0 / math.sqrt(step)
-    factor = min(decay, step / math.pow(warmup, 1.5)) if warmup else decay
+    # The smaller of the two; a warm-up of 1e-309 steps would divide by zero.
+    factor = step / math.pow(warmup, 1.5) if step < warmup else 1.0 / math.sqrt(step)
     return schedule.max_lr * factor
 
 

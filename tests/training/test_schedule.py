@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gptbridge.training.schedule import learning_rate
@@ -75,6 +75,7 @@ def test_constant_warms_up_and_stays() -> None:
     assert [learning_rate(schedule, 9, s) for s in (1, 2, 4, 9, 99)] == [0.125, 0.25, 0.5, 0.5, 0.5]
 
 
+@example(name="noam", max_steps=1, warmup=7.916907709832193e-309, step=1)
 @given(
     name=st.sampled_from(["cosine", "linear", "polynomial", "noam", "constant"]),
     max_steps=st.integers(1, 50),
