@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,11 +71,19 @@ def test_killed_at_any_moment_it_continues_from_a_whole_checkpoint(tmp_path: Pat
     assert not list((run / "checkpoints").glob(".*"))
 
 
+@pytest.fixture
+def hang_up_counts() -> Iterator[None]:
+    """Let SIGHUP reach the processes that a test starts, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
 def test_a_signal_saves_and_a_second_one_changes_nothing(
-    tmp_path: Path, number: signal.Signals, code: int
+    tmp_path: Path, number: signal.Signals, code: int, hang_up_counts: None
 ) -> None:
     run = tmp_path / "run"
     overrides = [*LONG, "training.max_steps=1000000", "checkpoint.interval=1000000"]
