@@ -86,6 +86,7 @@ def convert_checkpoint(request: Request, progress: Progress | None = None) -> Co
 
 def _notes(source: Source, target: Target, told: Told) -> Iterator[str]:
     """Yield what was taken for granted of the source, and what the target's software does not compute."""
+    yield from source.warnings
     model = target.model
     if model.vocab_size < source.sizes["v"]:
         yield f"the embedding keeps {model.vocab_size} of its {source.sizes['v']} rows"

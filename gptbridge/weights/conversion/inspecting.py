@@ -35,6 +35,7 @@ def inspect_checkpoint(path: Path, told: Told | None = None) -> dict[str, Any]:
             "configuration": printable(source.config_file) or None,
             "embedding_rows": source.sizes["v"],
             "left_out": list(source.dropped),
+            "warnings": list(source.warnings),
             "lora": _lora(source),
             "digest": f"sha256:{digest(source)}",
         }

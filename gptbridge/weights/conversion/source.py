@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import resource
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from gptbridge.checkpoint.reading import find_checkpoint
+from gptbridge.checkpoint import manifest
+from gptbridge.checkpoint.state import STATE_FILE
+from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.errors import BadInput, UsageError, printable
 from gptbridge.weights.canonical import parameters
 from gptbridge.weights.configs.reading import Declared, build_model
@@ -61,6 +63,7 @@ class Source:
     dropped: tuple[str, ...]
     config_file: str
     tokens: Mapping[str, int]  # special tokens, by TOKEN_KEYS
+    warnings: tuple[str, ...] = ()  # the damaged checkpoints of a run that were passed over
 
     @property
     def files(self) -> list[WeightFile]:
@@ -93,17 +96,26 @@ class Source:
 def open_source(path: Path, stack: ExitStack, told: Told | None = None, *, verify: bool = True) -> Source:
     """Open the checkpoint at `path`, of a run folder its newest good one; `stack` closes it.
 
-    The CRCs that its files declare are checked unless `verify` is False, and the caller does it.
+    A checkpoint of a run is compared with its manifest. The CRCs that files declare are checked unless
+    `verify` is False, and the caller does it.
     BadInput for anything that is missing, left over or contradictory; UsageError for what no file says
     and `told` does not either.
     """
-    told = told or Told()
+    warnings: list[str] = []
     try:
-        if (path / "checkpoints").is_dir():
-            path = find_checkpoint(path, warn=lambda message: None)
-        return _open(path, stack, told, verify)
+        source = _open(_unharmed(path, warnings.append), stack, told or Told(), verify)
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", where=path) from error
+    return replace(source, warnings=tuple(warnings))
+
+
+def _unharmed(path: Path, warn: Callable[[str], None]) -> Path:
+    """Return the newest good checkpoint of a run folder, else `path`; BadInput for a damaged one of ours."""
+    newest = CheckpointStore(path / "checkpoints").newest_good(warn)
+    folder = path if path.is_dir() else path.parent
+    if newest is None and all((folder / name).is_file() for name in (STATE_FILE, manifest.MANIFEST_FILE)):
+        manifest.verify(folder)
+    return newest or path
 
 
 def _open(path: Path, stack: ExitStack, told: Told, verify: bool) -> Source:

@@ -1,0 +1,95 @@
+"""A run's checkpoints: compared with their manifest before they are converted, a damaged one never used unsaid."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from gptbridge.checkpoint.store import CheckpointStore
+from gptbridge.testing.cases import weights
+from gptbridge.weights.conversion.convert import Request, convert_checkpoint
+from gptbridge.weights.conversion.inspecting import inspect_checkpoint
+from tests.checkpoint.conftest import spec_of, writer
+from tests.weights.conversion.checkpoints import converted
+from tests.weights.conversion.commands import Outcome, assert_refused
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A run with the checkpoints of steps 10 and 20."""
+    store = CheckpointStore(tmp_path / "mine" / "checkpoints")
+    for step in (10, 20):
+        store.save(step, writer(spec_of(), step))
+    return tmp_path / "mine"
+
+
+def flip_last_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+def assert_step(output: Path, step: int) -> None:
+    found, expected = load_file(output / "model.safetensors"), weights(spec_of().model, step)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_newest_checkpoint_of_a_run_is_taken(run_folder: Path, tmp_path: Path) -> None:
+    done = convert_checkpoint(Request(run_folder, tmp_path / "out", "torch"))
+    assert done.notes == ()
+    assert inspect_checkpoint(run_folder)["warnings"] == []
+    assert_step(tmp_path / "out", 20)
+
+
+def test_a_damaged_newest_one_is_told_and_the_one_before_taken(run_folder: Path, tmp_path: Path) -> None:
+    newest = run_folder / "checkpoints" / "step-00000020"
+    flip_last_bit(newest / "model.safetensors")
+    done = convert_checkpoint(Request(run_folder, tmp_path / "out", "torch"))
+    (note,) = done.notes
+    assert note.startswith(f"checkpoint {newest} cannot be used: {newest}/model.safetensors: damaged")
+    assert inspect_checkpoint(run_folder)["warnings"] == [note]
+    assert_step(tmp_path / "out", 10)
+
+
+@pytest.mark.parametrize("named", [".", "model.safetensors"])
+@pytest.mark.parametrize("damaged", ["model.safetensors", "config.json", "optimizer.safetensors"])
+def test_a_checkpoint_that_is_named_is_compared_with_its_manifest(
+    named: str, damaged: str, run: Callable[..., Outcome], run_folder: Path, tmp_path: Path
+) -> None:
+    step = run_folder / "checkpoints" / "step-00000020"
+    assert_step(converted(step / named, tmp_path / "good", "torch"), 20)
+    flip_last_bit(step / damaged)
+    outcome = run("convert", step / named, tmp_path / "out", "--to", "torch")
+    assert_refused(outcome, 5, f"{damaged}: damaged: its bytes are not those that were written", tmp_path)
+    assert run("inspect", step / named)[0] == 5
+
+
+def test_another_folder_called_checkpoints_makes_no_run(original: Path, tmp_path: Path) -> None:
+    folder = converted(original, tmp_path / "paddle", "paddle")
+    (folder / "checkpoints" / "model_1000").mkdir(parents=True)
+    facts = inspect_checkpoint(folder)
+    assert (facts["dialect"], facts["digest"]) == ("paddle", inspect_checkpoint(original)["digest"])
+
+
+def test_another_manifest_is_no_obstacle(original: Path, tmp_path: Path) -> None:
+    folder = converted(original, tmp_path / "out", "torch")
+    (folder / "manifest.json").write_text(json.dumps({"name": "a web page"}))
+    assert inspect_checkpoint(folder)["dialect"] == "torch"
+
+
+def test_conversion_does_not_load_the_tokenizers() -> None:
+    script = """
+import sys
+import gptbridge.weights.conversion.convert
+print([name for name in sys.modules if name.startswith("gptbridge.data")])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
