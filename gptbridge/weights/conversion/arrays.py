@@ -45,9 +45,10 @@ def digest(source: Source) -> str:
     It covers a classifier's head, and LoRA that is kept apart.
     """
     total = hashlib.sha256()
+    weights = source.all_weights
     lora = source.lora.weights if source.lora else {}
     for name in (*source.names, *sorted(lora)):
-        weight = source.all_weights[name]
+        weight = weights[name]
         order, box = canonical_axes(name), canonical_box(name, source)
         total.update(f"{name} {weight.dtype} {shape_of(box, order)}\n".encode())
         for part in slabs(box, order, SLAB_ITEMS):
