@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import resource
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -27,6 +26,7 @@ from gptbridge.weights.formats import WeightFile, open_weights
 from gptbridge.weights.layouts.axes import letter_sizes
 from gptbridge.weights.layouts.boxes import slabs
 from gptbridge.weights.layouts.matching import Match, best_match, require_whole
+from gptbridge.weights.layouts.megatron import chunk_of
 from gptbridge.weights.layouts.registry import layouts_of
 from gptbridge.weights.layouts.rules import canonical_axes
 from gptbridge_specs import ModelSpec
@@ -35,7 +35,6 @@ from gptbridge_specs import ModelSpec
 PADDED = ("megatron", "modelscope", "fleetx", "mindspore")
 _COMPARED_ITEMS = 1 << 20
 _SPARE_FILES = 256
-_CHUNK = re.compile(r"model(\d{1,4})\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +180,7 @@ def _chunks(weights: WeightFile) -> list[tuple[str, ...]]:
     """
     chunks: dict[int, list[str]] = {0: []}
     for name in weights.tensors:
-        found = _CHUNK.match(name)
-        chunks.setdefault(int(found[1]) if found else 0, []).append(name)
+        chunks.setdefault(chunk_of(name), []).append(name)
     return [tuple(chunks[number]) for number in sorted(chunks)]
 
 

@@ -28,9 +28,18 @@ def _left_out(prefix: str) -> tuple[str, ...]:
     return (*_BUFFERS, _TRAINING if wrapper == "language_model" else rf"(?!{wrapper}\.).*")
 
 
+# With virtual stages, a rank has `model0`, `model1`, ... in place of `model`.
+_CHUNK = re.compile(r"^model(\d{1,4})\.")
+
+
+def chunk_of(name: str) -> int:
+    """Return the virtual stage of a tensor of a rank; 0 for what is in none."""
+    found = _CHUNK.match(name)
+    return int(found[1]) if found else 0
+
+
 def _without_chunk(name: str) -> str:
-    """With virtual stages, a rank has `model0`, `model1`, ... in place of `model`."""
-    return re.sub(r"^model\d{1,4}\.", "model.", name)
+    return _CHUNK.sub("model.", name)
 
 
 # (folder of the layers, attention's name, norms' suffix), newest of the classic names first
