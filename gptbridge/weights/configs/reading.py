@@ -74,6 +74,12 @@ def declared_by(content: Mapping[str, Any], dialect: str, where: object) -> Decl
     return Declared(fields, str(where), labels, _lora_alpha(model, where), tokens)
 
 
+def assumed_by(dialect: str) -> Declared:
+    """Return what the software of `dialect` takes for granted where no file says anything."""
+    table = TABLES.get(dialect)
+    return Declared(dict(table.assumed) if table else {})
+
+
 def _tokens(model: Mapping[str, Any]) -> dict[str, int]:
     """Return the special tokens that are plain ids; some files hold lists, which we do not carry."""
     return {key: model[key] for key in TOKEN_KEYS if type(model.get(key)) is int and model[key] >= 0}

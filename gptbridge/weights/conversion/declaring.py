@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gptbridge.weights.configs.reading import Declared, declared_by, read_config_file
+from gptbridge.weights.configs.reading import Declared, assumed_by, declared_by, read_config_file
 from gptbridge.weights.conversion.discovery import list_folder
 from gptbridge.weights.formats import Namespace, WeightFile
 
@@ -23,7 +23,10 @@ _SAME_NAMES = {"paddle": ("fleetx",), "fleetx": ("paddle",)}
 
 
 def declared_beside(root: Path, weights: WeightFile, dialect: str) -> tuple[Declared, str]:
-    """Return what the checkpoint's own configuration declares, and its name; nothing when it has none."""
+    """Return what the checkpoint's own configuration declares, and its name.
+
+    Without one, what the system's software takes for granted, and no name.
+    """
     if dialect == "megatron":
         return _megatron_args(weights)
     folders = [root, weights.path.parent]
@@ -34,7 +37,7 @@ def declared_beside(root: Path, weights: WeightFile, dialect: str) -> tuple[Decl
             file = _config_file(folder, system)
             if file is not None:
                 return read_config_file(file, system), file.name
-    return Declared(), ""
+    return assumed_by(dialect), ""
 
 
 def _config_file(folder: Path, dialect: str) -> Path | None:
@@ -50,6 +53,6 @@ def _config_file(folder: Path, dialect: str) -> Path | None:
 def _megatron_args(weights: WeightFile) -> tuple[Declared, str]:
     args = weights.tree.get("args") if isinstance(weights.tree, dict) else None
     if not isinstance(args, Namespace | dict):
-        return Declared(), ""
+        return assumed_by("megatron"), ""
     content = {str(key): value for key, value in args.items()}
     return declared_by(content, "megatron", "its args"), "args"

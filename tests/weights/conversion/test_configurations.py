@@ -126,6 +126,29 @@ def test_modelscope_takes_its_own_epsilon_where_the_file_says_none(tmp_path: Pat
     assert inspect_checkpoint(folder)["model"]["layernorm_epsilon"] == 1e-12
 
 
+@pytest.mark.parametrize(
+    ("dialect", "variant", "epsilon"),
+    [
+        ("modelscope", "large", 1e-12),
+        ("modelscope", "base", 1e-12),
+        ("paddle", None, 1e-5),
+        ("fleetx", None, 1e-5),
+        ("mindspore", None, 1e-5),
+    ],
+)
+def test_without_a_configuration_the_systems_own_epsilon_is_taken(
+    dialect: str, variant: str | None, epsilon: float, tmp_path: Path
+) -> None:
+    source = written(tmp_path / "in", activation="gelu_erf")
+    folder = converted(source, tmp_path / "out", dialect, variant=variant)
+    for name in ("config.json", "model_config.json", "configuration.json", "model.yaml"):
+        (folder / name).unlink(missing_ok=True)
+    told = Told(model=Declared({"num_attention_heads": 4}))
+    facts = inspect_checkpoint(folder, told)
+    assert facts["configuration"] is None
+    assert facts["model"]["layernorm_epsilon"] == epsilon
+
+
 @pytest.mark.parametrize(("variant", "fused"), [("fused", True), ("split", False)])
 def test_fleetx_is_told_which_qkv_it_gets(variant: str, fused: bool, original: Path, tmp_path: Path) -> None:
     folder = converted(original, tmp_path / "out", "fleetx", variant=variant)
