@@ -1,4 +1,4 @@
-"""A run's checkpoints: compared with their manifest before they are converted, a damaged one never used unsaid."""
+"""A run's checkpoints are compared with their manifest, and a damaged one is never passed over unsaid."""
 
 from __future__ import annotations
 
