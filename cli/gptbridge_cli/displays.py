@@ -22,16 +22,19 @@ def choose_display(log_interval: int, *, quiet: bool, as_json: bool) -> list[Cal
         return [while_read(lambda event: typer.echo(json.dumps(event)))]
     if quiet:
         return []
-    return [ProgressBar() if sys.stdout.isatty() else while_read(PlainLines(log_interval))]
+    return [while_read(ProgressBar() if sys.stdout.isatty() else PlainLines(log_interval))]
 
 
 def while_read(display: Callable[[Event], None]) -> Callable[[Event], None]:
-    """Return a display that falls silent when the reader of its pipe leaves (| head): the run goes on."""
+    """Return a display that falls silent where nobody reads it any more: the run goes on.
+
+    The reader of a pipe leaves (| head), a terminal hangs up.
+    """
 
     def show(event: Event) -> None:
         try:
             display(event)
-        except BrokenPipeError:
+        except OSError:
             # or Python fails when it flushes at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

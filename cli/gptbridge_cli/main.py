@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -57,8 +58,9 @@ def main() -> None:
         from gptbridge.errors import printable
 
         exit_code = getattr(error, "exit_code", None)
-        for line in _lines(error) if exit_code else [_unexpected(error)]:
-            typer.echo(f"error: {printable(line, _LONGEST)}", err=True)
+        with suppress(OSError):  # a terminal that hung up: the exit code says it all the same
+            for line in _lines(error) if exit_code else [_unexpected(error)]:
+                typer.echo(f"error: {printable(line, _LONGEST)}", err=True)
         sys.exit(exit_code or 1)
 
 

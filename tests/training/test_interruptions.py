@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import random
 import shutil
 import signal
@@ -20,6 +21,7 @@ from gptbridge.training.events import read_events
 from tests.training.conftest import (
     ENVIRONMENT,
     TINY,
+    command,
     gptbridge,
     kinds_of,
     numbers_of,
@@ -107,6 +109,34 @@ def test_a_signal_saves_and_a_second_one_changes_nothing(
     assert len(problem.splitlines()) == 1
     end = read_events(run / "events.jsonl")[-1]
     assert (end["event"], end["reason"]) == ("end", "interrupted")
+
+
+@pytest.mark.parametrize("words", [(), ("--quiet",)])
+def test_a_terminal_that_hangs_up_costs_no_step(
+    tmp_path: Path, words: tuple[str, ...], hang_up_counts: None
+) -> None:
+    """Close a real terminal while the run draws on it: the signal comes, and every later write fails."""
+    run = tmp_path / "run"
+    overrides = [*TINY, "training.max_steps=1000000", "checkpoint.interval=1000000", "evaluation.interval=1"]
+    ours, terminal = pty.openpty()
+    claim = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    python, option, code, *rest = command("train", "-b", "torch", "--run", run, *words, *options(overrides))
+    process = subprocess.Popen(
+        [python, option, claim + code, *rest],
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    os.close(terminal)
+    wait_for_step(run, 5, process)
+    os.close(ours)
+    assert process.wait(60) == 129
+    (saved,) = (run / "checkpoints").iterdir()
+    assert saved.name == f"step-{max(numbers_of(run)):08d}"
+    assert read_events(run / "events.jsonl")[-1]["reason"] == "interrupted"
 
 
 def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
