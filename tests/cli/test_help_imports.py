@@ -12,9 +12,9 @@ HEAVY = ("torch", "paddle", "mindspore", "numpy", "pydantic", "safetensors", "pl
 # Runs one command line, then fails if anything of HEAVY is imported.
 CODE = f"""
 import sys
-from gptbridge_cli.main import app
+from gptbridge_cli.main import main
 try:
-    app(sys.argv[1:])
+    main()
 except SystemExit as end:
     if end.code:
         raise

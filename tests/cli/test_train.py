@@ -126,21 +126,6 @@ def test_what_nobody_foresaw_is_one_line_too(tmp_path: Path) -> None:
     assert "Traceback" in run("--debug", "broken").stderr
 
 
-def test_help_imports_nothing_heavy() -> None:
-    check = (
-        "import sys, contextlib\n"
-        "from gptbridge_cli.main import main\n"
-        "for words in (['--help'], ['train', '--help'], ['generate', '--help']):\n"
-        "    sys.argv = ['gptbridge', *words]\n"
-        "    with contextlib.suppress(SystemExit): main()\n"
-        "heavy = {'numpy', 'pydantic', 'yaml', 'torch', 'paddle', 'mindspore'} & set(sys.modules)\n"
-        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
-    )
-
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.mark.parametrize(
     ("words", "message", "command"),
     [
