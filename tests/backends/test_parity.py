@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ import pytest
 from gptbridge.errors import RunFailed, UsageError
 from gptbridge.parity import TOLERANCE, Measured, compare, measure, parity, without_dropout
 from gptbridge_specs import RunSpec, load_run
+from tests.command import COMMAND
 
 BACKENDS = ("torch", "paddle", "mindspore")
 SMALL = (
@@ -37,8 +37,8 @@ def _one_thread() -> Iterator[None]:
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     words = [word for override in SMALL for word in ("-o", override)]
-    start = [sys.executable, "-c", "from gptbridge_cli.main import main; main()", "parity", "gpt2-tiny"]
-    return subprocess.run([*start, *words, *arguments], capture_output=True, text=True, timeout=280)
+    start = [*COMMAND, "parity", "gpt2-tiny", *words]
+    return subprocess.run([*start, *arguments], capture_output=True, text=True, timeout=280)
 
 
 @pytest.mark.skipif(

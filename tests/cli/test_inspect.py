@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+from tests.command import COMMAND
 from tests.data.token_files import write_megatron
 
 TINY = "model.hidden_size=32 model.num_layers=1 training.seq_length=16 training.max_steps=2"
 
 
 def gptbridge(*arguments: str) -> str:
-    command = [sys.executable, "-c", "from gptbridge_cli.main import main; main()", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [*COMMAND, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.command import CODE, COMMAND
+
 
 def gptbridge(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from gptbridge_cli.main import main; main()", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60)
 
 
 def test_list_names_presets_with_their_size() -> None:
@@ -42,7 +43,7 @@ def test_an_error_cannot_move_the_cursor(tmp_path: Path) -> None:
     """On a terminal: typer strips colours elsewhere."""
     file = tmp_path / "spec.yaml"
     file.write_text('"mo\\e[31mdel": 1\n')
-    script = "import sys; sys.stderr.isatty = lambda: True; from gptbridge_cli.main import main; main()"
+    script = f"import sys; sys.stderr.isatty = lambda: True; {CODE}"
     command = [sys.executable, "-c", script, "spec", "check", str(file)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 2

@@ -6,20 +6,18 @@ import json
 import os
 import pty
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from gptbridge_cli import progress
+from tests.command import COMMAND
 
 pytestmark = pytest.mark.timeout(60)
 
-PROGRAM = [sys.executable, "-c", "from gptbridge_cli.main import main; main()"]
-
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, timeout=50, check=False)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=50, check=False)
 
 
 @pytest.fixture
@@ -99,7 +97,7 @@ def test_progress_is_a_bar_on_a_terminal(source: Path) -> None:
         str(source.parent / "out"),
     ]
     done = subprocess.run(
-        [*PROGRAM, *arguments, "--skip-bad"],
+        [*COMMAND, *arguments, "--skip-bad"],
         stdout=subprocess.PIPE,
         stderr=there,
         env={**os.environ, "COLUMNS": "120", "TERM": "xterm"},

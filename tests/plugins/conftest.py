@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import COMMAND
+
 WritePlugin = Callable[..., None]
 Gptbridge = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -61,7 +63,8 @@ def gptbridge(tmp_path: Path) -> Gptbridge:
     """Return a function that runs the `gptbridge` command."""
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        start = [sys.executable, "-c", "from gptbridge_cli.main import main; main()"]
-        return subprocess.run([*start, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [*COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
 
     return run

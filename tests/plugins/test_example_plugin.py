@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import CODE
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "gptbridge-numpy"
-MAIN = "from gptbridge_cli.main import main; main()"
 
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -42,7 +43,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Python:
 
 
 def test_it_is_listed_beside_the_built_in_backends(python: Python) -> None:
-    result = python("-c", MAIN, "backends", "--json")
+    result = python("-c", CODE, "backends", "--json")
     assert result.returncode == 0, result.stderr
     rows = {row["name"]: row for row in json.loads(result.stdout)}
     assert rows["numpy"]["state"] == "ready"
@@ -59,7 +60,7 @@ def test_it_trains(python: Python) -> None:
         "evaluation.batches": 1,
     }
     options = [word for key, value in overrides.items() for word in ("-o", f"{key}={value}")]
-    result = python("-c", MAIN, "train", "--backend", "numpy", "--run", "run", *options)
+    result = python("-c", CODE, "train", "--backend", "numpy", "--run", "run", *options)
     assert result.returncode == 0, result.stderr
     folder = Path(str(result.args[0])).parents[2] / "run"
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
@@ -70,7 +71,7 @@ def test_it_trains(python: Python) -> None:
 
 def test_it_refuses_dropout_by_name(python: Python) -> None:
     result = python(
-        "-c", MAIN, "train", "--backend", "numpy", "--run", "refused", "-o", "model.hidden_dropout_prob=0.1"
+        "-c", CODE, "train", "--backend", "numpy", "--run", "refused", "-o", "model.hidden_dropout_prob=0.1"
     )
     assert result.returncode == 2
     assert "model.hidden_dropout_prob=0.1: this backend has no dropout" in result.stderr

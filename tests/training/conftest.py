@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gptbridge.training.events import history, read_events
+from tests.command import COMMAND
 
 TINY = (
     "model.hidden_size=32",
@@ -40,7 +41,7 @@ def options(overrides: Sequence[str]) -> list[str]:
 
 
 def command(*words: str | Path) -> list[str]:
-    return [sys.executable, "-c", "from gptbridge_cli.main import main; main()", *map(str, words)]
+    return [*COMMAND, *map(str, words)]
 
 
 def gptbridge(*words: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:

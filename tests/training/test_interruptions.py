@@ -18,6 +18,7 @@ import pytest
 
 from gptbridge.checkpoint.reading import open_checkpoint
 from gptbridge.training.events import read_events
+from tests.command import CODE
 from tests.training.conftest import (
     ENVIRONMENT,
     TINY,
@@ -154,10 +155,7 @@ def test_a_full_disk_costs_only_the_checkpoint_that_did_not_fit(torch_run: Path,
     run = shutil.copytree(torch_run, tmp_path / "run")
     shutil.rmtree(run / "checkpoints/step-00000008")
     limit = 200_000  # bytes of one file: weights fit, moments do not
-    limited = (
-        f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
-        "from gptbridge_cli.main import main; main()"
-    )
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); {CODE}"
     words = ["train", "-b", "torch", "--resume", str(run), "--quiet"]
     full = subprocess.run(
         [sys.executable, "-c", limited, *words], capture_output=True, text=True, timeout=120, env=ENVIRONMENT
