@@ -36,12 +36,16 @@ class RunFolder:
             return True
         return self.events.exists() and any(e["event"] == "step" for e in read_events(self.events))
 
+    def holds_users_spec(self) -> bool:
+        """Tell whether the spec.yaml here is the user's own: a run writes environment.json before it."""
+        return (self.path / SPEC_FILE).exists() and not (self.path / ENVIRONMENT_FILE).exists()
+
     def describe(self, spec: RunSpec, environment: dict[str, object]) -> None:
-        """Write spec.yaml and environment.json."""
+        """Write environment.json and then spec.yaml."""
         try:
             for name, content in (
-                (SPEC_FILE, dump_yaml(spec)),
                 (ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n"),
+                (SPEC_FILE, dump_yaml(spec)),
             ):
                 new = self.path / f".{name}.new"
                 write_synced(new, content.encode())

@@ -49,11 +49,15 @@ def resolve(name: str | None, overrides: Sequence[str], run: Path | None, resume
 def choose_checkpoint(folder: RunFolder, resume: str | None, warn: Callable[[str], None]) -> Path | None:
     """Return the checkpoint that the run continues from; None for a new run.
 
-    UsageError where that would overwrite a run, or mix two histories in one folder.
+    UsageError where that would overwrite a run or the user's own spec.yaml, or mix two histories in one
+    folder.
     """
     folder.store.clean()
     if resume == AUTO:
-        return _newest_of(folder, warn)
+        newest = _newest_of(folder, warn)
+        if newest is None:
+            _require_no_users_spec(folder)
+        return newest
     if resume is None:
         _require_empty(folder)
         return None
@@ -112,6 +116,16 @@ def _require_empty(folder: RunFolder) -> None:
             "there is a run in this folder already",
             where=folder.path,
             hint="Continue it with --resume auto, or give another folder with --run",
+        )
+    _require_no_users_spec(folder)
+
+
+def _require_no_users_spec(folder: RunFolder) -> None:
+    if folder.holds_users_spec():
+        raise UsageError(
+            "no run has written this file, and a run here would replace it",
+            where=folder.path / SPEC_FILE,
+            hint="Give another folder with --run",
         )
 
 

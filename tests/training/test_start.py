@@ -102,6 +102,16 @@ def test_a_run_has_a_place_of_its_own(folder: RunFolder, tmp_path: Path) -> None
         pass
 
 
+@pytest.mark.parametrize("resume", [None, AUTO])
+def test_a_spec_that_the_user_wrote_is_never_replaced(tmp_path: Path, resume: str | None) -> None:
+    mine = RunFolder(tmp_path)
+    (tmp_path / "spec.yaml").write_text("preset: gpt2-tiny  # mine\n")
+    with pytest.raises(UsageError, match=r"spec\.yaml: no run has written this file.*--run"):
+        choose_checkpoint(mine, resume, pytest.fail)
+    mine.describe(spec_of(), {})
+    assert choose_checkpoint(mine, resume, pytest.fail) is None
+
+
 def test_a_run_that_failed_before_its_first_step_may_begin_again(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     log = EventLog(run.events)
