@@ -98,6 +98,7 @@ def test_a_run_has_a_place_of_its_own(folder: RunFolder, tmp_path: Path) -> None
     for place in (tmp_path / "file", tmp_path / "file/run"):
         with pytest.raises(UsageError, match=r"file: this is a file.*--run"), locked(place):
             pytest.fail("a run began in a file")
+    (tmp_path / "manifest.json").write_text("{}")  # some other program's
     with locked(folder.path / "nested"):
         pass
 
