@@ -59,14 +59,16 @@ class RunFolder:
 def locked(path: Path) -> Iterator[RunFolder]:
     """Make `path` and keep every other trainer out of it.
 
-    UsageError where one is at work, where `path` is a file, or lies where another run's checkpoints do.
+    UsageError where one is at work, where `path` is a file, or lies where another run's checkpoints do;
+    RunFailed where no folder can be made.
     """
-    _require_own_place(path)
     try:
+        _require_own_place(path)
         path.mkdir(parents=True, exist_ok=True)
         handle = os.open(path / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise RunFailed(f"the run folder cannot be written: {error.strerror}", where=path) from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RunFailed(f"the run folder cannot be written: {reason}", where=path) from error
     try:
         _lock(handle, path)
         try:

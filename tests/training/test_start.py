@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from gptbridge.checkpoint.state import write_state
-from gptbridge.errors import UsageError
+from gptbridge.errors import RunFailed, UsageError
 from gptbridge.training.events import EventLog
 from gptbridge.training.run_folder import RunFolder, locked
 from gptbridge.training.start import AUTO, choose_backend, choose_checkpoint, resolve
@@ -101,6 +102,28 @@ def test_a_run_has_a_place_of_its_own(folder: RunFolder, tmp_path: Path) -> None
     (tmp_path / "manifest.json").write_text("{}")  # some other program's
     with locked(folder.path / "nested"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [
+        ("n" * 300, "File name too long"),
+        ("loop/run", "[Ll]oop|links"),
+        pytest.param(
+            "shut/run",
+            "Permission denied",
+            marks=pytest.mark.skipif(os.geteuid() == 0, reason="root searches every folder"),
+        ),
+    ],
+)
+def test_a_place_that_cannot_be_is_one_line(tmp_path: Path, place: str, reason: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "shut").mkdir(0o000)
+    with (
+        pytest.raises(RunFailed, match=rf"the run folder cannot be written: .*{reason}"),
+        locked(tmp_path / place),
+    ):
+        pytest.fail("a run began there")
 
 
 @pytest.mark.parametrize("resume", [None, AUTO])
