@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from gptbridge.weights.canonical import parameters
+from gptbridge.weights.configs.reading import Declared
+from gptbridge.weights.conversion.arrays import digest
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
-from gptbridge.weights.conversion.source import Told
+from gptbridge.weights.conversion.source import Told, open_source
 from gptbridge.weights.conversion.target import Split
 from gptbridge.weights.formats import Entry, TensorInfo, open_weights, write_ckpt
 from gptbridge.weights.hf_config import to_hf_config
@@ -30,6 +33,7 @@ MODEL = ModelSpec(
     hidden_dropout_prob=0,
     attention_probs_dropout_prob=0,
 )
+HEADS = Told(model=Declared({"num_attention_heads": MODEL.num_attention_heads}, "test"))
 
 
 def random_weights(model: ModelSpec, seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -63,6 +67,25 @@ def converted(
     """Convert and return the output folder."""
     convert_checkpoint(Request(source, output, to, told or Told(), split=Split(tensor, pipeline), **more))
     return output
+
+
+def digest_of(folder: Path, told: Told | None = None) -> str:
+    """The digest of a checkpoint's canonical weights."""
+    with ExitStack() as stack:
+        return digest(open_source(folder, stack, told))
+
+
+def weights_of(folder: Path) -> dict[str, NDArray[Any]]:
+    """What a folder in Hugging Face's form holds, as the safetensors package reads it."""
+    return load_file(folder / "model.safetensors")
+
+
+def assert_identical(found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> None:
+    """The same names, and each the same bits."""
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
+        assert found[name].tobytes() == array.tobytes(), name
 
 
 def rewrite_ckpt(path: Path, change: Callable[[dict[str, NDArray[Any]]], object]) -> None:

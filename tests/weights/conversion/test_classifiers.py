@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.weights.conversion.arrays import digest
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import open_source
 from gptbridge.weights.conversion.verifying import verify
 from gptbridge.weights.hf_config import to_hf_config
-from tests.weights.conversion.checkpoints import MODEL, converted, random_weights
+from tests.weights.conversion.checkpoints import (
+    MODEL,
+    assert_identical,
+    converted,
+    digest_of,
+    random_weights,
+    weights_of,
+)
 from tests.weights.conversion.conftest import HuggingFace
 
 LABELS = 3
@@ -53,11 +57,6 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def digest_of(folder: Path) -> str:
-    with ExitStack() as stack:
-        return digest(open_source(folder, stack))
-
-
 @pytest.fixture(scope="module")
 def forms(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str | None], Path]:
     folder = tmp_path_factory.mktemp("forms")
@@ -67,14 +66,12 @@ def forms(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
 
 
 def test_the_head_survives_every_way(forms: Any, classifier: Path, tmp_path: Path) -> None:
-    exact = load_file(classifier / "model.safetensors")
+    exact = weights_of(classifier)
     for number, (form, folder) in enumerate(forms.items()):
         facts = inspect_checkpoint(folder)
         assert (facts["num_labels"], facts["digest"]) == (LABELS, f"sha256:{digest_of(classifier)}"), form
         back = converted(folder, tmp_path / f"{number}", "torch", variant="GPT2LMHeadModel")
-        weights = load_file(back / "model.safetensors")
-        assert weights.keys() == exact.keys()
-        assert all(np.array_equal(weights[name], exact[name]) for name in exact), form
+        assert_identical(weights_of(back), exact)
 
 
 def test_configurations_say_how_many_classes(forms: Any) -> None:
@@ -97,7 +94,7 @@ def test_configurations_say_how_many_classes(forms: Any) -> None:
 def test_verify_sees_the_head(forms: Any, classifier: Path, tmp_path: Path) -> None:
     assert verify(classifier, forms["paddle", None]).passed
     other = converted(classifier, tmp_path / "other", "torch")
-    weights = load_file(other / "model.safetensors")
+    weights = weights_of(other)
     weights["score.weight"] = weights["score.weight"][::-1].copy()
     save_file(weights, other / "model.safetensors", {"format": "pt"})
     assert not verify(classifier, other).passed

@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file
 
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.weights.configs.reading import Declared
@@ -18,7 +16,15 @@ from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.conversion.verifying import verify
 from gptbridge_specs import ModelSpec
-from tests.weights.conversion.checkpoints import MODEL, converted, random_weights, write_hugging_face
+from tests.weights.conversion.checkpoints import (
+    HEADS,
+    MODEL,
+    assert_identical,
+    converted,
+    random_weights,
+    weights_of,
+    write_hugging_face,
+)
 
 ERF = MODEL.model_copy(update={"activation": "gelu_erf"})
 
@@ -38,9 +44,7 @@ def base(tmp_path: Path) -> Path:
 
 def test_modelscope_base_survives_both_ways(base: Path, tmp_path: Path) -> None:
     back = converted(base, tmp_path / "back", "torch")
-    weights, exact = load_file(back / "model.safetensors"), random_weights(MODEL)
-    assert weights.keys() == exact.keys()
-    assert all(np.array_equal(weights[name], exact[name]) for name in exact)
+    assert_identical(weights_of(back), random_weights(MODEL))
     assert json.loads((back / "config.json").read_text())["activation_function"] == "gelu"
 
 
@@ -92,8 +96,7 @@ def test_an_epsilon_that_the_target_would_not_compute_is_told_and_kept(dialect: 
 def test_what_is_taken_for_granted_without_a_configuration_is_told(tmp_path: Path) -> None:
     source = written(tmp_path / "in")
     (source / "config.json").unlink()
-    told = Told(model=Declared({"num_attention_heads": 4}))
-    (note,) = convert_checkpoint(Request(source, tmp_path / "out", "torch", told)).notes
+    (note,) = convert_checkpoint(Request(source, tmp_path / "out", "torch", HEADS)).notes
     assert "activation=gelu_tanh and layernorm_epsilon=1e-05 are taken" in note
     whole = Told(model=Declared(MODEL.model_dump()))
     assert convert_checkpoint(Request(source, tmp_path / "more", "torch", whole)).notes == ()
@@ -143,8 +146,7 @@ def test_without_a_configuration_the_systems_own_epsilon_is_taken(
     folder = converted(source, tmp_path / "out", dialect, variant=variant)
     for name in ("config.json", "model_config.json", "configuration.json", "model.yaml"):
         (folder / name).unlink(missing_ok=True)
-    told = Told(model=Declared({"num_attention_heads": 4}))
-    facts = inspect_checkpoint(folder, told)
+    facts = inspect_checkpoint(folder, HEADS)
     assert facts["configuration"] is None
     assert facts["model"]["layernorm_epsilon"] == epsilon
 
@@ -187,7 +189,6 @@ def test_fused_qkv_of_paddlenlp_is_read_with_its_own_configuration(original: Pat
 
 
 def test_one_rank_alone_is_refused_with_a_hint(original: Path, tmp_path: Path) -> None:
-    heads = Told(model=Declared({"num_attention_heads": 4}))
     for dialect, rank in (
         ("megatron", "release/mp_rank_00"),
         ("fleetx", "mp_01_sharding_00_pp_00"),
@@ -195,7 +196,7 @@ def test_one_rank_alone_is_refused_with_a_hint(original: Path, tmp_path: Path) -
     ):
         folder = converted(original, tmp_path / dialect, dialect, 2, vocab_size=64)
         with pytest.raises(BadInput, match="If this is one of several ranks, give the folder of them all"):
-            inspect_checkpoint(folder / rank, heads)
+            inspect_checkpoint(folder / rank, HEADS)
 
 
 def test_modelscope_is_found_from_the_folder_of_its_ranks(original: Path, tmp_path: Path) -> None:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from gptbridge import reference
-from gptbridge.weights.conversion.arrays import digest
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import Told, open_source
+from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.conversion.verifying import verify
-from tests.weights.conversion.checkpoints import MODEL, converted, random_weights, write_hugging_face
+from tests.weights.conversion.checkpoints import (
+    MODEL,
+    assert_identical,
+    converted,
+    digest_of,
+    random_weights,
+    weights_of,
+    write_hugging_face,
+)
 from tests.weights.conversion.conftest import HuggingFace
 
 WHOLE = [
@@ -45,11 +50,6 @@ SPLITS = [
 VARIANTS = {"megatron": ("version-0", "version-1", "version-3", "core")}
 
 
-def digest_of(folder: Path) -> str:
-    with ExitStack() as stack:
-        return digest(open_source(folder, stack))
-
-
 @pytest.fixture(scope="session")
 def forms(original: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str | None], Path]:
     """The model in every dialect and variant."""
@@ -64,9 +64,7 @@ def test_back_and_forth_is_bit_identical(
     form: tuple[str, str | None], forms: dict[tuple[str, str | None], Path], original: Path, tmp_path: Path
 ) -> None:
     back = converted(forms[form], tmp_path / "back", "torch", told=Told(form[0]))
-    first, second = load_file(original / "model.safetensors"), load_file(back / "model.safetensors")
-    assert first.keys() == second.keys()
-    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert_identical(weights_of(back), weights_of(original))
     assert (back / "vocab.json").exists()
 
 
@@ -145,8 +143,8 @@ def test_dtype_rounds_every_weight_once(dtype: str, original: Path, tmp_path: Pa
         small = converted(original, tmp_path / dialect, dialect, dtype=dtype)
         assert inspect_checkpoint(small)["dtypes"].keys() == {dtype}
         back = converted(small, tmp_path / f"{dialect}-back", "torch", told=Told(dialect), dtype="float32")
-        for name, value in load_file(back / "model.safetensors").items():
-            exact = load_file(original / "model.safetensors")[name]
+        for name, value in weights_of(back).items():
+            exact = weights_of(original)[name]
             unit = 2.0**-11 if dtype == "float16" else 2.0**-8
             assert np.all(np.abs(value - exact) <= unit * np.abs(exact) + 2.0**-25)
         assert verify(original, small).passed
@@ -160,7 +158,7 @@ def test_transformers_opens_the_result_with_the_same_logits(
     tmp_path: Path,
 ) -> None:
     tokens = np.arange(12, dtype=np.int32).reshape(1, 12) + 9
-    expected = reference.logits(MODEL, load_file(original / "model.safetensors"), tokens)
+    expected = reference.logits(MODEL, weights_of(original), tokens)
     for number, (form, path) in enumerate(forms.items()):
         folder = converted(path, tmp_path / f"{number}", "torch", told=Told(form[0]))
         assert np.abs(hugging_face.logits(folder) - expected).max() < 1e-5, form

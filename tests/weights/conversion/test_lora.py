@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,19 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.weights.configs.reading import Declared
-from gptbridge.weights.conversion.arrays import digest
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import Told, open_source
+from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.conversion.verifying import verify
 from gptbridge.weights.formats import open_weights
-from tests.weights.conversion.checkpoints import MODEL, converted, rewrite_ckpt
+from tests.weights.conversion.checkpoints import (
+    HEADS,
+    MODEL,
+    assert_identical,
+    converted,
+    digest_of,
+    rewrite_ckpt,
+    weights_of,
+)
 
 RANK, ALPHA = 3, 12.0
 HIDDEN = MODEL.hidden_size
@@ -56,7 +61,7 @@ def mindformers(original: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def merged_by_hand(original: Path, factors: Arrays, alpha: float = ALPHA) -> Arrays:
     """Hugging Face weights with W += alpha / rank * B A, as MindFormers computes it."""
-    weights = load_file(original / "model.safetensors")
+    weights = weights_of(original)
     for layer in range(MODEL.num_layers):
         matrix = weights[f"h.{layer}.attn.c_attn.weight"].astype(np.float64)
         for part in range(3):
@@ -79,10 +84,10 @@ def assert_close(found: Arrays, expected: Arrays) -> None:
 def test_merging_adds_b_a_scaled(mindformers: Path, original: Path, tmp_path: Path) -> None:
     output = converted(mindformers, tmp_path / "out", "torch", merge_lora=True)
     assert not (output / "adapter").exists()
-    weights = load_file(output / "model.safetensors")
+    weights = weights_of(output)
     assert_close(weights, merged_by_hand(original, deltas()))
     untouched = "h.1.attn.c_attn.weight"
-    exact = load_file(original / "model.safetensors")
+    exact = weights_of(original)
     assert np.array_equal(weights[untouched], exact[untouched])
     keys = slice(HIDDEN, 2 * HIDDEN)
     assert np.array_equal(
@@ -100,15 +105,13 @@ def test_merging_for_any_layout_and_split(
         mindformers, tmp_path / "out", dialect, tensor, pipeline, merge_lora=True, vocab_size=64
     )
     back = converted(output, tmp_path / "back", "torch", vocab_size=MODEL.vocab_size)
-    assert_close(load_file(back / "model.safetensors"), merged_by_hand(original, deltas()))
+    assert_close(weights_of(back), merged_by_hand(original, deltas()))
 
 
 def test_kept_apart_as_a_peft_adapter(mindformers: Path, original: Path, tmp_path: Path) -> None:
     output = converted(mindformers, tmp_path / "out", "torch")
-    base = load_file(output / "model.safetensors")
-    assert all(
-        np.array_equal(base[name], value) for name, value in load_file(original / "model.safetensors").items()
-    )
+    base = weights_of(output)
+    assert_identical(base, weights_of(original))
     config = json.loads((output / "adapter" / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["fan_in_fan_out"]) == (2 * RANK, 2 * ALPHA, True)
     factors = load_file(output / "adapter" / "adapter_model.safetensors")
@@ -137,11 +140,6 @@ def test_way_back_gives_the_same_deltas(mindformers: Path, tmp_path: Path) -> No
         "target_modules": ".*dense1|.*dense3",
     }
     assert digest_of(back) == digest_of(mindformers)
-
-
-def digest_of(folder: Path) -> str:
-    with ExitStack() as stack:
-        return digest(open_source(folder, stack))
 
 
 @pytest.mark.parametrize(("tensor", "pipeline"), [(2, 1), (1, 2), (4, 2)])
@@ -190,7 +188,7 @@ def test_an_adapter_of_pefts_own_is_read(place: str, original: Path, tmp_path: P
     with open_weights(output / "gpt2.ckpt") as weights:
         assert all(np.array_equal(weights.read(name), value) for name, value in expected.items())
     merged = converted(output, tmp_path / "merged", "torch", merge_lora=True)
-    assert_close(load_file(merged / "model.safetensors"), merged_by_hand(original, expected, 6))
+    assert_close(weights_of(merged), merged_by_hand(original, expected, 6))
 
 
 @pytest.mark.parametrize("dialect", ["paddle", "fleetx", "modelscope", "megatron"])
@@ -206,13 +204,12 @@ def test_alpha_that_no_file_says_is_asked_for(mindformers: Path, original: Path,
     lone = tmp_path / "lone"
     lone.mkdir()
     (lone / "gpt2.ckpt").write_bytes((mindformers / "gpt2.ckpt").read_bytes())
-    told = Told(model=Declared({"num_attention_heads": 4}, "test"))
     for merge in (False, True):
         with pytest.raises(UsageError, match=r"no file beside the LoRA .* --lora-alpha A"):
-            converted(lone, tmp_path / "out", "torch", told=told, merge_lora=merge)
-    told = Told(model=told.model, lora_alpha=ALPHA)
+            converted(lone, tmp_path / "out", "torch", told=HEADS, merge_lora=merge)
+    told = Told(model=HEADS.model, lora_alpha=ALPHA)
     output = converted(lone, tmp_path / "out", "torch", told=told, merge_lora=True)
-    assert_close(load_file(output / "model.safetensors"), merged_by_hand(original, deltas()))
+    assert_close(weights_of(output), merged_by_hand(original, deltas()))
 
 
 def test_merging_where_there_is_no_lora_is_refused(original: Path, tmp_path: Path) -> None:

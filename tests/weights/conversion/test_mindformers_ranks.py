@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput
-from gptbridge.weights.configs.reading import Declared
-from gptbridge.weights.conversion.arrays import digest
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import Told, open_source
+from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.conversion.strategies import TensorLayout
 from gptbridge.weights.conversion.strategy_files import encode_strategy, read_strategies
 from gptbridge.weights.formats import open_weights
-from tests.weights.conversion.checkpoints import MODEL, converted, rewrite_ckpt
+from tests.weights.conversion.checkpoints import HEADS, converted, digest_of, rewrite_ckpt
 
 SCRIPT = Path(__file__).with_name("frameworks") / "split_with_mindspore.py"
 MERGED = {"t2": (2, 1), "p2": (1, 2), "t2p2": (2, 2)}
@@ -34,7 +32,6 @@ EMBEDDING = "backbone.embedding.word_embedding.embedding_table"
 
 BIAS = "backbone.blocks.1.output.projection.bias"
 PROJECTION = "backbone.blocks.2.attention.projection.bias"
-HEADS = Told(model=Declared({"num_attention_heads": MODEL.num_attention_heads}, "test"))
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -47,11 +44,6 @@ def halved(name: str, half: int) -> Callable[[Arrays], None]:
         arrays[name] = np.split(arrays[name], 2)[half]
 
     return change
-
-
-def digest_of(folder: Path, told: Told | None = None) -> str:
-    with ExitStack() as stack:
-        return digest(open_source(folder, stack, told))
 
 
 def strategies(names: dict[str, int]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -8,16 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.testing.cases import weights
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from tests.checkpoint.conftest import spec_of, writer
-from tests.weights.conversion.checkpoints import converted
+from tests.weights.conversion.checkpoints import assert_identical, converted, weights_of
 from tests.weights.conversion.commands import Outcome, assert_refused
 
 
@@ -37,9 +35,7 @@ def flip_last_bit(file: Path) -> None:
 
 
 def assert_step(output: Path, step: int) -> None:
-    found, expected = load_file(output / "model.safetensors"), weights(spec_of().model, step)
-    assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert_identical(weights_of(output), weights(spec_of().model, step))
 
 
 def test_the_newest_checkpoint_of_a_run_is_taken(run_folder: Path, tmp_path: Path) -> None:

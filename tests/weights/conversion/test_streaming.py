@@ -7,24 +7,15 @@ import pickle
 import subprocess
 import sys
 import tracemalloc
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from gptbridge.weights.conversion.arrays import digest
-from gptbridge.weights.conversion.source import open_source
 from gptbridge.weights.formats import open_weights
-from tests.weights.conversion.checkpoints import converted
+from tests.weights.conversion.checkpoints import assert_identical, converted, digest_of, weights_of
 
 MEGABYTES_ALLOWED = 64
-
-
-def digest_of(folder: Path) -> str:
-    with ExitStack() as stack:
-        return digest(open_source(folder, stack))
 
 
 @pytest.mark.parametrize("slice_bytes", [100, 4096, 10_001])
@@ -59,8 +50,7 @@ def test_tensors_that_old_pickles_hold_as_text(fortran: bool, original: Path, tm
         assert all(weights.extents(name) is None for name in weights.tensors if "linear1.weight" in name)
     assert digest_of(folder) == digest_of(original)
     output = converted(converted(folder, tmp_path / "megatron", "megatron"), tmp_path / "back", "torch")
-    first, second = load_file(original / "model.safetensors"), load_file(output / "model.safetensors")
-    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert_identical(weights_of(output), weights_of(original))
 
 
 def test_text_that_is_not_transposed_is_decoded_in_parts(original: Path, tmp_path: Path) -> None:
@@ -80,7 +70,7 @@ def test_text_that_is_not_transposed_is_decoded_in_parts(original: Path, tmp_pat
     finally:
         tracemalloc.stop()
     assert peak < arrays[table].nbytes
-    assert np.array_equal(load_file(output / "model.safetensors")["wte.weight"], arrays[table])
+    assert np.array_equal(weights_of(output)["wte.weight"], arrays[table])
 
 
 @pytest.mark.timeout(120)

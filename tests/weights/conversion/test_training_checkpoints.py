@@ -13,22 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from gptbridge.errors import BadInput
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.formats import Entry, TensorInfo, open_weights, write_pdparams
-from tests.weights.conversion.checkpoints import converted, rewrite_ckpt
+from tests.weights.conversion.checkpoints import assert_identical, converted, rewrite_ckpt, weights_of
 
 _TRAIN_MEGATRON = Path(__file__).with_name("frameworks") / "train_megatron.py"
 
 
 def assert_same(folder: Path, original: Path, told: Told | None = None, **options: int) -> None:
     back = converted(folder, folder.with_name("back"), "torch", told=told, **options)
-    first, second = load_file(original / "model.safetensors"), load_file(back / "model.safetensors")
-    assert first.keys() == second.keys()
-    assert all(np.array_equal(first[name], second[name]) for name in first)
+    assert_identical(weights_of(back), weights_of(original))
 
 
 @pytest.mark.parametrize(
@@ -110,7 +108,7 @@ def test_a_wrapper_around_every_name(original: Path, tmp_path: Path) -> None:
     rewrite_ckpt(file, lambda arrays: arrays.update(doubled))
     with pytest.raises(BadInput, match=r"backbone\.layernorm\.gamma is left over"):
         inspect_checkpoint(folder)
-    weights = load_file(original / "model.safetensors")
+    weights = weights_of(original)
     folder = Path(shutil.copytree(original, tmp_path / "torch"))
     save_file({f"module.transformer.{name}": x for name, x in weights.items()}, folder / "model.safetensors")
     (tmp_path / "back").rename(tmp_path / "first")
