@@ -49,9 +49,12 @@ class Checkpoint:
 
 def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
     """Return the checkpoint folder that `path` means: itself, or the newest good one of a run folder."""
-    if (path / CONFIG_FILE).is_file() or (path / MANIFEST_FILE).is_file():
-        return path
-    found = CheckpointStore(path / "checkpoints").newest_good(warn)
+    try:
+        if (path / CONFIG_FILE).is_file() or (path / MANIFEST_FILE).is_file():
+            return path
+        found = CheckpointStore(path / "checkpoints").newest_good(warn)
+    except OSError as error:
+        raise BadInput(error.strerror or str(error), where=path) from error
     if found is None:
         raise BadInput(
             "no checkpoint here" if path.is_dir() else "no such folder",

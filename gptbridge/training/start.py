@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,13 +38,17 @@ def resolve(name: str | None, overrides: Sequence[str], run: Path | None, resume
     """Return the spec and folder of a run.
 
     Without `name`, a resumed run goes on with its own spec, and a new one takes the default preset.
-    Without `run`, a resumed run goes on in its own folder, and a new one takes runs/NAME.
+    Without `run`, a resumed run goes on in its own folder, and a new one takes runs/NAME. BadInput for
+    a folder that cannot be looked into.
     """
     source = Path(resume) if resume not in (None, AUTO) else None
-    folder = run or (source and _run_of(source)) or RUNS / Path(name or DEFAULT_RUN).stem
-    if name is not None or resume is None:
-        return Request(load_run(name or DEFAULT_RUN, overrides), folder, resume)
-    return Request(_stored_spec(source or folder, overrides), folder, resume)
+    try:
+        folder = run or (source and _run_of(source)) or RUNS / Path(name or DEFAULT_RUN).stem
+        if name is not None or resume is None:
+            return Request(load_run(name or DEFAULT_RUN, overrides), folder, resume)
+        return Request(_stored_spec(source or folder, overrides), folder, resume)
+    except OSError as error:
+        raise BadInput(error.strerror or str(error), where=source or run) from error
 
 
 def choose_checkpoint(folder: RunFolder, resume: str | None, warn: Callable[[str], None]) -> Path | None:
@@ -62,7 +67,7 @@ def choose_checkpoint(folder: RunFolder, resume: str | None, warn: Callable[[str
         _require_empty(folder)
         return None
     source = Path(resume)
-    if source.resolve() == folder.path.resolve():
+    if os.path.realpath(source) == os.path.realpath(folder.path):
         return _newest_of(folder, warn) or find_checkpoint(source, warn)
     found = find_checkpoint(source, warn)
     if found.resolve().parent != folder.store.folder.resolve():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gptbridge.checkpoint.state import write_state
-from gptbridge.errors import RunFailed, UsageError
+from gptbridge.errors import BadInput, RunFailed, UsageError
 from gptbridge.training.events import EventLog
 from gptbridge.training.run_folder import RunFolder, locked
 from gptbridge.training.start import AUTO, choose_backend, choose_checkpoint, resolve
@@ -48,6 +48,17 @@ def test_a_resumed_run_keeps_spec_and_folder_but_not_its_early_stop(folder: RunF
         assert request.spec.training.stop_after_steps is None
     again = resolve(None, ["training.stop_after_steps=30"], folder.path, AUTO)
     assert again.spec.training.stop_after_steps == 30
+
+
+def test_a_folder_that_cannot_be_looked_into_is_one_line(tmp_path: Path) -> None:
+    long, loop = tmp_path / ("n" * 300), tmp_path / "loop"
+    loop.symlink_to("loop")
+    for run, resume in ((None, str(long)), (long, AUTO)):
+        with pytest.raises(BadInput, match="File name too long"):
+            resolve(None, (), run, resume)
+    for place, reason in ((long, "File name too long"), (loop, "no such folder")):
+        with pytest.raises(BadInput, match=reason):
+            choose_checkpoint(RunFolder(tmp_path / "run"), str(place), pytest.fail)
 
 
 def test_a_lone_checkpoint_folder_brings_its_spec(folder: RunFolder, tmp_path: Path) -> None:
