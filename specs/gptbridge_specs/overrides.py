@@ -32,11 +32,12 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of `content` with each override set; the last one of a field wins.
 
-    A section's `preset` replaces the section: what it had came from another preset.
+    A section's `preset` replaces the section: what it had came from another preset. It comes first,
+    wherever it stands, so that no other override is lost.
     """
     result = dict(content)
-    for text in overrides:
-        keys, value = parse_override(text)
+    parsed = [(text, *parse_override(text)) for text in overrides]
+    for text, keys, value in sorted(parsed, key=lambda override: override[1][-1] != "preset"):
         target = result
         for key in keys[:-1]:
             inner = target.get(key)

@@ -52,6 +52,13 @@ def test_a_preset_replaces_the_model_that_was_there() -> None:
     assert (model.hidden_size, model.vocab_size) == (768, 300)
 
 
+def test_a_preset_undoes_no_other_override() -> None:
+    overrides = ["model.num_layers=2", "model.preset=gpt2-small", "model.num_layers=3"]
+    model = load_run("gpt2-tiny", overrides[:2]).model
+    assert (model.hidden_size, model.num_layers) == (768, 2)
+    assert load_run("gpt2-tiny", overrides).model.num_layers == 3
+
+
 def test_split_takes_the_seeds_form() -> None:
     assert load_run("gpt2-tiny", ["data.split=949,50,1"]).data.split == (949, 50, 1)
     assert load_run("gpt2-tiny", ["data.split=9/1"]).data.split == (9, 1, 0)
