@@ -110,7 +110,8 @@ class SourceStream:
 
     def __init__(self, source: Source) -> None:
         self._path = source.path
-        self._raw = _DigestingFile(source.path)
+        with self._explained():
+            self._raw = _DigestingFile(source.path)
         self._stream: IO[bytes] = self._open()
 
     def _open(self) -> IO[bytes]:

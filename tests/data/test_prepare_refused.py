@@ -13,8 +13,11 @@ import pytest
 from backports import zstd
 
 from gptbridge.data.prepare import TextOptions, prepare
+from gptbridge.data.tokenizers.training import train_tokenizer
 from gptbridge.errors import BadInput, UsageError
 from tests.data.prepared import as_bytes, jsonl, library_texts, read_dataset
+
+NOT_EVEN_ROOT_READS = Path("/proc/sys/vm/compact_memory")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,19 @@ def test_files_without_text_are_refused(tmp_path: Path, name: str, data: bytes, 
     with pytest.raises(BadInput, match=message):
         prepare([str(tmp_path / name)], "byte", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(not NOT_EVEN_ROOT_READS.exists(), reason="a file of Linux")
+def test_an_input_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "in.txt"
+    path.symlink_to(NOT_EVEN_ROOT_READS)
+    for work in (
+        lambda: prepare([str(path)], "byte", tmp_path / "out"),
+        lambda: train_tokenizer([str(path)], 300, tmp_path / "out"),
+    ):
+        with pytest.raises(BadInput, match=r"in\.txt: Permission denied"):
+            work()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["in.txt"]
 
 
 @pytest.mark.timeout(20)
