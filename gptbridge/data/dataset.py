@@ -13,13 +13,13 @@ import numpy as np
 from gptbridge.data.corpus import embedded_corpus
 from gptbridge.data.readers.megatron import open_megatron
 from gptbridge.data.readers.mindrecord import open_mindrecord
-from gptbridge.data.readers.nanogpt import open_nanogpt
+from gptbridge.data.readers.nanogpt import may_hold_tokens, open_nanogpt
 from gptbridge.data.readers.paddlenlp import open_paddlenlp, open_paddlenlp_npz
 from gptbridge.data.tokens import ChainedTokens, TokenDataset
 from gptbridge.errors import BadInput
 from gptbridge.nearby import nearby
 
-__all__ = ["TokenDataset", "open_dataset"]
+__all__ = ["TokenDataset", "is_dataset", "open_dataset"]
 
 _ALLOWED = (
     "the PREFIX of .bin and .idx or of _ids.npy and _idx.npz, a .bin, a .mindrecord, or a folder of them"
@@ -39,7 +39,7 @@ _FORMATS = (
     _Format(re.compile(r"(.+)\.idx"), open_megatron, ("", ".idx", ".bin")),
     _Format(re.compile(r"(.+)_ids\.npy"), open_paddlenlp, ("", "_ids.npy", "_idx.npz")),
     _Format(re.compile(r"(.+)_ids\.npz"), open_paddlenlp_npz, ("", "_ids.npz")),
-    _Format(re.compile(r"(.+\.mindrecord\d*)"), open_mindrecord, ("",)),
+    _Format(re.compile(r"(.+\.mindrecord\d*)"), open_mindrecord, ("", ".db")),
     _Format(re.compile(r"(.+)\.bin"), open_nanogpt, ("", ".bin")),
 )
 
@@ -49,7 +49,8 @@ class _Found:
     """A dataset that lies in a folder, not opened yet."""
 
     format: _Format
-    stem: Path
+    file: Path
+    stem: Path  # what `format.open` takes
 
     def is_called(self, name: str) -> bool:
         """Tell whether `name` means this dataset; X and X.mindrecord mean all files X.mindrecord0, ..."""
@@ -70,10 +71,7 @@ def open_dataset(path: str | None) -> TokenDataset:
     if path is None:
         return embedded_corpus()
     given = Path(path)
-    if given.is_dir():
-        found = list(_datasets_in(given))
-    else:
-        found = [one for one in _datasets_in(given.parent) if one.is_called(given.name)]
+    found = _find(given)
     if not found:
         here = os.path.lexists(given)
         problem = "no token dataset here" if here else "no such token dataset"
@@ -92,6 +90,21 @@ def open_dataset(path: str | None) -> TokenDataset:
     return dataset
 
 
+def is_dataset(path: Path) -> bool:
+    """Tell whether `path` means token datasets: a prefix, a file of one, or a folder of them.
+
+    Their names say it; of a raw .bin, which may as well hold weights, its first bytes too.
+    """
+    return any(one.format.open is not open_nanogpt or may_hold_tokens(one.file) for one in _find(path))
+
+
+def _find(path: Path) -> list[_Found]:
+    """Return the datasets that `path` means, sorted by name."""
+    if path.is_dir():
+        return list(_datasets_in(path))
+    return [one for one in _datasets_in(path.parent) if one.is_called(path.name)]
+
+
 def _datasets_in(folder: Path) -> Iterator[_Found]:
     """Yield the datasets of a folder, sorted by name; a .bin is raw only where no .idx goes with it."""
     try:
@@ -102,7 +115,7 @@ def _datasets_in(folder: Path) -> Iterator[_Found]:
         for format_ in _FORMATS:
             match = format_.file.fullmatch(name)
             if match and not (format_.open is open_nanogpt and f"{match[1]}.idx" in names):
-                yield _Found(format_, folder / match[1])
+                yield _Found(format_, folder / name, folder / match[1])
                 break
 
 

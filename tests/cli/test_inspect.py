@@ -7,16 +7,22 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
+
 from tests.command import COMMAND
 from tests.data.token_files import write_megatron
 
 TINY = "model.hidden_size=32 model.num_layers=1 training.seq_length=16 training.max_steps=2"
 
 
-def gptbridge(*arguments: str) -> str:
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*COMMAND, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+
+
+def gptbridge(*arguments: str) -> str:
+    done = run_command(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -25,6 +31,15 @@ def test_a_dataset_is_known_by_its_prefix_and_its_files(tmp_path: Path) -> None:
     write_megatron(tmp_path / "x", [[1, 2, 3], [4, 5]])
     for name in ("x", "x.bin", "x.idx"):
         assert json.loads(gptbridge("inspect", str(tmp_path / name), "--json"))["documents"] == 2
+
+
+def test_a_folder_of_raw_tokens_is_a_dataset_unless_a_dialect_is_told(tmp_path: Path) -> None:
+    for name in ("train.bin", "val.bin"):
+        np.arange(1, 10, dtype="<u2").tofile(tmp_path / name)
+    facts = json.loads(gptbridge("inspect", str(tmp_path), "--json"))
+    assert (facts["format"], facts["tokens"]) == ("nanogpt", 18)
+    done = run_command("inspect", str(tmp_path / "val.bin"), "--from", "torch")
+    assert (done.returncode, "is no weight file" in done.stderr) == (5, True)
 
 
 def test_a_run_folder_is_its_newest_checkpoint(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptbridge.data.dataset import is_dataset
 from gptbridge.data.inspection import inspect_dataset
 from gptbridge.data.prepare import TextOptions, prepare
 from tests.data.token_files import write_megatron, write_paddlenlp
@@ -61,6 +62,37 @@ def test_the_embedded_corpus_can_be_looked_at() -> None:
     facts = json.loads(command("--json").stdout)
     assert (facts["format"], facts["path"]) == ("embedded", "the embedded corpus")
     assert facts["largest_token"] == 256
+
+
+@pytest.mark.parametrize(
+    ("file", "path"),
+    [
+        ("x.idx", "x"),
+        ("x.idx", "x.bin"),
+        ("x_ids.npy", "x_idx.npz"),
+        ("x_ids.npz", "x"),
+        ("x.mindrecord", "x.mindrecord.db"),
+        ("x.mindrecord0", "x"),
+        ("x.mindrecord0", "x.mindrecord"),
+        ("x.mindrecord0", "x.mindrecord0"),
+        ("train.bin", "train.bin"),
+        ("train.bin", "train"),
+    ],
+)
+def test_a_dataset_is_known_by_every_name_that_opens_it(tmp_path: Path, file: str, path: str) -> None:
+    (tmp_path / file).write_bytes(np.arange(1, 50, dtype="<u2").tobytes())
+    assert is_dataset(tmp_path / path)
+    assert is_dataset(tmp_path)
+    assert not is_dataset(tmp_path / "other")
+
+
+@pytest.mark.parametrize("start", [b"PK\x03\x04", b"\x80\x02\x8a\x0a", b"version https://"])
+def test_weights_in_a_bin_are_no_dataset(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(start + bytes(60))
+    assert not is_dataset(tmp_path / "pytorch_model.bin")
+    assert not is_dataset(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    assert not is_dataset(tmp_path)
 
 
 def test_a_damaged_dataset_is_one_line_and_exit_code_5(tmp_path: Path) -> None:

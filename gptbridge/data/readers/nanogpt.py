@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from gptbridge.data.readers.mapped import map_ids
 from gptbridge.data.tokens import FlatTokens, TokenDataset
 from gptbridge.errors import BadInput
+from gptbridge.weights.formats.source import SourceFile
 
 # A raw file has no mark of its own, so it must not bear another's: four bytes or more, which is
 # more than chance puts at the begin of a text.
@@ -30,10 +32,8 @@ def open_nanogpt(prefix: Path) -> TokenDataset:
     """Open PREFIX.bin as uint16 tokens; BadInput where it is visibly something else."""
     path = prefix.with_name(f"{prefix.name}.bin")
     ids = map_ids(path, "<u2")
-    start = ids[:16].tobytes()
-    for magic, name in _OTHERS.items():
-        if start.startswith(magic):
-            raise BadInput(f"is {name}, not raw uint16 tokens", where=path)
+    if other := _other(ids[:16].tobytes()):
+        raise BadInput(f"is {other}, not raw uint16 tokens", where=path)
     if prefix.with_name(f"{prefix.name}.tokenizer").exists():
         raise BadInput(
             "is missing, and `gptbridge data prepare` wrote one",
@@ -41,3 +41,17 @@ def open_nanogpt(prefix: Path) -> TokenDataset:
             hint="Copy it from where the dataset was prepared, or prepare the text again",
         )
     return TokenDataset("nanogpt", str(path), FlatTokens(ids), np.array([0, len(ids)], np.int64))
+
+
+def may_hold_tokens(path: Path) -> bool:
+    """Tell whether the file at `path` bears no other format's mark; False where it cannot be read."""
+    try:
+        with closing(SourceFile(path)) as source:
+            return _other(source.data[:32]) is None
+    except BadInput:
+        return False
+
+
+def _other(start: bytes) -> str | None:
+    """Return what a file that begins with `start` visibly is instead of raw tokens."""
+    return next((name for magic, name in _OTHERS.items() if start.startswith(magic)), None)
