@@ -163,7 +163,9 @@ class Backend:
         try:
             return _call(self.name, hook, **arguments)
         except BackendBroken as error:
-            if isinstance(error.__cause__, ImportError | OSError):
+            # an import that failed leaves no module; a device's own OSError comes with the framework loaded
+            absent = not all(module in sys.modules for module in self.info.modules)
+            if isinstance(error.__cause__, ImportError) or (isinstance(error.__cause__, OSError) and absent):
                 error.hint = f"Reinstall {self.info.title}: {self.info.install}. {error.hint}"
             raise
 

@@ -168,6 +168,17 @@ def test_opening_a_broken_backend_is_one_line(
     assert ("Reinstall Toy: pip install toy" in str(caught.value)) == (reason == "ModuleNotFoundError")
 
 
+@pytest.mark.parametrize(("module", "loaded"), [("json", True), ("no_such_framework", False)])
+def test_a_device_that_fails_asks_for_no_new_framework(
+    module: str, loaded: bool, write_plugin: WritePlugin
+) -> None:
+    toy = TOY.replace("modules=()", f"modules=({module!r},)")
+    write_plugin("toy", toy.replace("return Device", "raise OSError('no answer'); return Device"))
+    with pytest.raises(BackendBroken, match="OSError: no answer") as caught:
+        load_backend("toy").open(RunSpec())
+    assert ("Reinstall" in str(caught.value)) != loaded
+
+
 def test_a_session_must_have_every_method(write_plugin: WritePlugin) -> None:
     session = """
 class Session:
