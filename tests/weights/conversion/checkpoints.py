@@ -18,7 +18,7 @@ from gptbridge.weights.conversion.arrays import digest
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
 from gptbridge.weights.conversion.source import Told, open_source
 from gptbridge.weights.conversion.target import Split
-from gptbridge.weights.formats import Entry, TensorInfo, open_weights, write_ckpt
+from gptbridge.weights.formats import Entry, TensorInfo, Tree, open_weights, write_ckpt, write_torch
 from gptbridge.weights.hf_config import to_hf_config
 from gptbridge_specs import ModelSpec
 
@@ -88,13 +88,32 @@ def assert_identical(found: Mapping[str, NDArray[Any]], expected: Mapping[str, N
         assert found[name].tobytes() == array.tobytes(), name
 
 
-def rewrite_ckpt(path: Path, change: Callable[[dict[str, NDArray[Any]]], object]) -> None:
-    """Change the arrays of a .ckpt file."""
-    with open_weights(path) as weights:
-        arrays = {name: weights.read(name).copy() for name in weights.tensors}
-    change(arrays)
-    entries: list[Entry] = [
+def arrays_in(file: Path) -> dict[str, NDArray[Any]]:
+    """Copies of all arrays in a file of any format."""
+    with open_weights(file) as weights:
+        return {name: weights.read(name).copy() for name in weights.tensors}
+
+
+def entries_of(arrays: Mapping[str, NDArray[np.float32]]) -> list[Entry]:
+    """What the writers of all formats take."""
+    return [
         (TensorInfo(name, "float32", array.shape), lambda a=array: [a])  # type: ignore[misc]
         for name, array in arrays.items()
     ]
-    write_ckpt(path, entries)
+
+
+def rewrite_ckpt(path: Path, change: Callable[[dict[str, NDArray[Any]]], object]) -> None:
+    """Change the arrays of a .ckpt file."""
+    arrays = arrays_in(path)
+    change(arrays)
+    write_ckpt(path, entries_of(arrays))
+
+
+def rewrite_torch(path: Path, change: Callable[[dict[Any, Tree]], object]) -> None:
+    """Change what a torch file holds beside its arrays."""
+    arrays = arrays_in(path)
+    with open_weights(path) as weights:
+        tree = weights.tree
+    assert isinstance(tree, dict)
+    change(tree)
+    write_torch(path, entries_of(arrays), tree)

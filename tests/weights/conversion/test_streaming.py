@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gptbridge.weights.formats import open_weights
-from tests.weights.conversion.checkpoints import assert_identical, converted, digest_of, weights_of
+from tests.weights.conversion.checkpoints import arrays_in, assert_identical, converted, digest_of, weights_of
 
 MEGABYTES_ALLOWED = 64
 
@@ -41,10 +41,8 @@ def test_tensors_in_slices(
 @pytest.mark.parametrize("fortran", [False, True])
 def test_tensors_that_old_pickles_hold_as_text(fortran: bool, original: Path, tmp_path: Path) -> None:
     folder = converted(original, tmp_path / "paddle", "paddle")
-    with open_weights(folder / "model_state.pdparams") as weights:
-        arrays = {
-            name: np.array(weights.read(name), order="F" if fortran else "C") for name in weights.tensors
-        }
+    stored = arrays_in(folder / "model_state.pdparams")
+    arrays = {name: np.array(array, order="F" if fortran else "C") for name, array in stored.items()}
     (folder / "model_state.pdparams").write_bytes(pickle.dumps(arrays, protocol=2))
     with open_weights(folder / "model_state.pdparams") as weights:
         assert all(weights.extents(name) is None for name in weights.tensors if "linear1.weight" in name)
@@ -56,8 +54,7 @@ def test_tensors_that_old_pickles_hold_as_text(fortran: bool, original: Path, tm
 def test_text_that_is_not_transposed_is_decoded_in_parts(original: Path, tmp_path: Path) -> None:
     """An embedding of 24 MB in protocol 2."""
     folder = converted(original, tmp_path / "paddle", "paddle")
-    with open_weights(folder / "model_state.pdparams") as weights:
-        arrays = {name: np.array(weights.read(name)) for name in weights.tensors}
+    arrays = arrays_in(folder / "model_state.pdparams")
     table = "gpt.embeddings.word_embeddings.weight"
     arrays[table] = np.arange(1 << 17, dtype=np.float32)[:, None] * np.ones(48, np.float32)
     (folder / "model_state.pdparams").write_bytes(pickle.dumps(arrays, protocol=2))

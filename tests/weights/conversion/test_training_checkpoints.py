@@ -18,8 +18,15 @@ from safetensors.numpy import save_file
 from gptbridge.errors import BadInput
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.source import Told
-from gptbridge.weights.formats import Entry, TensorInfo, open_weights, write_pdparams
-from tests.weights.conversion.checkpoints import assert_identical, converted, rewrite_ckpt, weights_of
+from gptbridge.weights.formats import write_pdparams
+from tests.weights.conversion.checkpoints import (
+    arrays_in,
+    assert_identical,
+    converted,
+    entries_of,
+    rewrite_ckpt,
+    weights_of,
+)
 
 _TRAIN_MEGATRON = Path(__file__).with_name("frameworks") / "train_megatron.py"
 
@@ -51,22 +58,16 @@ def test_fleetx_virtual_stages(original: Path, tmp_path: Path) -> None:
     folder = converted(original, tmp_path / "fleetx", "fleetx", 1, 4)
     starts = (0, 2, 4, 5)
     for file in folder.glob("*/model.pdparams"):
-        with open_weights(file) as weights:
-            arrays = {}
-            for name in weights.tensors:
-                array = weights.read(name).copy()
-                if found := re.match(r"(\d+)\.(.+)", name):
-                    start = max(start for start in starts if start <= int(found[1]))
-                    arrays[f"{start}.{int(found[1]) - start}.{found[2]}"] = array
-                else:
-                    arrays[name] = array
-                    arrays[name.replace("shared_layers.embed", "0.0")] = array
-                    arrays[name.replace("shared_layers", "5")] = array
-        entries: list[Entry] = [
-            (TensorInfo(name, "float32", array.shape), lambda a=array: [a])  # type: ignore[misc]
-            for name, array in arrays.items()
-        ]
-        write_pdparams(file, entries)
+        arrays = {}
+        for name, array in arrays_in(file).items():
+            if found := re.match(r"(\d+)\.(.+)", name):
+                start = max(start for start in starts if start <= int(found[1]))
+                arrays[f"{start}.{int(found[1]) - start}.{found[2]}"] = array
+            else:
+                arrays[name] = array
+                arrays[name.replace("shared_layers.embed", "0.0")] = array
+                arrays[name.replace("shared_layers", "5")] = array
+        write_pdparams(file, entries_of(arrays))
     assert_same(folder, original)
 
 
