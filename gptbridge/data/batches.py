@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from gptbridge.data.dataset import open_dataset
 from gptbridge.data.sampling import SPLITS, Samples, Split, split_bounds
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
-from gptbridge.data.tokens import Ids, TokenDataset, sampled_blocks
-from gptbridge.errors import BadInput, UsageError
+from gptbridge.data.tokens import Ids, TokenDataset, beyond, sampled_blocks
+from gptbridge.errors import UsageError
 from gptbridge.session import Batch
 from gptbridge_specs import RunSpec
 
@@ -102,9 +102,13 @@ class RunData:
     def _read(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int32]:
         """Return `length` tokens from each of `starts`: shape of `starts` + (length,), all checked."""
         tokens = np.empty((starts.size, length), self.dataset.source.dtype)
-        for row, start in zip(tokens, starts.ravel().tolist(), strict=True):
+        positions = starts.ravel().tolist()
+        for row, start in zip(tokens, positions, strict=True):
             row[:] = self.dataset.source.read(start, start + length)
-            _require_within(self.spec.model.vocab_size, row, start, self.dataset)
+        limit = self.spec.model.vocab_size
+        if beyond(limit, tokens).any():  # of all at once: row by row it takes as long as the reading
+            for row, start in zip(tokens, positions, strict=True):
+                _require_within(limit, row, start, self.dataset)
         return tokens.astype(np.int32).reshape(*starts.shape, length)
 
 
@@ -169,16 +173,14 @@ def _check_tokenizer(spec: RunSpec, dataset: TokenDataset, tokenizer: Tokenizer)
 
 
 def _require_within(limit: int, ids: Ids, start: int, dataset: TokenDataset) -> None:
-    """Raise BadInput where one of `ids`, which begin at position `start`, is not within 0..limit-1."""
-    bad = (ids < 0) | (ids >= limit)
-    if bad.any():
-        at = int(bad.argmax())
-        raise BadInput(
-            f"token {ids[at]} in document {dataset.document_at(start + at)} is beyond the vocabulary",
-            where=dataset.where,
-            allowed=f"0 to model.vocab_size - 1 = {limit - 1}",
-            hint="Set model.vocab_size to the tokenizer's, or check the file: gptbridge data inspect",
-        )
+    """Raise BadInput where one of `ids`, which begin at position `start`, is beyond the model."""
+    dataset.require_within(
+        limit,
+        ids,
+        start,
+        allowed=f"0 to model.vocab_size - 1 = {limit - 1}",
+        hint="Set model.vocab_size to the tokenizer's, or check the file: gptbridge data inspect",
+    )
 
 
 def _prefetched(

@@ -9,7 +9,6 @@ import numpy as np
 from gptbridge.data.dataset import open_dataset
 from gptbridge.data.sampling import SPLITS, split_bounds
 from gptbridge.data.tokens import TokenDataset
-from gptbridge.errors import BadInput
 from gptbridge_specs.run import DataSpec
 
 _CHUNK = 1 << 22  # tokens read at a time
@@ -52,15 +51,10 @@ def inspect_dataset(path: str | None) -> dict[str, Any]:
 
 def _largest_token(dataset: TokenDataset) -> int:
     limit = dataset.vocab_size
+    allowed = "0 or more" if limit is None else f"0 to {limit - 1}"
     largest = 0
     for start in range(0, dataset.tokens, _CHUNK):
         ids = dataset.source.read(start, min(start + _CHUNK, dataset.tokens))
-        bad = int(ids.argmin()) if ids.min() < 0 else int(ids.argmax())
-        if ids[bad] < 0 or (limit is not None and ids[bad] >= limit):
-            raise BadInput(
-                f"token {ids[bad]} in document {dataset.document_at(start + bad)} is beyond the vocabulary",
-                where=dataset.where,
-                allowed="0 or more" if limit is None else f"0 to {limit - 1}",
-            )
-        largest = max(largest, int(ids[bad]))
+        dataset.require_within(limit, ids, start, allowed=allowed)
+        largest = max(largest, int(ids.max()))
     return largest

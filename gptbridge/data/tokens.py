@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gptbridge.errors import BadInput
+
 Ids = NDArray[np.integer[Any]]
 
 _DIGEST_BLOCKS = 256
@@ -120,6 +122,20 @@ class TokenDataset:
         """Return the number of the document that holds the token at `position`."""
         return int(np.searchsorted(self.offsets, position, side="right")) - 1
 
+    def require_within(
+        self, limit: int | None, ids: Ids, start: int, *, allowed: str, hint: str | None = None
+    ) -> None:
+        """Raise BadInput where one of `ids`, which begin at position `start`, is not within 0..limit-1."""
+        bad = beyond(limit, ids)
+        if bad.any():
+            at = int(bad.argmax())
+            raise BadInput(
+                f"token {ids[at]} in document {self.document_at(start + at)} is beyond the vocabulary",
+                where=self.where,
+                allowed=allowed,
+                hint=hint,
+            )
+
     @cached_property
     def digest(self) -> str:
         """A cheap identity of the content (sha256, hex), the same in every format.
@@ -132,6 +148,12 @@ class TokenDataset:
             for _, block in sampled_blocks(source):
                 digest.update(block.astype("<i8").tobytes())
         return digest.hexdigest()
+
+
+def beyond(limit: int | None, ids: Ids) -> NDArray[np.bool_]:
+    """Tell of each of `ids` whether it is negative or, where there is a `limit`, not below it."""
+    negative = ids < 0
+    return negative if limit is None else negative | (ids >= limit)
 
 
 def sampled_blocks(source: TokenSource) -> Iterator[tuple[int, Ids]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,15 @@ def test_a_token_beyond_the_vocabulary_is_named_with_its_document(dataset: str, 
     for word in ("token 300", "document 33", "model.vocab_size", "256", spoilt):
         assert word in str(caught.value)
     assert caught.value.exit_code == 5
+
+
+def test_a_batch_names_the_document_of_its_bad_token(dataset: str, tmp_path: Path) -> None:
+    """What the look before a run has missed: the row that holds it is not the first of its batch."""
+    spoilt = spoil(dataset, tmp_path, document=33, token=300)
+    spec = make_spec(dataset, data={"shuffle": False})
+    with open_data(spec) as data, pytest.raises(BadInput, match="token 300 in document 33 is beyond"):
+        for _ in islice(replace(data, dataset=open_dataset(spoilt)).training(1), 100):
+            pass
 
 
 def test_a_small_dataset_is_checked_whole_before_a_run_begins(dataset: str, tmp_path: Path) -> None:
