@@ -16,6 +16,7 @@ import pytest
 
 from gptbridge.data.prepare import Progress, TextOptions, prepare
 from gptbridge.errors import BadInput, RunFailed, UsageError
+from tests.conftest import Spawn
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -38,14 +39,15 @@ main()
 """
 
 
-def start(*arguments: str, pause: float) -> subprocess.Popen[str]:
+def command(*arguments: str, pause: float) -> list[str]:
     script = COMMAND.format(pause=pause)
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *arguments, "--tokenizer", "byte", "--append-eos", "--quiet"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return [sys.executable, "-c", script, *arguments, "--tokenizer", "byte", "--append-eos", "--quiet"]
+
+
+@pytest.fixture
+def start(spawn: Spawn) -> Spawn:
+    """Return a function that starts a preparation."""
+    return lambda *arguments, pause: spawn(command(*arguments, pause=pause))
 
 
 def committed(partial: Path) -> int:
@@ -87,7 +89,7 @@ def expected(inputs: list[str], tmp_path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_kill_9_at_any_moment(
-    inputs: list[str], expected: dict[str, bytes], tmp_path: Path, workers: str
+    inputs: list[str], expected: dict[str, bytes], tmp_path: Path, workers: str, start: Spawn
 ) -> None:
     prefix, partial = tmp_path / "out", tmp_path / "out.partial"
     arguments = [*inputs, "--output", str(prefix), "--workers", workers]
@@ -105,7 +107,7 @@ def test_kill_9_at_any_moment(
     assert not partial.exists()
 
 
-def test_workers_do_not_outlive_a_killed_parent(inputs: list[str], tmp_path: Path) -> None:
+def test_workers_do_not_outlive_a_killed_parent(inputs: list[str], tmp_path: Path, start: Spawn) -> None:
     process = start(*inputs, "--output", str(tmp_path / "out"), "--workers", "2", pause=0.01)
     wait_for_commits(tmp_path / "out.partial", 1, process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -120,7 +122,13 @@ def test_workers_do_not_outlive_a_killed_parent(inputs: list[str], tmp_path: Pat
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_after_saving(
-    inputs: list[str], expected: dict[str, bytes], tmp_path: Path, number: signal.Signals, exit_code: int
+    inputs: list[str],
+    expected: dict[str, bytes],
+    tmp_path: Path,
+    number: signal.Signals,
+    exit_code: int,
+    start: Spawn,
+    signals_count: None,
 ) -> None:
     arguments = [*inputs, "--output", str(tmp_path / "out")]
     process = start(*arguments, pause=0.004)
@@ -190,23 +198,20 @@ def test_another_plan_starts_over(inputs: list[str], expected: dict[str, bytes],
     assert dataset(tmp_path / "out") == expected
 
 
-def test_two_cannot_prepare_the_same_dataset(inputs: list[str], tmp_path: Path) -> None:
+def test_two_cannot_prepare_the_same_dataset(inputs: list[str], tmp_path: Path, start: Spawn) -> None:
     process = start(*inputs, "--output", str(tmp_path / "out"), pause=0.02)
     wait_for_commits(tmp_path / "out.partial", 1, process)
     with pytest.raises(UsageError, match="another process is preparing"):
         prepare(inputs, "byte", tmp_path / "out")
-    process.kill()
-    process.wait()
 
 
 def test_a_full_disk_is_one_line_and_what_is_done_is_kept(
-    inputs: list[str], expected: dict[str, bytes], tmp_path: Path
+    inputs: list[str], expected: dict[str, bytes], tmp_path: Path, start: Spawn
 ) -> None:
     arguments = [*inputs, "--output", str(tmp_path / "out")]
     script = 'ulimit -f 200; trap \'\' XFSZ; exec "$0" "$@"'  # files of 200 blocks and no more
-    command = [sys.executable, "-c", COMMAND.format(pause=0), *arguments]
     limited = subprocess.run(
-        ["bash", "-c", script, *command, "--tokenizer", "byte", "--append-eos", "--quiet"],
+        ["bash", "-c", script, *command(*arguments, pause=0)],
         capture_output=True,
         text=True,
         timeout=60,

@@ -15,6 +15,7 @@ import pytest
 
 from gptbridge.training.events import history, read_events
 from tests.command import COMMAND
+from tests.conftest import Spawn
 
 TINY = (
     "model.hidden_size=32",
@@ -49,11 +50,10 @@ def gptbridge(*words: str | Path, timeout: float = 120) -> subprocess.CompletedP
     return subprocess.run(command(*words), capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT)
 
 
-def start(*words: str | Path) -> subprocess.Popen[str]:
-    """Start the command line and let it run."""
-    return subprocess.Popen(
-        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
-    )
+@pytest.fixture
+def start(spawn: Spawn) -> Spawn:
+    """Return a function that starts the command line and lets it run."""
+    return lambda *words: spawn(command(*words), env=ENVIRONMENT)
 
 
 def run_jobs(folder: Path, backend: str, jobs: list[dict[str, Any]]) -> None:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import pytest
 from gptbridge.checkpoint.reading import open_checkpoint
 from gptbridge.training.events import read_events
 from tests.command import CODE
+from tests.conftest import Spawn
 from tests.training.conftest import (
     ENVIRONMENT,
     TINY,
@@ -28,7 +28,6 @@ from tests.training.conftest import (
     numbers_of,
     options,
     run_jobs,
-    start,
 )
 
 pytestmark = pytest.mark.timeout(300)
@@ -46,11 +45,10 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
             if any(b'"event": "step"' in line and f'"step": {step},'.encode() in line for line in lines):
                 return
         time.sleep(0.02)
-    process.kill()
     raise AssertionError(f"no step {step} within 120 s")
 
 
-def test_killed_at_any_moment_it_continues_from_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_killed_at_any_moment_it_continues_from_a_whole_checkpoint(tmp_path: Path, start: Spawn) -> None:
     overrides = [*LONG, "training.max_steps=60"]
     rarely = [*overrides, "checkpoint.interval=60"]
     run = tmp_path / "killed"
@@ -74,19 +72,11 @@ def test_killed_at_any_moment_it_continues_from_a_whole_checkpoint(tmp_path: Pat
     assert not list((run / "checkpoints").glob(".*"))
 
 
-@pytest.fixture
-def hang_up_counts() -> Iterator[None]:
-    """Let SIGHUP reach the processes that a test starts, also where the tests run under nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
 )
-def test_a_signal_saves_and_a_second_one_changes_nothing(
-    tmp_path: Path, number: signal.Signals, code: int, hang_up_counts: None
+def test_a_signal_saves_and_ends_the_run(
+    tmp_path: Path, number: signal.Signals, code: int, start: Spawn, signals_count: None
 ) -> None:
     run = tmp_path / "run"
     overrides = [*LONG, "training.max_steps=1000000", "checkpoint.interval=1000000"]
@@ -96,7 +86,6 @@ def test_a_signal_saves_and_a_second_one_changes_nothing(
     assert other.returncode == 2
     assert f"process {process.pid}" in other.stderr
     assert len(other.stderr.splitlines()) == 1
-    process.send_signal(number)
     process.send_signal(number)
     _, problem = process.communicate(timeout=60)
     assert process.returncode == code
@@ -114,7 +103,7 @@ def test_a_signal_saves_and_a_second_one_changes_nothing(
 
 @pytest.mark.parametrize("words", [(), ("--quiet",)])
 def test_a_terminal_that_hangs_up_costs_no_step(
-    tmp_path: Path, words: tuple[str, ...], hang_up_counts: None
+    tmp_path: Path, words: tuple[str, ...], spawn: Spawn, signals_count: None
 ) -> None:
     """Close a real terminal while the run draws on it: the signal comes, and every later write fails."""
     run = tmp_path / "run"
@@ -122,13 +111,10 @@ def test_a_terminal_that_hangs_up_costs_no_step(
     ours, terminal = pty.openpty()
     claim = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
     python, option, code, *rest = command("train", "-b", "torch", "--run", run, *words, *options(overrides))
-    process = subprocess.Popen(
+    process = spawn(
         [python, option, claim + code, *rest],
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
+        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
         start_new_session=True,
-        text=True,
         env=ENVIRONMENT,
     )
     os.close(terminal)
@@ -140,7 +126,7 @@ def test_a_terminal_that_hangs_up_costs_no_step(
     assert read_events(run / "events.jsonl")[-1]["reason"] == "interrupted"
 
 
-def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path, start: Spawn) -> None:
     process = start("train", "-b", "torch", "--run", tmp_path / "run", *options(TINY))
     assert process.stdout
     assert process.stderr
