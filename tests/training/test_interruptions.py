@@ -49,8 +49,8 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
 
 
 def test_killed_at_any_moment_it_continues_from_a_whole_checkpoint(tmp_path: Path, start: Spawn) -> None:
-    overrides = [*LONG, "training.max_steps=60"]
-    rarely = [*overrides, "checkpoint.interval=60"]
+    overrides = [*LONG, "training.max_steps=300"]
+    rarely = ["checkpoint.interval=300"]
     run = tmp_path / "killed"
     moments = random.Random(7)
     for kill in range(3):
@@ -65,8 +65,9 @@ def test_killed_at_any_moment_it_continues_from_a_whole_checkpoint(tmp_path: Pat
         assert process.returncode == -signal.SIGKILL, f"kill {kill} came after the end"
         for checkpoint in (run / "checkpoints").glob("step-*"):
             open_checkpoint(checkpoint)
-    whole = {"run": str(tmp_path / "whole"), "overrides": rarely}
-    run_jobs(tmp_path, "torch", [{"run": str(run), "resume": "auto"}, whole])
+    rest = {"run": str(run), "resume": "auto", "overrides": rarely}
+    whole = {"run": str(tmp_path / "whole"), "overrides": [*overrides, *rarely]}
+    run_jobs(tmp_path, "torch", [rest, whole])
     assert numbers_of(run) == numbers_of(tmp_path / "whole")
     assert kinds_of(run).count("resume") == 3
     assert not list((run / "checkpoints").glob(".*"))
