@@ -15,8 +15,6 @@ from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import Box, Piece, gather
 from gptbridge.weights.layouts.rules import canonical_axes
 
-_RAW_BYTES = 1 << 20
-
 
 class Delta(Protocol):
     """What is added to a weight."""
@@ -59,22 +57,9 @@ class CanonicalWeight:
             return None
         for stored in self.stored:
             if stored.box == box and stored.axes.letters == axes.letters:
-                return _raw_chunks(stored.file, stored.tensor)
+                return stored.file.chunks(stored.tensor)
         return None
 
     def whole(self, sizes: Mapping[str, int]) -> Box:
         """Return the box of the whole weight."""
         return {letter: (0, sizes[letter]) for letter in canonical_axes(self.name).letters}
-
-
-def _raw_chunks(file: WeightFile, name: str) -> Chunks:
-    """Return a tensor's bytes, from the memory map where they lie in one run.
-
-    Writing from the map is a fifth faster than copy_file_range between offsets that differ within a
-    page, as long as the pieces stay in the processor's cache.
-    """
-    extents = file.extents(name)
-    if extents is None or len(extents) != 1:
-        return file.chunks(name)
-    content = file.read(name).reshape(-1).view(np.uint8)
-    return (content[start : start + _RAW_BYTES] for start in range(0, len(content), _RAW_BYTES))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, Extent, TensorInfo, row_major_chunks
+
+_VIEW_BYTES = 1 << 20  # written at once; more is slower where free memory is in small pieces
 
 
 class Block(ABC):
@@ -69,12 +72,18 @@ class MappedBlock(Block):
         """Return one extent when the elements are row-major."""
         if self._strides is not None:
             return None
-        return (Extent(self._source.fd, self._offset, self._nbytes),) if self._nbytes else ()
+        return (Extent(self._offset, self._nbytes),) if self._nbytes else ()
 
     def chunks(self, info: TensorInfo) -> Chunks:
-        """Yield the extent, or copies of a few rows each."""
-        extents = self.extents()
-        return row_major_chunks(self.read(info)) if extents is None else extents
+        """Yield views of the map, or copies of a few rows each."""
+        if self._strides is not None:
+            return row_major_chunks(self.read(info))
+        return _views(self._source, self._offset, self._nbytes)
+
+
+def _views(source: SourceFile, offset: int, nbytes: int) -> Iterator[NDArray[np.uint8]]:
+    for start in range(0, nbytes, _VIEW_BYTES):
+        yield source.view(offset + start, min(_VIEW_BYTES, nbytes - start))
 
 
 class Segment(Protocol):
@@ -98,7 +107,7 @@ class RawSegment:
 
     def __init__(self, source: SourceFile, offset: int, nbytes: int) -> None:
         self._source = source
-        self._extent = Extent(source.fd, offset, nbytes)
+        self._extent = Extent(offset, nbytes)
 
     @property
     def nbytes(self) -> int:
@@ -116,6 +125,10 @@ class RawSegment:
     def view(self, info: TensorInfo, start: int, shape: tuple[int, ...]) -> NDArray[Any]:
         """Return the bytes from `start` as a view of the map, an array of `shape`."""
         return np.ndarray(shape, info.storage_dtype, self._source.data, self._extent.offset + start)
+
+    def views(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield all bytes, in views of the map."""
+        return _views(self._source, self._extent.offset, self._extent.nbytes)
 
 
 class MemorySegment:
@@ -140,7 +153,7 @@ class MemorySegment:
 
 
 class SegmentedBlock(Block):
-    """A tensor in several segments, one after the other; every read is a copy.
+    """A tensor in several segments, one after the other: `read` copies, `rows` does not where it need not.
 
     Row-major, or column-major if `fortran`: then even a few rows are read with the whole tensor.
     """
@@ -199,11 +212,13 @@ class SegmentedBlock(Block):
         return found if len(found) == len(extents) else None
 
     def chunks(self, info: TensorInfo) -> Chunks:
-        """Yield the extents, or decoded slabs."""
+        """Yield views of the map, or decoded slabs."""
         if self._fortran:
             return row_major_chunks(self.read(info))
-        extents = self.extents()
-        return self._slabs(info) if extents is None else extents
+        raw = [segment for segment in self._segments if isinstance(segment, RawSegment)]
+        if len(raw) < len(self._segments):
+            return self._slabs(info)
+        return chain.from_iterable(segment.views() for segment in raw)
 
     def _slabs(self, info: TensorInfo) -> Iterator[NDArray[Any]]:
         for start in range(0, info.nbytes, SLAB_BYTES):

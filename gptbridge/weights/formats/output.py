@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -17,13 +16,10 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from gptbridge.errors import RunFailed
-from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, Extent, TensorInfo
+from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, TensorInfo
 from gptbridge.weights.json_files import sync_folder
 
-Piece: TypeAlias = "NDArray[np.uint8] | Extent"
-_READ_STEP = 1 << 20
-# What copy_file_range answers when two file systems are of different kinds, or one does not offer it.
-_NOT_BETWEEN_THESE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+Piece: TypeAlias = NDArray[np.uint8]
 _PIECES_IN_FLIGHT = 3
 _WRITE_BACK_BYTES = 16 << 20
 
@@ -43,16 +39,6 @@ class OutputFile:
             rest = rest[os.write(self._fd, rest) :]
         self._advance(memoryview(data).nbytes)
 
-    def copy(self, extent: Extent) -> None:
-        """Append an extent of another file, inside the kernel."""
-        offset, end = extent.offset, extent.offset + extent.nbytes
-        while offset < end:
-            count = self._copy_some(extent.fd, offset, end - offset)
-            if count == 0:
-                raise RunFailed("an input file became shorter while it was read")
-            offset += count
-        self._advance(extent.nbytes)
-
     def _advance(self, nbytes: int) -> None:
         """Count what was written, and let the disk begin with it now: fsync at the end waits the less."""
         self.position += nbytes
@@ -60,14 +46,6 @@ class OutputFile:
             # On Linux the advice starts the writing of pages that are dirty, which makes them no use to drop.
             os.posix_fadvise(self._fd, self._sent, self.position - self._sent, os.POSIX_FADV_DONTNEED)
             self._sent = self.position
-
-    def _copy_some(self, fd: int, offset: int, nbytes: int) -> int:
-        try:
-            return os.copy_file_range(fd, self._fd, nbytes, offset)
-        except OSError as error:
-            if error.errno not in _NOT_BETWEEN_THESE:
-                raise
-        return os.sendfile(self._fd, fd, offset, nbytes)
 
     def patch(self, offset: int, data: bytes) -> None:
         """Replace bytes that were written before."""
@@ -77,10 +55,7 @@ class OutputFile:
         """Append a piece of a tensor; `checksum` takes it in beside the writing."""
         if checksum is not None:
             checksum.add(piece)
-        if isinstance(piece, Extent):
-            self.copy(piece)
-        else:
-            self.write(piece.data)
+        self.write(piece.data)
 
     def write_tensor(self, info: TensorInfo, chunks: Chunks, checksum: Checksum | None = None) -> None:
         """Append a tensor's bytes; ValueError unless they are just `info.nbytes` bytes."""
@@ -117,18 +92,11 @@ class TensorStream:
 def _split(piece: Piece, nbytes: int) -> tuple[Piece, Piece | None]:
     if piece.nbytes <= nbytes:
         return piece, None
-    if isinstance(piece, Extent):
-        rest = Extent(piece.fd, piece.offset + nbytes, piece.nbytes - nbytes)
-        return Extent(piece.fd, piece.offset, nbytes), rest
     return piece[:nbytes], piece[nbytes:]
 
 
-def _pieces(chunk: NDArray[Any] | Extent) -> Iterator[Piece]:
+def _pieces(chunk: NDArray[Any]) -> Iterator[Piece]:
     """Cut a chunk so that a checksum of one piece can run beside the writing of it."""
-    if isinstance(chunk, Extent):
-        for start in range(0, chunk.nbytes, SLAB_BYTES):
-            yield Extent(chunk.fd, chunk.offset + start, min(SLAB_BYTES, chunk.nbytes - start))
-        return
     raw = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8)
     for start in range(0, len(raw), SLAB_BYTES):
         yield raw[start : start + SLAB_BYTES]
@@ -163,17 +131,7 @@ class Checksum:
             self._pending.popleft().result()
 
     def _add(self, piece: Piece) -> None:
-        if not isinstance(piece, Extent):
-            self._value = crc32(piece.data, self._value)
-            return
-        buffer = memoryview(bytearray(min(_READ_STEP, piece.nbytes)))
-        offset, end = piece.offset, piece.offset + piece.nbytes
-        while offset < end:
-            count = os.preadv(piece.fd, [buffer[: end - offset]], offset)
-            if count == 0:
-                raise RunFailed("an input file became shorter while it was read")
-            self._value = crc32(buffer[:count], self._value)
-            offset += count
+        self._value = crc32(piece.data, self._value)
 
     def __enter__(self) -> Self:
         return self

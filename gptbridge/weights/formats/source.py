@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 from isal.isal_zlib import crc32
+from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
 
 _CHECKSUM_STEP = 1 << 20
+# Linux's madvise, by ctypes: mmap's own method would keep other threads from running while a disk is read.
+_madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
+_MADV_POPULATE_READ = 22
 
 
 class SourceFile:
@@ -62,6 +69,19 @@ class SourceFile:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             self.refuse(f"ends inside {what}")
         return self.data[offset : offset + nbytes]
+
+    def view(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        """Return a range that lies inside the file as a view of the map, its pages mapped already.
+
+        All at once: faults for a few pages each take a tenth of the time in which the range is copied.
+        """
+        array = np.frombuffer(self.data, np.uint8, nbytes, offset)
+        if _madvise is not None:
+            start = array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
+            end = array.ctypes.data + nbytes
+            # Where it fails, as before Linux 5.14, pages are mapped as they are touched.
+            _madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_POPULATE_READ)
+        return array
 
     def crc32(self, offset: int, nbytes: int) -> int:
         """Return the CRC-32 of a range that lies inside the file, in constant memory."""

@@ -67,9 +67,8 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """`nbytes` bytes at `offset` of the open file `fd`: what copy_file_range can move without reading."""
+    """`nbytes` bytes at `offset` of a file."""
 
-    fd: int
     offset: int
     nbytes: int
 
@@ -92,8 +91,8 @@ Tree: TypeAlias = (
 )
 
 # What a writer is given for a tensor: called once, it yields the tensor's bytes in row-major order, in
-# pieces that are arrays of the storage type or extents of another open file.
-Chunks: TypeAlias = Iterable["NDArray[Any] | Extent"]
+# arrays of any type; views of the map of another open file at best.
+Chunks: TypeAlias = Iterable[NDArray[Any]]
 Entry: TypeAlias = tuple[TensorInfo, Callable[[], Chunks]]
 
 

@@ -118,7 +118,7 @@ class WeightFile:
         return self._blocks[name].extents()
 
     def chunks(self, name: str) -> Chunks:
-        """Yield the tensor's row-major bytes for a writer, in extents or arrays of bounded size."""
+        """Yield the tensor's row-major bytes for a writer, in arrays of bounded size."""
         return self._blocks[name].chunks(self.tensors[name])
 
     def verify(self) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
-import os
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -143,24 +141,6 @@ def test_output_replaces_a_link_and_does_not_follow_it(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match="No such file"):
         write_safetensors(tmp_path / "absent" / "weights", [])
-
-
-@pytest.mark.parametrize("kind", sorted(WRITERS))
-def test_extents_pass_between_file_systems(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Linux refuses copy_file_range between file systems of two kinds."""
-
-    def refuse(*_: int) -> int:
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
-
-    array = make_array("float32", (300, 70))
-    write_safetensors(tmp_path / "source", [entry("w", "float32", array)])
-    monkeypatch.setattr(os, "copy_file_range", refuse)
-    with open_weights(tmp_path / "source") as weights:
-        WRITERS[kind](tmp_path / "copy", [(weights.tensors["w"], partial(weights.chunks, "w"))])
-    with open_weights(tmp_path / "copy") as weights:
-        assert read_all(weights) == {"w": array.tobytes()}
 
 
 def test_safetensors_metadata_survives(tmp_path: Path) -> None:
