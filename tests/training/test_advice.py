@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
 from gptbridge.training.advice import advise
 from gptbridge_specs import load_run
-from tests.training.conftest import TINY
+from tests.training.conftest import TINY, gptbridge
 
 SPEC = load_run("gpt2-tiny", TINY)  # 8 steps, 257 tokens
 
@@ -27,3 +30,11 @@ def test_a_vocabulary_far_above_the_tokenizers_is_told() -> None:
 def test_a_finished_run_is_told_how_to_go_on() -> None:
     (line,) = advise(SPEC, tokenizer_vocab_size=257, done=8)
     assert "-o training.max_steps=N" in line
+
+
+def test_a_run_prints_its_advice(torch_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(torch_run, tmp_path / "run")
+    result = gptbridge("train", "-b", "torch", "--resume", run)
+    assert result.returncode == 0, result.stderr
+    (line,) = advise(SPEC, tokenizer_vocab_size=257, done=8)
+    assert line in result.stdout
