@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gptbridge.checkpoint.reading import Checkpoint, find_checkpoint, open_checkpoint
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import BadInput, UsageError
+from gptbridge.generation.advice import advise
 from gptbridge.generation.decoding import next_token
 from gptbridge.plugins import load_backend
 from gptbridge.session import Session
@@ -24,8 +25,6 @@ from gptbridge_specs.run import GenerationSpec
 
 # Backends that compile do it once for each length: contexts are padded to powers of two.
 _SHORTEST = 32
-_DRAW = "generation.strategy=sample"
-_FOR_DRAWING = {f"generation.{name}" for name in ("temperature", "top_k", "top_p", "seed")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,34 +49,26 @@ def generate(
 
     `checkpoint` is a run folder, a checkpoint folder or a Hugging Face GPT-2 folder. `overrides`
     set fields of the spec, such as generation.top_k=50; without them the decoding is the run's own
-    and computes in fp32. A damaged checkpoint that is passed over is named to `warn`,
-    and so are a prompt longer than the model's positions, which is cut from the left, and an
-    override that greedy decoding does not heed.
+    and computes in fp32. `warn` is told of a damaged checkpoint that is passed over, a prompt longer
+    than the model's positions, which is cut from the left, and an override that changes nothing.
 
     BadInput for a damaged checkpoint, UsageError for a bad override or prompt.
     """
     plugin = load_backend(backend)
     opened = open_checkpoint(find_checkpoint(checkpoint, warn))
     spec = _spec(opened, overrides)
-    if spec.generation.strategy == "greedy":
-        for override in overrides:
-            if override.partition("=")[0].strip() in _FOR_DRAWING:
-                warn(f"-o {override} changes nothing: greedy takes the likeliest; -o {_DRAW} draws")
     tokenizer = opened.tokenizer()
     contexts = [_encoded(text, tokenizer, spec.model.vocab_size) for text in prompts]
-    positions = spec.model.max_position_embeddings
-    for number, context in enumerate(contexts, start=1):
-        if len(context) > positions:
-            warn(f"prompt {number} has {len(context)} tokens: the model sees the last {positions} of them")
-    with ExitStack() as stack:
-        session, _ = plugin.open(spec)
-        stack.callback(session.close)
+    for message in advise(spec, overrides, contexts):
+        warn(message)
+    session, _ = plugin.open(spec)
+    with closing(session):
         session.import_weights(opened.weights)
         written = continue_tokens(
             session,
             contexts,
             spec.generation,
-            max_positions=positions,
+            max_positions=spec.model.max_position_embeddings,
             vocab_size=min(tokenizer.vocab_size, spec.model.vocab_size),
             end_of_text=tokenizer.end_of_text,
         )

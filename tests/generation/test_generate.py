@@ -13,6 +13,7 @@ import pytest
 from gptbridge import reference
 from gptbridge.checkpoint.reading import open_checkpoint
 from gptbridge.checkpoint.store import CheckpointStore
+from gptbridge.generation.advice import advise
 from gptbridge.generation.decoding import next_token
 from gptbridge.testing.cases import weights
 from gptbridge_specs.run import GenerationSpec
@@ -79,12 +80,20 @@ def test_drawn_tokens_are_those_of_the_reference(run: Path) -> None:
 
 def test_what_greedy_does_not_heed_is_told(run: Path) -> None:
     words = ("generate", run, "-b", "torch", "-p", "a", "-o", "generation.top_k=5")
-    told = gptbridge(*words).stderr.splitlines()
+    told = gptbridge(*words, "-o", "training.seed=5").stderr.splitlines()
     assert told == [
         "warning: -o generation.top_k=5 changes nothing: greedy takes the likeliest; "
-        "-o generation.strategy=sample draws"
+        "-o generation.strategy=sample draws",
+        "warning: -o training.seed=5 changes nothing: it is for training",
     ]
     assert gptbridge(*words, "-o", "generation.strategy=sample").stderr == ""
+
+
+def test_what_is_for_training_alone_is_told() -> None:
+    for override in ("training.max_steps=5", "optimizer.beta1=0.8", "schedule.max_lr=1", "data.path=x"):
+        assert advise(SPEC, [override], []) == [f"-o {override} changes nothing: it is for training"]
+    heeded = ["training.device=cpu", "training.compile=true", "precision.compute=bf16", "parallel.tensor=2"]
+    assert advise(SPEC, [*heeded, "generation.max_new_tokens=3"], []) == []
 
 
 def test_a_hugging_face_folder_is_enough(run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,37 @@
+"""What generate is allowed to be asked for and does not do: said as a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gptbridge_specs import RunSpec
+from gptbridge_specs.overrides import parse_override
+
+_DRAW = "generation.strategy=sample"
+_FOR_DRAWING = ("temperature", "top_k", "top_p", "seed")
+_FOR_TRAINING = ("data", "optimizer", "schedule", "checkpoint", "evaluation")
+_OF_TRAINING_HEEDED = ("device", "compile")
+
+
+def advise(spec: RunSpec, overrides: Sequence[str], contexts: Sequence[Sequence[int]]) -> list[str]:
+    """Return what to warn of before `contexts` are continued under `spec`, which `overrides` made."""
+    warnings = []
+    for override in overrides:
+        if reason := _unheeded(spec, *parse_override(override)[0]):
+            warnings.append(f"-o {override} changes nothing: {reason}")
+    positions = spec.model.max_position_embeddings
+    for number, context in enumerate(contexts, start=1):
+        if len(context) > positions:
+            warnings.append(
+                f"prompt {number} has {len(context)} tokens: the model sees the last {positions} of them"
+            )
+    return warnings
+
+
+def _unheeded(spec: RunSpec, section: str, field: str | None = None, *_: str) -> str | None:
+    """Return why a field of the spec does not matter to generate; None where it does."""
+    if section in _FOR_TRAINING or (section == "training" and field not in (None, *_OF_TRAINING_HEEDED)):
+        return "it is for training"
+    if section == "generation" and field in _FOR_DRAWING and spec.generation.strategy == "greedy":
+        return f"greedy takes the likeliest; -o {_DRAW} draws"
+    return None
