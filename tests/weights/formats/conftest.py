@@ -24,6 +24,8 @@ MAX_SECONDS = 10
 MAX_BYTES = 256 << 20
 _HANG_SECONDS = 60
 
+Check = Callable[[bytes, str], None]
+
 _NO_UNSIGNED = tuple(
     name for name in STORAGE_DTYPES if "float8" not in name and name not in ("uint16", "uint32", "uint64")
 )
@@ -147,8 +149,9 @@ def assert_opens(path: Path) -> None:
 
 
 @pytest.fixture
-def hostile(tmp_path: Path) -> Callable[[bytes, str], None]:
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     """Write bytes to a file and assert that it is refused with a reason, leaving nothing else behind."""
+    monkeypatch.chdir(tmp_path)
 
     def check(content: bytes, reason: str) -> None:
         path = tmp_path / "hostile.bin"

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gptbridge.weights.formats import open_weights
 from gptbridge.weights.formats.protobuf import encode_length, encode_varint
-from tests.weights.formats.conftest import assert_opens
-
-Check = Callable[[bytes, str], None]
+from tests.weights.formats.conftest import Check, assert_opens
 
 
 def field(number: int, content: bytes) -> bytes:

@@ -12,12 +12,8 @@ import pytest
 
 from gptbridge.weights.formats import open_weights
 from gptbridge.weights.formats.torch_legacy import MAGIC_NUMBER, VERSION
-from tests.weights.formats.conftest import assert_opens
-from tests.weights.formats.pickled import (
-    assert_harmless,
-    global_opcode,
-    text,
-)
+from tests.weights.formats.conftest import Check, assert_opens
+from tests.weights.formats.pickled import global_opcode, text
 
 
 def binary_int(value: int) -> bytes:
@@ -78,9 +74,8 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_data_bombs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content, reason = BOMBS[name]
-    assert_harmless(content, reason, tmp_path, monkeypatch)
+def test_data_bombs(name: str, hostile: Check) -> None:
+    hostile(*BOMBS[name])
 
 
 def numpy_array(
@@ -140,9 +135,8 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_numpy_arrays_that_lie(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content, reason = ARRAYS[name]
-    assert_harmless(content, reason, tmp_path, monkeypatch)
+def test_numpy_arrays_that_lie(name: str, hostile: Check) -> None:
+    hostile(*ARRAYS[name])
 
 
 def test_the_array_that_does_not_lie(tmp_path: Path) -> None:
@@ -164,16 +158,16 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_names(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names(name: str, hostile: Check) -> None:
     spelled, reason = NAMES[name]
     content = pickle.dumps({spelled: np.zeros(300, "f4")}, 4)
-    assert_harmless(content, reason, tmp_path, monkeypatch)
+    hostile(content, reason)
 
 
-def test_names_that_meet_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_meet_are_refused(hostile: Check) -> None:
     array = np.zeros(3, "f4")
     content = pickle.dumps({"a": {"b": array}, "a.b": array}, 4)
-    assert_harmless(content, "'a.b': appears twice", tmp_path, monkeypatch)
+    hostile(content, "'a.b': appears twice")
 
 
 SLICES: dict[str, tuple[Any, str]] = {
@@ -208,9 +202,9 @@ SLICES: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", SLICES)
-def test_slices_that_disagree(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slices_that_disagree(name: str, hostile: Check) -> None:
     content, reason = SLICES[name]
-    assert_harmless(pickle.dumps(content, 2), reason, tmp_path, monkeypatch)
+    hostile(pickle.dumps(content, 2), reason)
 
 
 LEGACY_HEAD = b"".join(pickle.dumps(part, 2) for part in (MAGIC_NUMBER, VERSION, {"little_endian": True}))
@@ -228,13 +222,11 @@ LEGACY_HEAD = b"".join(pickle.dumps(part, 2) for part in (MAGIC_NUMBER, VERSION,
         (pickle.dumps(MAGIC_NUMBER, 2) + pickle.dumps(VERSION, 2) + pickle.dumps({}, 2), "big-endian"),
     ],
 )
-def test_legacy_files_that_lie(
-    content: bytes, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert_harmless(content, reason, tmp_path, monkeypatch)
+def test_legacy_files_that_lie(content: bytes, reason: str, hostile: Check) -> None:
+    hostile(content, reason)
 
 
-def test_text_used_by_many_arrays_is_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_used_by_many_arrays_is_checked_once(hostile: Check) -> None:
     """10,000 arrays over the same 2 MB: short work, and more tensors than the file can mean."""
     one = numpy_array((1 << 20,), "u1", b"\xe9" * (1 << 20))
     first = one.index(b"c_codecs")
@@ -242,7 +234,7 @@ def test_text_used_by_many_arrays_is_checked_once(tmp_path: Path, monkeypatch: p
     start, end = one[9:first], one[last:-2]
     arrays = b"".join(text(f"a{n}") + start + b"h\x63" + end for n in range(10_000))
     content = b"\x80\x02" + one[first:last] + b"q\x630}(" + arrays + b"u."
-    assert_harmless(content, "over 16 times the bytes in the file", tmp_path, monkeypatch)
+    hostile(content, "over 16 times the bytes in the file")
 
 
 PYTHON_2 = (

@@ -9,14 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.weights.formats.pickled import (
-    CONTAINERS,
-    assert_harmless,
-    call,
-    global_opcode,
-    stack_global,
-    text,
-)
+from tests.weights.formats.conftest import Check
+from tests.weights.formats.pickled import CONTAINERS, call, global_opcode, stack_global, text
 
 # Each would touch the file CANARY if anything in the pickle were run.
 CALLS = [
@@ -82,11 +76,9 @@ CALLS = [
 
 
 @pytest.mark.parametrize("call_of", CALLS, ids=lambda row: ".".join(row[:2]))
-def test_a_call_is_refused_by_name(
-    call_of: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_call_is_refused_by_name(call_of: tuple[str, ...], hostile: Check) -> None:
     reason = f"{call_of[1]}, which is not weight data"
-    assert_harmless(call(*call_of), reason, tmp_path, monkeypatch)
+    hostile(call(*call_of), reason)
 
 
 def test_the_canary_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,15 +90,15 @@ def test_the_canary_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("container", [name for name in CONTAINERS if name != "second pickle"])
 @pytest.mark.parametrize("push", [global_opcode, stack_global], ids=["GLOBAL", "STACK_GLOBAL"])
 def test_in_every_place_and_by_every_name_opcode(
-    container: str, push: Callable[[str, str], bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    container: str, push: Callable[[str, str], bytes], hostile: Check
 ) -> None:
     payload = b"\x80\x04" + push("os", "system") + b"(" + text("touch CANARY") + b"tR."
-    assert_harmless(CONTAINERS[container](payload), "names os.system", tmp_path, monkeypatch)
+    hostile(CONTAINERS[container](payload), "names os.system")
 
 
-def test_a_second_pickle_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_pickle_is_refused(hostile: Check) -> None:
     payload = CONTAINERS["second pickle"](call("os", "system", "touch CANARY"))
-    assert_harmless(payload, "bytes follow its pickle", tmp_path, monkeypatch)
+    hostile(payload, "bytes follow its pickle")
 
 
 OS_SYSTEM = global_opcode("os", "system")
@@ -157,13 +149,12 @@ OPCODES = {
 
 
 @pytest.mark.parametrize("name", OPCODES)
-def test_opcodes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content, reason = OPCODES[name]
-    assert_harmless(content, reason, tmp_path, monkeypatch)
+def test_opcodes(name: str, hostile: Check) -> None:
+    hostile(*OPCODES[name])
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_reduce_at_every_protocol(protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reduce_at_every_protocol(protocol: int, hostile: Check) -> None:
     class Payload:
         def __reduce__(self) -> tuple[Any, ...]:
             import os
@@ -172,4 +163,4 @@ def test_reduce_at_every_protocol(protocol: int, tmp_path: Path, monkeypatch: py
 
     content = pickle.dumps({"w": Payload()}, protocol)
     reason = "posix.system" if protocol >= 2 else "no weight file"
-    assert_harmless(content, reason, tmp_path, monkeypatch)
+    hostile(content, reason)

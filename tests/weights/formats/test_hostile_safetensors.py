@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,7 @@ import pytest
 
 from gptbridge.errors import BadInput
 from gptbridge.weights.formats import WRITERS, open_weights, write_safetensors
-from tests.weights.formats.conftest import assert_opens, assert_refused, entry, make_array
-
-Check = Callable[[bytes, str], None]
+from tests.weights.formats.conftest import Check, assert_opens, assert_refused, entry, make_array
 
 
 def file_of(header: Any, data: bytes = bytes(8), length: int | None = None) -> bytes:

@@ -6,17 +6,15 @@ import io
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gptbridge.weights.formats.zip_directory import CENTRAL, CENTRAL_MARK, END, END_MARK, LOCAL
-from tests.weights.formats.conftest import assert_opens
+from tests.weights.formats.conftest import Check, assert_opens
 from tests.weights.formats.containers import tensor_pickle, torch_zip
 
-Check = Callable[[bytes, str], None]
 STORAGE = np.arange(12, dtype="f4").tobytes()
 GOOD = torch_zip(tensor_pickle(), {"0": STORAGE})
 ZIP = {"archive/data.pkl": pickle.dumps({}, 2), "archive/version": b"3\n"}
