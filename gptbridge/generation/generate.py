@@ -51,7 +51,6 @@ def generate(
     set fields of the spec, such as generation.top_k=50; without them the decoding is the run's own
     and computes in fp32. `warn` is told of a damaged checkpoint that is passed over, a prompt longer
     than the model's positions, which is cut from the left, and an override that changes nothing.
-
     BadInput for a damaged checkpoint, UsageError for a bad override or prompt.
     """
     plugin = load_backend(backend)
