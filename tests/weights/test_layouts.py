@@ -87,22 +87,87 @@ def test_every_layout_reads_what_it_writes(layout: Layout) -> None:
         assert np.array_equal(back, whole), name
 
 
-def test_layouts_differ_where_they_should() -> None:
-    weights = numbered()
-    name = "h.0.attn.c_attn.weight"
-    forms = {
-        version: written(layouts_of("megatron", checkpoint_version=version)[0], {name: weights[name]})
-        for version in (0, 1, 2)
-    }
-    (zero,), (one,), (two,) = (list(form.values()) for form in forms.values())
-    assert np.array_equal(zero, weights[name].T)
-    assert not np.array_equal(zero, one)
-    assert not np.array_equal(one, two)
-    assert not np.array_equal(zero, two)
-    # The published reorderings: version 2 rows are (head, q|k|v, place), version 1 (head, place, q|k|v).
-    heads, place = MODEL.num_attention_heads, MODEL.head_size
-    assert np.array_equal(two.reshape(heads, 3, place, -1).swapaxes(0, 1).reshape(zero.shape), zero)
-    assert np.array_equal(one.reshape(heads, place, 3, -1).transpose(2, 0, 1, 3).reshape(zero.shape), zero)
+WIDTH, PLACES, PARTS = MODEL.hidden_size, range(MODEL.head_size), range(3)
+ALL_HEADS = range(MODEL.num_attention_heads)
+
+
+def column(part: int, head: int, place: int) -> int:
+    """Where Hugging Face's c_attn has a column of q, k or v (part 0, 1, 2)."""
+    return part * WIDTH + head * MODEL.head_size + place
+
+
+PLAIN = [column(p, n, d) for p in PARTS for n in ALL_HEADS for d in PLACES]
+BY_HEAD = [column(p, n, d) for n in ALL_HEADS for p in PARTS for d in PLACES]
+INTERLEAVED = [column(p, n, d) for n in ALL_HEADS for d in PLACES for p in PARTS]
+APART = [PLAIN[part * WIDTH : (part + 1) * WIDTH] for part in PARTS]
+CLASSIC = "model.language_model.encoder.layers.1.self_attention.query_key_value"
+CORE = "model.decoder.layers.1.self_attention.linear_qkv"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "version", "variant", "transposed", "columns"),
+    [
+        ("torch", 3, "GPT2Model", False, {"h.1.attn.c_attn": PLAIN}),
+        (
+            "paddle",
+            3,
+            "GPTForPretraining",
+            False,
+            {f"gpt.decoder.layers.1.self_attn.{'qkv'[p]}_proj": APART[p] for p in PARTS},
+        ),
+        ("fleetx", 3, "fused", False, {"gpt.decoder.layers.1.self_attn.qkv_proj": BY_HEAD}),
+        (
+            "fleetx",
+            3,
+            "split",
+            False,
+            {f"gpt.decoder.layers.1.self_attn.{'qkv'[p]}_proj": APART[p] for p in PARTS},
+        ),
+        ("fleetx", 3, "pipeline", False, {"2.self_attn.qkv_proj": BY_HEAD}),
+        (
+            "mindspore",
+            3,
+            "GPT2LMHeadModel",
+            True,
+            {f"backbone.blocks.1.attention.dense{p + 1}": APART[p] for p in PARTS},
+        ),
+        (
+            "modelscope",
+            3,
+            "large",
+            True,
+            {"module.language_model.encoder.layers.1.self_attention.query_key_value": BY_HEAD},
+        ),
+        (
+            "modelscope",
+            3,
+            "base",
+            True,
+            {"language_model.transformer.layers.1.attention.query_key_value": PLAIN},
+        ),
+        ("megatron", 0, "version-0", True, {CLASSIC: PLAIN}),
+        ("megatron", 1, "version-1", True, {CLASSIC: INTERLEAVED}),
+        ("megatron", 2, "version-2", True, {CLASSIC: BY_HEAD}),
+        ("megatron", 3, "version-3", True, {CLASSIC: BY_HEAD}),
+        *(("megatron", version, "core", True, {CORE: BY_HEAD}) for version in range(4)),
+        *(("megatron", version, "core-fused-norms", True, {CORE: BY_HEAD}) for version in range(4)),
+    ],
+)
+def test_q_k_and_v_lie_as_each_systems_own_code_has_them(
+    dialect: str, version: int, variant: str, transposed: bool, columns: dict[str, list[int]]
+) -> None:
+    """Its names in the order of q, k, v, and which column of Hugging Face's c_attn each of its columns is."""
+    layouts = {layout.variant: layout for layout in layouts_of(dialect, checkpoint_version=version)}
+    weights = {name: array for name, array in numbered().items() if "h.1.attn.c_attn" in name}
+    matrix, bias = weights.values()
+    expected = {f"{name}.weight": matrix[:, order] for name, order in columns.items()}
+    if transposed:
+        expected = {name: array.T for name, array in expected.items()}
+    expected |= {f"{name}.bias": bias[order] for name, order in columns.items()}
+    stored = written(layouts[variant], weights)
+    assert list(stored) == list(expected)
+    for name, array in expected.items():
+        assert np.array_equal(stored[name], array), name
 
 
 @settings(max_examples=60, deadline=None)
