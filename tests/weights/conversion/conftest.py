@@ -18,6 +18,7 @@ from gptbridge_cli.main import main
 from tests.weights.conversion.checkpoints import MODEL, random_weights, write_hugging_face
 from tests.weights.conversion.commands import Outcome
 
+TOKENS = np.arange(12, dtype=np.int32).reshape(1, 12) + 9
 _SERVER = Path(__file__).with_name("frameworks") / "transformers_server.py"
 
 
@@ -46,12 +47,14 @@ class HuggingFace:
 
     def save(self, folder: Path, form: str) -> NDArray[np.float32]:
         """Save a random GPT-2 in one of transformers_server.FORMS; return its logits."""
-        self._ask(save=str(folder), form=form)
+        self._ask(save=str(folder), form=form, ids=TOKENS.tolist())
         return np.load(folder / "logits.npy")  # type: ignore[no-any-return]
 
-    def logits(self, folder: Path, *, classifier: bool = False) -> NDArray[np.float32]:
-        """Open a folder, which must hold every weight and no other; return its logits."""
-        answer = self._ask(open=str(folder), classifier=classifier)
+    def logits(
+        self, folder: Path, ids: NDArray[np.int32] = TOKENS, *, classifier: bool = False
+    ) -> NDArray[np.float32]:
+        """Open a folder, which must hold every weight and no other; return its logits of some tokens."""
+        answer = self._ask(open=str(folder), ids=ids.tolist(), classifier=classifier)
         assert answer["missing"] == answer["unexpected"] == [], folder
         return np.load(folder / "logits.npy")  # type: ignore[no-any-return]
 

@@ -20,7 +20,7 @@ from tests.weights.conversion.checkpoints import (
     weights_of,
     write_hugging_face,
 )
-from tests.weights.conversion.conftest import HuggingFace
+from tests.weights.conversion.conftest import TOKENS, HuggingFace
 
 WHOLE = [
     ("torch", None),
@@ -157,8 +157,7 @@ def test_transformers_opens_the_result_with_the_same_logits(
     hugging_face: HuggingFace,
     tmp_path: Path,
 ) -> None:
-    tokens = np.arange(12, dtype=np.int32).reshape(1, 12) + 9
-    expected = reference.logits(MODEL, weights_of(original), tokens)
+    expected = reference.logits(MODEL, weights_of(original), TOKENS)
     for number, (form, path) in enumerate(forms.items()):
         folder = converted(path, tmp_path / f"{number}", "torch", told=Told(form[0]))
         assert np.abs(hugging_face.logits(folder) - expected).max() < 1e-5, form

@@ -1,7 +1,8 @@
 """Answer requests about Hugging Face models, one JSON line each, so that torch is imported only once.
 
-{"save": FOLDER, "form": one of FORMS} saves a small random GPT-2; {"open": FOLDER, "classifier": bool}
-opens one. Both compute the logits of fixed tokens into FOLDER/logits.npy; the answer is a JSON object.
+{"save": FOLDER, "form": one of FORMS, "ids": ROWS} saves a small random GPT-2; {"open": FOLDER,
+"classifier": bool, "ids": ROWS} opens one. Both compute the logits of these tokens into
+FOLDER/logits.npy; the answer is a JSON object.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from transformers import (
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 CONFIG = GPT2Config(vocab_size=61, n_embd=48, n_layer=4, n_head=4, n_inner=96, n_positions=20)
-TOKENS = torch.arange(12).reshape(1, 12) + 9
 
 
 def random_model() -> GPT2LMHeadModel:
@@ -51,9 +51,9 @@ FORMS: dict[str, Callable[[GPT2LMHeadModel, Path], None]] = {
 }
 
 
-def compute(model: Any, folder: Path) -> None:
+def compute(model: Any, ids: list[list[int]], folder: Path) -> None:
     with torch.no_grad():
-        np.save(folder / "logits.npy", model.eval().float()(TOKENS).logits.numpy())
+        np.save(folder / "logits.npy", model.eval().float()(torch.tensor(ids)).logits.numpy())
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -62,11 +62,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         folder.mkdir(parents=True)
         model = random_model()
         FORMS[request["form"]](model, folder)
-        compute(model, folder)
+        compute(model, request["ids"], folder)
         return {}
     kind = AutoModelForSequenceClassification if request["classifier"] else AutoModelForCausalLM
     model, report = kind.from_pretrained(folder, output_loading_info=True)
-    compute(model, folder)
+    compute(model, request["ids"], folder)
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     return {
         "missing": sorted(set(report["missing_keys"]) - tied),
