@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
+from gptbridge_cli.prepare_options import AppendEos, Output, Overwrite, SkipBad, TokenizerName, Workers
 from gptbridge_cli.text_options import AsJson, Inputs, JsonKey, Quiet, Separator
 
 app = typer.Typer(no_args_is_help=True)
@@ -15,16 +17,14 @@ app = typer.Typer(no_args_is_help=True)
 @app.command()
 def prepare(
     inputs: Inputs,
-    tokenizer: Annotated[str, typer.Option(help="byte, or a folder with the files of a tokenizer.")],
-    output: Annotated[str, typer.Option(metavar="PREFIX", help="Write PREFIX.bin, .idx and .json.")],
-    workers: Annotated[int, typer.Option(min=1, help="Processes that encode; the output is the same.")] = 1,
-    append_eos: Annotated[
-        bool, typer.Option("--append-eos", help="End each document with its token.")
-    ] = False,
+    tokenizer: TokenizerName,
+    output: Output,
+    workers: Workers = 1,
+    append_eos: AppendEos = False,
     json_key: JsonKey = "text",
     document_separator: Separator = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Count bad documents, go on.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a dataset of this name.")] = False,
+    skip_bad: SkipBad = False,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -50,13 +50,17 @@ def prepare(
             on_progress=lambda at: report(at.consumed, at.total, f"{at.documents} documents"),
             on_problem=lambda line: typer.echo(line, err=True),
         )
-    if as_json:
-        typer.echo(json.dumps(content, indent=2))
-        return
+    for line in [json.dumps(content, indent=2)] if as_json else _made(output, content):
+        typer.echo(line)
+
+
+def _made(output: str, content: Mapping[str, Any]) -> list[str]:
+    """Return the lines that say what a preparation has made."""
+    lines = [f"{output}: {content['documents']} documents, {content['tokens']} tokens ({content['dtype']})"]
     bad = sum(content["bad_documents"].values())
-    typer.echo(f"{output}: {content['documents']} documents, {content['tokens']} tokens ({content['dtype']})")
     if bad or content["empty_documents"]:
-        typer.echo(f"left out: {bad} bad, {content['empty_documents']} empty")
+        lines.append(f"left out: {bad} bad, {content['empty_documents']} empty")
+    return lines
 
 
 @app.command()
