@@ -47,7 +47,7 @@ def prepare(
             options,
             workers=workers,
             overwrite=overwrite,
-            on_progress=lambda at: report(at.consumed, at.total, f"{at.documents} documents"),
+            on_progress=lambda at: report(at.consumed, at.total, _count(at.documents, "document")),
             on_problem=lambda line: typer.echo(line, err=True),
         )
     for line in [json.dumps(content, indent=2)] if as_json else _made(output, content):
@@ -56,11 +56,16 @@ def prepare(
 
 def _made(output: str, content: Mapping[str, Any]) -> list[str]:
     """Return the lines that say what a preparation has made."""
-    lines = [f"{output}: {content['documents']} documents, {content['tokens']} tokens ({content['dtype']})"]
+    documents, tokens = _count(content["documents"], "document"), _count(content["tokens"], "token")
+    lines = [f"{output}: {documents}, {tokens} ({content['dtype']})"]
     bad = sum(content["bad_documents"].values())
     if bad or content["empty_documents"]:
         lines.append(f"left out: {bad} bad, {content['empty_documents']} empty")
     return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 @app.command()
@@ -82,6 +87,7 @@ def inspect(
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if name == "document_tokens" else value
         if name == "splits":
             shown = "; ".join(
-                f"{k} {v['documents']} documents {v['tokens']} tokens" for k, v in value.items()
+                f"{k} {_count(v['documents'], 'document')} {_count(v['tokens'], 'token')}"
+                for k, v in value.items()
             )
         typer.echo(f"{name.replace('_', ' ')}: {'-' if shown is None else shown}")

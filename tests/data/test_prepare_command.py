@@ -47,6 +47,10 @@ def test_facts_go_to_stdout_and_the_rest_to_stderr(source: Path) -> None:
     told = run(*arguments, "--skip-bad", "--overwrite")
     assert told.stdout == f"{prefix}: 2 documents, 12 tokens (uint16)\nleft out: 1 bad, 1 empty\n"
 
+    (source.parent / "one.txt").write_text("x")
+    one = run("data", "prepare", str(source.parent / "one.txt"), *arguments[3:-1], str(source.parent / "one"))
+    assert one.stdout == f"{source.parent / 'one'}: 1 document, 1 token (uint16)\n"
+
 
 def test_an_output_that_cannot_be_is_refused_truthfully(source: Path) -> None:
     arguments = ["data", "prepare", str(source), "--tokenizer", "byte", "--skip-bad", "--output"]
