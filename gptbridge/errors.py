@@ -77,7 +77,10 @@ class BadInput(BridgeError):
 
 
 class Interrupted(BridgeError):
-    """A signal ended the run after its checkpoint was saved: 129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM."""
+    """A signal ended the run after its checkpoint was saved.
+
+    129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM.
+    """
 
     def __init__(self, problem: str, *, exit_code: int) -> None:
         super().__init__(problem)
