@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
@@ -54,9 +52,8 @@ def assemble(match: Match, stages: Sequence[Stage], sizes: Mapping[str, int]) ->
     for stage in stages:
         _refuse_extra(stage, match)
     found: dict[str, list[_Part]] = {}
-    decoded = _LastDecoded()
     for (number, name), native in match.natives.items():
-        parts = list(_parts(name, native, stages[number], sizes, decoded))
+        parts = list(_parts(name, native, stages[number], sizes))
         found.setdefault(native.canonical, []).extend(parts)
     return {name: _weight(name, parts) for name, parts in found.items()}
 
@@ -72,32 +69,7 @@ def _refuse_extra(stage: Stage, match: Match) -> None:
                 )
 
 
-class _LastDecoded:
-    """Rows of tensors that a file does not hold as they are, such as the text of an old pickle.
-
-    Of which all rows are wanted, the last one is kept: a transposition asks for them with every slab.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._key: tuple[WeightFile, str] | None = None
-        self._array: NDArray[Any] = np.empty(0)
-
-    def rows(self, file: WeightFile, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Return rows [start, stop) of a tensor."""
-        if stop - start < file.tensors[name].shape[0] and not file.whole_only(name):
-            return file.rows(name, start, stop)
-        with self._lock:
-            if self._key != (file, name):
-                self._array = np.empty(0)  # let go of the one before
-                self._array = file.read(name)
-                self._key = (file, name)
-            return self._array[start:stop]
-
-
-def _parts(
-    name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, int], decoded: _LastDecoded
-) -> Iterator[_Part]:
+def _parts(name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, int]) -> Iterator[_Part]:
     first = stage.ranks[0]
     _check_shape(name, native, stage, sizes)
     held: dict[Any, WeightFile] = {}
@@ -112,9 +84,7 @@ def _parts(
         held[key] = rank
         for part in boxes:
             items += volume(part.box)
-            raw = rank.extents(name) is not None
-            rows = partial(rank.rows, name) if raw else partial(decoded.rows, rank, name)
-            yield _part(name, native, rank, part, rows, alone=len(boxes) == 1)
+            yield _part(name, native, rank, part, alone=len(boxes) == 1)
     whole = {letter: (0, sizes[letter]) for letter in native.axes.letters}
     if items != volume(whole):
         raise BadInput(
@@ -122,15 +92,7 @@ def _parts(
         )
 
 
-def _part(
-    name: str,
-    native: NativeTensor,
-    rank: WeightFile,
-    part: CutBox,
-    rows_from: Callable[[int, int], NDArray[Any]],
-    *,
-    alone: bool,
-) -> _Part:
+def _part(name: str, native: NativeTensor, rank: WeightFile, part: CutBox, *, alone: bool) -> _Part:
     """Return what `part` of a rank's tensor consists of, so that it can be read a few rows at a time.
 
     That is one piece, unless the file holds the tensor in several runs.
@@ -144,7 +106,7 @@ def _part(
     low, high = box[lead]
     pieces = []
     for start, stop in _runs(rank, name, first_row, rows, high - low):
-        read = partial(_read, rows_from, first_row + start * rows, rows, part.slices[1:])
+        read = partial(_read, partial(rank.rows, name), first_row + start * rows, rows, part.slices[1:])
         pieces.append(Piece({**box, lead: (low + start, low + stop)}, native.box_axes, lead, read))
     stored = StoredBox(box, native.box_axes, rank, name) if alone else None
     return _Part(tuple(pieces), rank, name, stored)

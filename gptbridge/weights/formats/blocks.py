@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptbridge.weights.formats.segments import RawSegment, gather_bytes
 from gptbridge.weights.formats.source import SourceFile
-from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, Extent, TensorInfo, row_major_chunks
-
-_VIEW_BYTES = 1 << 20  # written at once; more is slower where free memory is in small pieces
+from gptbridge.weights.formats.tensor import Chunks, Extent, TensorInfo, row_major_chunks
 
 
 class Block(ABC):
@@ -22,11 +21,6 @@ class Block(ABC):
     @abstractmethod
     def rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
         """Return rows [start, stop) along the first axis of a tensor that has one."""
-
-    @property
-    def whole_only(self) -> bool:
-        """Whether a few rows take as long to read as the whole tensor."""
-        return False
 
     @abstractmethod
     def read(self, info: TensorInfo) -> NDArray[Any]:
@@ -78,148 +72,41 @@ class MappedBlock(Block):
         """Yield views of the map, or copies of a few rows each."""
         if self._strides is not None:
             return row_major_chunks(self.read(info))
-        return _views(self._source, self._offset, self._nbytes)
+        return self._source.views(self._offset, self._nbytes)
 
 
-def _views(source: SourceFile, offset: int, nbytes: int) -> Iterator[NDArray[np.uint8]]:
-    for start in range(0, nbytes, _VIEW_BYTES):
-        yield source.view(offset + start, min(_VIEW_BYTES, nbytes - start))
+class SlicedBlock(Block):
+    """A row-major tensor in several segments of the file, one after the other."""
 
+    __slots__ = ("_segments",)
 
-class Segment(Protocol):
-    """`nbytes` consecutive bytes of a tensor."""
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes the segment gives."""
-
-    def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out` with the bytes from `start`."""
-
-    def extent(self) -> Extent | None:
-        """Return where the bytes lie, or None when the file holds them encoded."""
-
-
-class RawSegment:
-    """Bytes that stand in the file as they are."""
-
-    __slots__ = ("_extent", "_source")
-
-    def __init__(self, source: SourceFile, offset: int, nbytes: int) -> None:
-        self._source = source
-        self._extent = Extent(offset, nbytes)
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes the segment gives."""
-        return self._extent.nbytes
-
-    def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out` with the bytes from `start`."""
-        out[:] = np.frombuffer(self._source.data, np.uint8, len(out), self._extent.offset + start)
-
-    def extent(self) -> Extent:
-        """Return where the bytes lie."""
-        return self._extent
-
-    def view(self, info: TensorInfo, start: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Return the bytes from `start` as a view of the map, an array of `shape`."""
-        return np.ndarray(shape, info.storage_dtype, self._source.data, self._extent.offset + start)
-
-    def views(self) -> Iterator[NDArray[np.uint8]]:
-        """Yield all bytes, in views of the map."""
-        return _views(self._source, self._extent.offset, self._extent.nbytes)
-
-
-class MemorySegment:
-    """A few bytes that came with the file's structure."""
-
-    __slots__ = ("_content",)
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    @property
-    def nbytes(self) -> int:
-        """How many bytes the segment gives."""
-        return len(self._content)
-
-    def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
-        """Fill `out` with the bytes from `start`."""
-        out[:] = np.frombuffer(self._content, np.uint8, len(out), start)
-
-    def extent(self) -> None:
-        """Return None: the bytes are not read from the file again."""
-
-
-class SegmentedBlock(Block):
-    """A tensor in several segments, one after the other: `read` copies, `rows` does not where it need not.
-
-    Row-major, or column-major if `fortran`: then even a few rows are read with the whole tensor.
-    """
-
-    __slots__ = ("_fortran", "_segments")
-
-    def __init__(self, segments: Sequence[Segment], *, fortran: bool = False) -> None:
+    def __init__(self, segments: Sequence[RawSegment]) -> None:
         self._segments = segments
-        self._fortran = fortran
-
-    @property
-    def whole_only(self) -> bool:
-        """Whether the rows lie column by column."""
-        return self._fortran
-
-    def _bytes(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return the bytes [start, stop) of the whole tensor."""
-        gathered = np.empty(stop - start, np.uint8)
-        begin = 0
-        for segment in self._segments:
-            low, high = max(start, begin), min(stop, begin + segment.nbytes)
-            if low < high:
-                segment.read_into(low - begin, gathered[low - start : high - start])
-            begin += segment.nbytes
-        return gathered
 
     def read(self, info: TensorInfo) -> NDArray[Any]:
-        """Return a copy, as large as the tensor."""
-        elements = self._bytes(0, info.nbytes).view(info.storage_dtype)
-        return elements.reshape(info.shape, order="F" if self._fortran else "C")
+        """Return a copy, as large as the tensor, unless one segment holds it all."""
+        return self._view(info, 0, info.nbytes, info.shape)
 
     def rows(self, info: TensorInfo, start: int, stop: int) -> NDArray[Any]:
-        """Return those rows: a view of the map where one segment holds them as they are, else a copy."""
+        """Return those rows: a view of the map where one segment holds them, else a copy."""
         start, stop, _ = slice(start, stop).indices(info.shape[0])
         stop = max(start, stop)
-        if self._fortran:
-            whole: NDArray[Any] = self.read(info)[start:stop]
-            return whole
         row_bytes = info.nbytes // max(info.shape[0], 1)
-        shape = (stop - start, *info.shape[1:])
-        begin, end = start * row_bytes, stop * row_bytes
+        return self._view(info, start * row_bytes, stop * row_bytes, (stop - start, *info.shape[1:]))
+
+    def _view(self, info: TensorInfo, begin: int, end: int, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return bytes [begin, end) of the tensor as an array of `shape`."""
         passed = 0
         for segment in self._segments:
-            inside = passed <= begin < end <= passed + segment.nbytes
-            if inside and isinstance(segment, RawSegment):
+            if passed <= begin < end <= passed + segment.nbytes:
                 return segment.view(info, begin - passed, shape)
             passed += segment.nbytes
-        return self._bytes(begin, end).view(info.storage_dtype).reshape(shape)
+        return gather_bytes(self._segments, begin, end).view(info.storage_dtype).reshape(shape)
 
-    def extents(self) -> tuple[Extent, ...] | None:
-        """Return an extent for each segment, unless one is encoded or the order is not row-major."""
-        if self._fortran:
-            return None
-        extents = [segment.extent() for segment in self._segments]
-        found = tuple(extent for extent in extents if extent is not None)
-        return found if len(found) == len(extents) else None
+    def extents(self) -> tuple[Extent, ...]:
+        """Return the extent of each segment."""
+        return tuple(segment.extent for segment in self._segments)
 
     def chunks(self, info: TensorInfo) -> Chunks:
-        """Yield views of the map, or decoded slabs."""
-        if self._fortran:
-            return row_major_chunks(self.read(info))
-        raw = [segment for segment in self._segments if isinstance(segment, RawSegment)]
-        if len(raw) < len(self._segments):
-            return self._slabs(info)
-        return chain.from_iterable(segment.views() for segment in raw)
-
-    def _slabs(self, info: TensorInfo) -> Iterator[NDArray[Any]]:
-        for start in range(0, info.nbytes, SLAB_BYTES):
-            yield self._bytes(start, min(start + SLAB_BYTES, info.nbytes)).view(info.storage_dtype)
+        """Yield views of the map."""
+        return chain.from_iterable(segment.views() for segment in self._segments)

@@ -16,12 +16,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from gptbridge.errors import printable
-from gptbridge.weights.formats.blocks import Block, MappedBlock, RawSegment, SegmentedBlock
+from gptbridge.weights.formats.blocks import Block, MappedBlock, SlicedBlock
 from gptbridge.weights.formats.protobuf import (
     LENGTH_DELIMITED,
     fields,
     read_varint,
 )
+from gptbridge.weights.formats.segments import RawSegment
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import MAX_NAME_LENGTH, MAX_TENSORS
 from gptbridge.weights.formats.weight_file import Checksum, Contents
@@ -194,5 +195,5 @@ def _add_tensor(contents: Contents, record: _Record) -> None:
     if len(record.slices) == 1:
         block: Block = MappedBlock(source, *record.slices[0])
     else:
-        block = SegmentedBlock([RawSegment(source, offset, nbytes) for offset, nbytes in record.slices])
+        block = SlicedBlock([RawSegment(source, offset, nbytes) for offset, nbytes in record.slices])
     contents.add(info, block, record.nbytes)

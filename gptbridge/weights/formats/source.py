@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from gptbridge.errors import BadInput, printable
 
 _CHECKSUM_STEP = 1 << 20
+_VIEW_BYTES = 1 << 20  # writing more at once is slower where free memory is in small pieces
 # Linux's madvise, by ctypes: mmap's own method would keep other threads from running while a disk is read.
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 _MADV_POPULATE_READ = 22
@@ -70,11 +72,13 @@ class SourceFile:
             self.refuse(f"ends inside {what}")
         return self.data[offset : offset + nbytes]
 
-    def view(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
-        """Return a range that lies inside the file as a view of the map, its pages mapped already.
+    def views(self, offset: int, nbytes: int) -> Iterator[NDArray[np.uint8]]:
+        """Yield a range that lies inside the file, in views of the map that are good to write."""
+        for start in range(0, nbytes, _VIEW_BYTES):
+            yield self._view(offset + start, min(_VIEW_BYTES, nbytes - start))
 
-        All at once: faults for a few pages each take a tenth of the time in which the range is copied.
-        """
+    def _view(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        """Return a view whose pages are mapped already: faults for a few each cost a tenth of the copying."""
         array = np.frombuffer(self.data, np.uint8, nbytes, offset)
         if _madvise is not None:
             start = array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE

@@ -106,10 +106,6 @@ class WeightFile:
         """Return rows [start, stop) along the first axis; copies no more than those rows."""
         return self._blocks[name].rows(self.tensors[name], start, stop)
 
-    def whole_only(self, name: str) -> bool:
-        """Whether a few rows of a tensor take as long to read as the whole of it."""
-        return self._blocks[name].whole_only
-
     def extents(self, name: str) -> tuple[Extent, ...] | None:
         """Return the file ranges that, one after the other, are the tensor's row-major bytes.
 

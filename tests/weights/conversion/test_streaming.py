@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from gptbridge.weights.formats import open_weights
+from gptbridge.weights.formats.pickles.latin1 import Latin1Segment
 from tests.weights.conversion.checkpoints import arrays_in, assert_identical, converted, digest_of, weights_of
 
 MEGABYTES_ALLOWED = 64
@@ -49,6 +51,28 @@ def test_tensors_that_old_pickles_hold_as_text(fortran: bool, original: Path, tm
     assert digest_of(folder) == digest_of(original)
     output = converted(converted(folder, tmp_path / "megatron", "megatron"), tmp_path / "back", "torch")
     assert_identical(weights_of(output), weights_of(original))
+
+
+def test_text_is_decoded_once_however_often_it_is_read(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each slab of Megatron's qkv asks for all rows of q, of k and of v in turn."""
+    folder = converted(original, tmp_path / "paddle", "paddle")
+    arrays = arrays_in(folder / "model_state.pdparams")
+    (folder / "model_state.pdparams").write_bytes(pickle.dumps(arrays, protocol=2))
+    decoded: list[int] = []
+    read_into = Latin1Segment.read_into
+
+    def counted(segment: Latin1Segment, start: int, out: NDArray[np.uint8]) -> None:
+        decoded.append(len(out))
+        read_into(segment, start, out)
+
+    monkeypatch.setattr(Latin1Segment, "read_into", counted)
+    monkeypatch.setattr("gptbridge.weights.formats.encoded._UNPACKED_BYTES", 0)
+    monkeypatch.setattr("gptbridge.weights.conversion.streaming.SLAB_ITEMS", 1 << 8)
+    megatron = converted(folder, tmp_path / "megatron", "megatron")
+    assert 0 < sum(decoded) <= sum(array.nbytes for array in arrays.values())
+    assert digest_of(megatron) == digest_of(original)
 
 
 def test_text_that_is_not_transposed_is_decoded_in_parts(original: Path, tmp_path: Path) -> None:

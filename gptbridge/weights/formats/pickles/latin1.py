@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.weights.formats.source import SourceFile
-from gptbridge.weights.formats.tensor import Extent
 
 _STEP = 1 << 16
 _CONTINUATION, _LEAST_LEAD, _LEAD, _HIGH_LEAD = 0x80, 0xC0, 0xC2, 0xC3
@@ -70,10 +69,6 @@ class Latin1Segment:
         high = np.concatenate([before, text[:-1]]) == _HIGH_LEAD
         ends: NDArray[np.uint8] = (text + (high.view(np.uint8) << 6))[text < _LEAST_LEAD]
         return ends
-
-    def extent(self) -> Extent | None:
-        """Return None: the bytes do not stand in the file as they are."""
-        return None
 
 
 def _is_lead(text: NDArray[np.uint8]) -> NDArray[np.bool_]:

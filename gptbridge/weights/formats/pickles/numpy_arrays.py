@@ -6,18 +6,14 @@ from itertools import accumulate
 from operator import mul
 from typing import Any
 
-from gptbridge.weights.formats.blocks import (
-    Block,
-    MappedBlock,
-    MemorySegment,
-    RawSegment,
-    Segment,
-    SegmentedBlock,
-)
+from gptbridge.weights.formats.blocks import Block, MappedBlock, SlicedBlock
+from gptbridge.weights.formats.encoded import EncodedBlock
 from gptbridge.weights.formats.pickles.latin1 import Latin1Segment
 from gptbridge.weights.formats.pickles.numpy_calls import NUMPY_CODES
 from gptbridge.weights.formats.pickles.values import JoinedArray, Latin1Bytes, NumpyArray, Span
+from gptbridge.weights.formats.segments import MemorySegment, RawSegment, Segment
 from gptbridge.weights.formats.tensor import TensorInfo
+from gptbridge.weights.formats.unpacking import Unpacked
 from gptbridge.weights.formats.weight_file import Contents
 
 
@@ -33,6 +29,7 @@ class NumpyArrays:
         self._uint16 = uint16
         # Text that several arrays use is checked once: a file may refer to it a million times.
         self._texts: dict[Span, Latin1Segment] = {}
+        self._unpacked = Unpacked()
 
     def add(self, name: str, record: NumpyArray | JoinedArray) -> None:
         """Check an array's type and size against its bytes and add it under `name`."""
@@ -78,13 +75,13 @@ class NumpyArrays:
 
     def _block(self, info: TensorInfo, record: NumpyArray | JoinedArray, segments: list[Segment]) -> Block:
         fortran = isinstance(record, NumpyArray) and record.fortran
-        match segments:
-            case [RawSegment() as segment]:
-                offset = segment.extent().offset
-                strides = _fortran_strides(info) if fortran else None
-                return MappedBlock(self._source, offset, info.nbytes, strides)
-            case _:
-                return SegmentedBlock(segments, fortran=fortran)
+        raw = [segment for segment in segments if isinstance(segment, RawSegment)]
+        if len(raw) < len(segments):
+            return EncodedBlock(segments, self._unpacked, fortran=fortran)
+        if len(raw) == 1:
+            strides = _fortran_strides(info) if fortran else None
+            return MappedBlock(self._source, raw[0].extent.offset, info.nbytes, strides)
+        return SlicedBlock(raw)
 
 
 def _fortran_strides(info: TensorInfo) -> tuple[int, ...]:
