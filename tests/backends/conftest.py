@@ -9,6 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+# Its tests are inherited: pytest shows the values of a failed assert in test files only, and here.
+pytest.register_assert_rewrite("tests.backends.sessions")
+
 FRAMEWORK_FILES = ("test_torch_", "test_paddle_", "test_mindspore_")
 
 

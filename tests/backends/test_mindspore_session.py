@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from gptbridge import reference
 from gptbridge.errors import UsageError
@@ -21,7 +20,8 @@ from gptbridge.session import EXP_AVG, Batch
 from gptbridge.weights.canonical import InitialWeights, dropout_seed
 from gptbridge_mindspore import hardware
 from gptbridge_specs import RunSpec
-from tests.backends.sessions import DROPOUT, GRANULARITIES, LENGTH, VOCAB, make_batch, make_spec
+from tests.backends import sessions
+from tests.backends.sessions import DROPOUT, LENGTH, VOCAB, SessionTests, gradients, make_batch, make_spec
 
 ms = hardware.import_mindspore()
 
@@ -31,7 +31,7 @@ from gptbridge_mindspore import loss  # noqa: E402
 from gptbridge_mindspore.block import VALUES  # noqa: E402
 from gptbridge_mindspore.dropout import DropoutMasks, keep_scale  # noqa: E402
 from gptbridge_mindspore.optimizer import Optimizer  # noqa: E402
-from gptbridge_mindspore.session import MindSporeSession, compiled_model  # noqa: E402
+from gptbridge_mindspore.session import MindSporeSession  # noqa: E402
 from gptbridge_mindspore.shapes import pad, usual_size  # noqa: E402
 
 
@@ -41,36 +41,12 @@ def _errors_name_their_operator() -> None:
 
 
 def open_session(spec: RunSpec) -> MindSporeSession:
-    device = hardware.setup("cpu")
-    assert device is not None
-    session = MindSporeSession(spec, device)
-    session.import_weights(InitialWeights(spec.model, seed=7))
-    return session
+    return sessions.open_session(MindSporeSession, spec, hardware.setup("cpu"))
 
 
-def gradients(spec: RunSpec) -> dict[str, NDArray[np.float32]]:
-    return dict(open_session(spec).gradients(make_batch()))
-
-
-@pytest.fixture(scope="module")
-def dropout_gradients() -> dict[str, NDArray[np.float32]]:
-    return gradients(make_spec(model=DROPOUT))
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES[1:])
-def test_recompute_repeats_every_bit_through_dropout(
-    granularity: str, dropout_gradients: dict[str, NDArray[np.float32]]
-) -> None:
-    recomputed = gradients(make_spec(model=DROPOUT, training={"recompute": granularity}))
-    for name, gradient in dropout_gradients.items():
-        np.testing.assert_array_equal(gradient, recomputed[name], err_msg=name)
-
-
-def kept_bytes(granularity: str) -> int:
+def kept_bytes(session: MindSporeSession) -> int:
     """Return the bytes that a block keeps for its backward pass."""
-    spec = make_spec(model=DROPOUT)
-    session, masks = open_session(spec), DropoutMasks(spec.model, 1)
-    block = compiled_model(spec.model, granularity, "fp32")._block
+    masks, block = DropoutMasks(make_spec(model=DROPOUT).model, 1), session._model._block
     weights = [w for name, w in session._weights.items() if name.startswith("h.0.")]
     x, bias = Tensor(np.ones((4, LENGTH, 24), np.float32)), Tensor(np.zeros((LENGTH, LENGTH), np.float32))
     _, kept = block.forward(x, bias, masks.block(0, (4, LENGTH)), weights)
@@ -78,18 +54,9 @@ def kept_bytes(granularity: str) -> int:
     return sum(value.nbytes for value in kept if value is not None)
 
 
-def test_recompute_keeps_less_at_each_granularity() -> None:
-    kept = [kept_bytes(granularity) for granularity in GRANULARITIES]
-    assert kept == sorted(kept, reverse=True)
-    assert len(set(kept)) == len(kept)
-
-
-def test_dropout_of_a_step_depends_on_its_number_alone() -> None:
-    spec = make_spec(model=DROPOUT, optimizer={"name": "sgd"})
-    first, second = open_session(spec), open_session(spec)
-    second.step(make_batch(9), 0.0)
-    assert first.step(make_batch(3), 0.0) == second.step(make_batch(3), 0.0)
-    assert first.step(make_batch(4), 0.0) != second.step(make_batch(3), 0.0)
+class TestMindSpore(SessionTests):
+    open_session = staticmethod(open_session)
+    kept_bytes = staticmethod(kept_bytes)
 
 
 def test_masks_drop_the_share_that_the_spec_says() -> None:
@@ -135,9 +102,9 @@ def test_odd_shapes_evaluate_like_the_reference(shape: tuple[int, int]) -> None:
 
 
 def test_the_head_by_pieces_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = gradients(make_spec())
+    whole = gradients(open_session(make_spec()))
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 20 * VOCAB)  # 64 rows by 16
-    for name, gradient in gradients(make_spec()).items():
+    for name, gradient in gradients(open_session(make_spec())).items():
         np.testing.assert_allclose(gradient, whole[name], atol=2e-7, err_msg=name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import subprocess
@@ -16,10 +17,10 @@ from gptbridge.cores import usable_cores
 from gptbridge.errors import UsageError
 from gptbridge.plugins import load_backend
 from gptbridge.session import EXP_AVG
-from gptbridge.weights.canonical import InitialWeights
 from gptbridge_paddle import ascend, hardware
 from gptbridge_specs import RunSpec
-from tests.backends.sessions import DROPOUT, GRANULARITIES, LENGTH, make_batch, make_spec
+from tests.backends import sessions
+from tests.backends.sessions import LENGTH, SessionTests, make_batch, make_spec
 
 paddle = hardware.import_paddle()
 
@@ -33,39 +34,18 @@ from gptbridge_paddle.session import PaddleSession  # noqa: E402
 
 
 def open_session(spec: RunSpec) -> PaddleSession:
-    device = hardware.setup("cpu")
-    assert device is not None
-    session = PaddleSession(spec, device)
-    session.import_weights(InitialWeights(spec.model, seed=7))
-    return session
-
-
-def gradients(spec: RunSpec) -> dict[str, NDArray[np.float32]]:
-    return dict(open_session(spec).gradients(make_batch()))
-
-
-@pytest.fixture(scope="module")
-def dropout_gradients() -> dict[str, NDArray[np.float32]]:
-    return gradients(make_spec(model=DROPOUT))
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES[1:])
-def test_recompute_repeats_every_bit_through_dropout(
-    granularity: str, dropout_gradients: dict[str, NDArray[np.float32]]
-) -> None:
-    recomputed = gradients(make_spec(model=DROPOUT, training={"recompute": granularity}))
-    for name, gradient in dropout_gradients.items():
-        np.testing.assert_array_equal(gradient, recomputed[name], err_msg=name)
+    return sessions.open_session(PaddleSession, spec, hardware.setup("cpu"))
 
 
 def allocated() -> int:
     return int(paddle.base.core.host_memory_stat_current_value("Allocated", 0))
 
 
-def kept_bytes(granularity: str) -> int:
+def kept_bytes(session: PaddleSession) -> int:
     """Return the bytes that a forward pass leaves allocated for the backward pass."""
-    model = GPT(make_spec(model=DROPOUT).model, granularity)
+    model = session._model
     model(tokens := paddle.zeros([4, LENGTH], "int32"))  # fills the cache of causal masks
+    gc.collect()  # what earlier sessions held must not be freed in between
     before = allocated()
     hidden = model(tokens)
     kept = allocated() - before
@@ -73,18 +53,9 @@ def kept_bytes(granularity: str) -> int:
     return kept
 
 
-def test_recompute_keeps_less_at_each_granularity() -> None:
-    kept = [kept_bytes(granularity) for granularity in GRANULARITIES]
-    assert kept == sorted(kept, reverse=True)
-    assert len(set(kept)) == len(kept)
-
-
-def test_dropout_of_a_step_depends_on_its_number_alone() -> None:
-    spec = make_spec(model=DROPOUT, optimizer={"name": "sgd"})
-    first, second = open_session(spec), open_session(spec)
-    second.step(make_batch(9), 0.0)  # draws from the generator that the first session has not used
-    assert first.step(make_batch(3), 0.0) == second.step(make_batch(3), 0.0)
-    assert first.step(make_batch(4), 0.0) != second.step(make_batch(3), 0.0)
+class TestPaddle(SessionTests):
+    open_session = staticmethod(open_session)
+    kept_bytes = staticmethod(kept_bytes)
 
 
 def test_attention_on_cpu_is_the_fused_one() -> None:

@@ -6,47 +6,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 
 from gptbridge.errors import UsageError
 from gptbridge.plugins import load_backend
-from gptbridge.weights.canonical import InitialWeights
 from gptbridge_specs import RunSpec
 from gptbridge_torch import ascend, hardware, loss
-from gptbridge_torch.model import GPT
 from gptbridge_torch.session import TorchSession
-from tests.backends.sessions import DROPOUT, GRANULARITIES, LENGTH, VOCAB, make_batch, make_spec
+from tests.backends import sessions
+from tests.backends.sessions import LENGTH, VOCAB, SessionTests, gradients, make_batch, make_spec
 
 
 def open_session(spec: RunSpec) -> TorchSession:
-    device = hardware.setup("cpu")
-    assert device is not None
-    session = TorchSession(spec, device)
-    session.import_weights(InitialWeights(spec.model, seed=7))
-    return session
+    return sessions.open_session(TorchSession, spec, hardware.setup("cpu"))
 
 
-def gradients(spec: RunSpec) -> dict[str, NDArray[np.float32]]:
-    return dict(open_session(spec).gradients(make_batch()))
-
-
-@pytest.fixture(scope="module")
-def dropout_gradients() -> dict[str, NDArray[np.float32]]:
-    return gradients(make_spec(model=DROPOUT))
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES[1:])
-def test_recompute_repeats_every_bit_through_dropout(
-    granularity: str, dropout_gradients: dict[str, NDArray[np.float32]]
-) -> None:
-    recomputed = gradients(make_spec(model=DROPOUT, training={"recompute": granularity}))
-    for name, gradient in dropout_gradients.items():
-        np.testing.assert_array_equal(gradient, recomputed[name], err_msg=name)
-
-
-def saved_bytes(granularity: str) -> int:
+def kept_bytes(session: TorchSession) -> int:
     """Return the bytes that the forward pass keeps for the backward pass, parameters aside."""
-    model = GPT(make_spec().model, granularity, torch.float32)
+    model = session._model
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -62,10 +38,9 @@ def saved_bytes(granularity: str) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def test_recompute_keeps_less_at_each_granularity() -> None:
-    kept = [saved_bytes(granularity) for granularity in GRANULARITIES]
-    assert kept == sorted(kept, reverse=True)
-    assert len(set(kept)) == len(kept)
+class TestTorch(SessionTests):
+    open_session = staticmethod(open_session)
+    kept_bytes = staticmethod(kept_bytes)
 
 
 @pytest.fixture(params=[(1, 1), (100, 1), (2**20, 1), (100, 64)], ids=["row", "blocks", "whole", "padded"])
@@ -93,7 +68,8 @@ def test_fused_loss_is_the_cross_entropy() -> None:
 
 @pytest.mark.parametrize("compute", ["bf16", "fp16"])
 def test_lower_precision_is_close_to_fp32_but_another(compute: str) -> None:
-    exact, lower = gradients(make_spec()), gradients(make_spec(precision={"compute": compute}))
+    exact = gradients(open_session(make_spec()))
+    lower = gradients(open_session(make_spec(precision={"compute": compute})))
     for name, gradient in exact.items():
         distance = np.abs(gradient - lower[name]).max() / np.abs(gradient).max()
         assert 0 < distance < 0.05, name
