@@ -4,84 +4,65 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-if TYPE_CHECKING:
-    from gptbridge.weights.conversion.source import Told
+from gptbridge_cli import convert_options as options
 
-_DIALECTS = "torch, paddle, mindspore, fleetx, modelscope, megatron or gptbridge"
-Heads = Annotated[
-    int | None, typer.Option("--num-attention-heads", min=1, help="Heads, where no file says them.")
-]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="Model preset or YAML file, where the files say too little.")
-]
-From = Annotated[str | None, typer.Option("--from", help=f"{_DIALECTS}; absent: found by content.")]
-Strategy = Annotated[
-    Path | None, typer.Option(help="MindSpore strategy file, or the folder of them, of IN's ranks.")
-]
-LoraAlpha = Annotated[float | None, typer.Option(help="Alpha of IN's LoRA, where no file says it.")]
+if TYPE_CHECKING:
+    from gptbridge.weights.conversion.convert import Converted, Request
+    from gptbridge.weights.conversion.source import Told
+    from gptbridge.weights.conversion.verifying import Verdict
 
 
 def convert(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN", help="A weight file, or the folder of a checkpoint.")
-    ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
-    to: Annotated[str, typer.Option("--to", help=_DIALECTS)],
-    from_: From = None,
-    variant: Annotated[str | None, typer.Option(help="Which of the dialect's layouts to write.")] = None,
-    model: ModelName = None,
-    num_attention_heads: Heads = None,
-    strategy: Strategy = None,
-    lora_alpha: LoraAlpha = None,
-    merge_lora: Annotated[bool, typer.Option("--merge-lora", help="Add IN's LoRA to the weights.")] = False,
-    vocab_size: Annotated[
-        int | None, typer.Option(min=1, help="Rows of the embedding to write: padding is added or cut.")
-    ] = None,
-    tensor_parallel: Annotated[int, typer.Option(min=1, help="Tensor ranks to cut the output for.")] = 1,
-    pipeline_parallel: Annotated[int, typer.Option(min=1, help="Pipeline stages to cut it for.")] = 1,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; absent: as it is.")] = None,
-    verify: Annotated[
-        bool | None,
-        typer.Option(help="Compare the logits of source and result; by default for small models."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print errors only.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+    source: options.Input,
+    output: options.Output,
+    to: options.To,
+    from_: options.From = None,
+    variant: options.Variant = None,
+    model: options.ModelName = None,
+    num_attention_heads: options.Heads = None,
+    strategy: options.Strategy = None,
+    lora_alpha: options.LoraAlpha = None,
+    merge_lora: options.MergeLora = False,
+    vocab_size: options.VocabSize = None,
+    tensor_parallel: options.TensorParallel = 1,
+    pipeline_parallel: options.PipelineParallel = 1,
+    dtype: options.Dtype = None,
+    verify: options.Verify = None,
+    overwrite: options.Overwrite = False,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Convert a checkpoint: weights, configuration and tokenizer; no framework is needed."""
-    from gptbridge.errors import RunFailed
     from gptbridge.weights.conversion.convert import Request, convert_checkpoint, float_type
     from gptbridge.weights.conversion.target import Split
-    from gptbridge.weights.conversion.verifying import SMALL_MODEL
-    from gptbridge.weights.conversion.verifying import verify as compare
+    from gptbridge.weights.conversion.verifying import verify_conversion
     from gptbridge_cli.progress import transfer_progress
 
     told = _told(from_, model, num_attention_heads, strategy, lora_alpha)
+    split, element_type = Split(tensor_parallel, pipeline_parallel), float_type(dtype)
     request = Request(
-        source,
-        output,
-        to,
-        told,
-        variant,
-        vocab_size,
-        float_type(dtype),
-        Split(tensor_parallel, pipeline_parallel),
-        merge_lora,
-        overwrite,
+        source, output, to, told, variant, vocab_size, element_type, split, merge_lora, overwrite
     )
     with transfer_progress(f"{source} -> {output}", quiet=quiet or as_json) as progress:
         done = convert_checkpoint(request, progress)
-    verdict = None
-    if verify or (verify is None and done.model.num_parameters <= SMALL_MODEL):
-        verdict = compare(source, output, told=told, dialect=to)
-    facts = {
+    verdict = verify_conversion(request, done, wanted=verify)
+    if as_json:
+        typer.echo(json.dumps(_facts(request, done, verdict), indent=2))
+    elif not quiet:
+        _print(request, done, verdict)
+    if verdict:
+        verdict.require_passed(output)
+
+
+def _facts(request: Request, done: Converted, verdict: Verdict | None) -> dict[str, object]:
+    return {
         "from": done.source_dialect,
         "variant": done.source_variant,
-        "to": to,
+        "to": request.to,
         "parameters": done.model.num_parameters,
         "bytes": done.nbytes,
         "files": [*done.files, *done.companions],
@@ -89,27 +70,26 @@ def convert(
         "notes": list(done.notes),
         "max_logit_difference": verdict.max_difference if verdict else None,
     }
-    if as_json:
-        typer.echo(json.dumps(facts, indent=2))
-    elif not quiet:
-        typer.echo(f"{done.source_dialect} ({done.source_variant}) -> {to}: {output}, {done.nbytes:,} bytes")
-        if done.left_out:
-            typer.echo(f"left out, being no weights: {len(done.left_out)} tensors such as {done.left_out[0]}")
-        for note in done.notes:
-            typer.echo(f"note: {note}")
-        typer.echo(str(verdict) if verdict else "not verified: --verify compares the logits")
-    if verdict and not verdict.passed:
-        raise RunFailed(str(verdict), where=output)
+
+
+def _print(request: Request, done: Converted, verdict: Verdict | None) -> None:
+    read = f"{done.source_dialect} ({done.source_variant})"
+    typer.echo(f"{read} -> {request.to}: {request.output}, {done.nbytes:,} bytes")
+    if done.left_out:
+        typer.echo(f"left out, being no weights: {len(done.left_out)} tensors such as {done.left_out[0]}")
+    for note in done.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(str(verdict) if verdict else "not verified: --verify compares the logits")
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, or the PREFIX of a token dataset.")],
-    from_: From = None,
-    model: ModelName = None,
-    num_attention_heads: Heads = None,
-    strategy: Strategy = None,
-    lora_alpha: LoraAlpha = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")] = False,
+    path: options.Inspected,
+    from_: options.From = None,
+    model: options.ModelName = None,
+    num_attention_heads: options.Heads = None,
+    strategy: options.Strategy = None,
+    lora_alpha: options.LoraAlpha = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Tell what a checkpoint or a token dataset is. Nothing in it is executed."""
     from gptbridge.inspecting import inspect_path

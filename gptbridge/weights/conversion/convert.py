@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from gptbridge.cores import usable_cores
 from gptbridge.errors import UsageError
 from gptbridge.weights.configs.writing import not_computed
 from gptbridge.weights.conversion.casting import FLOATS
@@ -173,7 +173,7 @@ class _Writing:
 
     def write(self, files: Sequence[TargetFile], folder: Path) -> None:
         """Write every file under `folder`."""
-        with ThreadPoolExecutor(os.cpu_count()) as workers:
+        with ThreadPoolExecutor(usable_cores()) as workers:
             for file in files:
                 path = folder / file.name
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gptbridge.errors import BridgeError, RunFailed, UsageError, printable
+from gptbridge.weights.json_files import sync_folder
 
 # What a checkpoint consists of, in any dialect: names of files and folders, at any depth.
 _CHECKPOINT_NAME = re.compile(
@@ -153,13 +154,13 @@ def _put_in_place(folder: Path, path: Path) -> None:
     """Give `folder` the name `path`, on the disk when this returns."""
     folder.chmod(0o777 & ~_umask())
     for parent, _, _ in os.walk(folder):
-        _sync(Path(parent))
+        sync_folder(Path(parent))
     if not os.path.lexists(path):
         folder.rename(path)
-        _sync(path.parent)
+        sync_folder(path.parent)
         return
     _exchange(folder, path)
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
 def _exchange(first: Path, second: Path) -> None:
@@ -176,14 +177,6 @@ def _exchange(first: Path, second: Path) -> None:
         aside.rename(second)
         raise
     aside.rename(first)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _umask() -> int:

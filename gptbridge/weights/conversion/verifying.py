@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge import reference
+from gptbridge.errors import RunFailed
 from gptbridge.weights.conversion.arrays import CanonicalArrays
+from gptbridge.weights.conversion.convert import Converted, Request
 from gptbridge.weights.conversion.source import Source, Told, open_source
 
 SMALL_MODEL = 20_000_000  # parameters up to which a conversion is verified without being asked
@@ -32,9 +34,21 @@ class Verdict:
         """The difference is no more than the element type's rounding. NaN never passes."""
         return self.max_difference <= self.tolerance * max(self.max_logit, 1.0)
 
+    def require_passed(self, path: Path) -> None:
+        """Raise RunFailed, naming the checkpoint at `path`, unless the logits are the same."""
+        if not self.passed:
+            raise RunFailed(str(self), where=path)
+
     def __str__(self) -> str:
         word = "same logits" if self.passed else "DIFFERENT LOGITS"
         return f"{word}: max |d logits| {self.max_difference:.2e} of max |logit| {self.max_logit:.3g}"
+
+
+def verify_conversion(request: Request, done: Converted, *, wanted: bool | None) -> Verdict | None:
+    """Compare what was converted with its source; for `wanted` None only a small model, which is quick."""
+    if wanted is False or (wanted is None and done.model.num_parameters > SMALL_MODEL):
+        return None
+    return verify(request.source, request.output, told=request.told, dialect=request.to)
 
 
 def verify(first: Path, second: Path, *, told: Told | None = None, dialect: str | None = None) -> Verdict:

@@ -67,7 +67,8 @@ class Latin1Segment:
         before = self._text(start - 1)[:1] if start else np.zeros(1, np.uint8)
         # After the lead 0xC2 a continuation byte is what it stands for, after 0xC3 it is 0x40 less.
         high = np.concatenate([before, text[:-1]]) == _HIGH_LEAD
-        ends: NDArray[np.uint8] = (text + (high.view(np.uint8) << 6))[text < _LEAST_LEAD]
+        # By index: a mask without any order takes NumPy a fifth longer.
+        ends: NDArray[np.uint8] = (text + (high.view(np.uint8) << 6)).take(np.flatnonzero(text < _LEAST_LEAD))
         return ends
 
 
