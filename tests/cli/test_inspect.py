@@ -53,3 +53,5 @@ def test_a_run_folder_is_its_newest_checkpoint(tmp_path: Path) -> None:
     assert of_run["digest"] == of_checkpoint["digest"]
     gptbridge("convert", "--to", "mindspore", str(run), str(tmp_path / "ms"), "--quiet")
     assert json.loads(gptbridge("inspect", str(tmp_path / "ms"), "--json"))["digest"] == of_run["digest"]
+    np.arange(1, 10, dtype="<u2").tofile(tmp_path / "ms" / "tokenizer.bin")
+    assert json.loads(gptbridge("inspect", str(tmp_path / "ms"), "--json"))["digest"] == of_run["digest"]
