@@ -36,18 +36,6 @@ WHOLE = [
     ("megatron", "core"),
     ("megatron", "core-fused-norms"),
 ]
-SPLITS = [
-    ("fleetx", 2, 1),
-    ("fleetx", 4, 1),
-    ("fleetx", 1, 4),
-    ("fleetx", 2, 2),
-    ("modelscope", 4, 1),
-    ("mindspore", 2, 1),
-    ("megatron", 2, 1),
-    ("megatron", 1, 2),
-    ("megatron", 4, 4),
-]
-VARIANTS = {"megatron": ("version-0", "version-1", "version-3", "core")}
 
 
 @pytest.fixture(scope="session")
@@ -68,16 +56,27 @@ def test_back_and_forth_is_bit_identical(
     assert (back / "vocab.json").exists()
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {file.relative_to(folder): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 def test_every_pair_goes_as_through_torch(
     forms: dict[tuple[str, str | None], Path], original: Path, tmp_path: Path
 ) -> None:
+    """Every file is the same, to the byte: weights, configurations and tokenizer."""
     expected = digest_of(original)
     default = {dialect: forms[dialect, variant] for dialect, variant in reversed(WHOLE)}
     assert len(default) == 7
     for source, path in default.items():
+        torch = converted(path, tmp_path / source, "torch", told=Told(source))
+        assert contents(torch) == contents(default["torch"]), source
         for target in default:
             output = converted(path, tmp_path / f"{source}-{target}", target, told=Told(source))
             assert digest_of(output) == expected, (source, target)
+            through = converted(torch, tmp_path / f"{source}-torch-{target}", target)
+            direct, indirect = contents(output), contents(through)
+            assert direct.keys() == indirect.keys()
+            assert [name for name in direct if direct[name] != indirect[name]] == [], (source, target)
 
 
 def test_digest_tells_weights_apart(original: Path, tmp_path: Path) -> None:
@@ -89,30 +88,6 @@ def test_digest_tells_weights_apart(original: Path, tmp_path: Path) -> None:
     verdict = verify(original, other)
     assert not verdict.passed
     assert verdict.max_difference > 1e-2
-
-
-@pytest.mark.parametrize(("dialect", "tensor", "pipeline"), SPLITS)
-def test_split_merges_to_the_unsplit_bytes(
-    dialect: str, tensor: int, pipeline: int, original: Path, tmp_path: Path
-) -> None:
-    unsplit = (converted(original, tmp_path / "one", "torch") / "model.safetensors").read_bytes()
-    for variant in VARIANTS.get(dialect, (None,)):
-        split = converted(
-            original, tmp_path / f"{variant}", dialect, tensor, pipeline, variant=variant, vocab_size=64
-        )
-        facts = inspect_checkpoint(split)
-        assert facts["files"] == tensor * pipeline
-        back = converted(split, tmp_path / f"{variant}-back", "torch", told=Told(dialect), vocab_size=61)
-        assert (back / "model.safetensors").read_bytes() == unsplit
-        assert verify(original, split).passed
-
-
-def test_other_degrees_come_from_a_split(original: Path, tmp_path: Path) -> None:
-    four = converted(original, tmp_path / "four", "megatron", 4, 2, vocab_size=64)
-    two = converted(four, tmp_path / "two", "megatron", 2, 1)
-    direct = converted(original, tmp_path / "direct", "megatron", 2, 1, vocab_size=64)
-    for name in ("release/mp_rank_00/model_optim_rng.pt", "release/mp_rank_01/model_optim_rng.pt"):
-        assert (two / name).read_bytes() == (direct / name).read_bytes()
 
 
 def test_untied_head_and_other_activations_survive(tmp_path: Path) -> None:
