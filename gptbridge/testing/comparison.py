@@ -58,6 +58,13 @@ def require_close(
         )
 
 
+def require_share(what: str, drawn: NDArray[np.bool_], probability: float) -> None:
+    """Fail unless the share of True is `probability`, give or take 5 standard deviations of such draws."""
+    share = float(np.mean(drawn))
+    deviation = (probability * (1 - probability) / drawn.size) ** 0.5
+    require(abs(share - probability) < 5 * deviation, f"{what}: {share:.3f}, not {probability:.3f}")
+
+
 def distance(one: Tensors, other: Tensors) -> float:
     """Return the largest difference of any tensor, relative to that tensor's largest magnitude."""
     if set(one) != set(other):

@@ -19,7 +19,7 @@ from gptbridge.hookspecs import API_VERSION
 from gptbridge.plugins import backend_names, hardware_names
 from gptbridge.session import EXP_AVG, Session, SessionState, StepResult
 from gptbridge.testing import cases, mistakes
-from gptbridge.testing.comparison import require, require_equal_bits
+from gptbridge.testing.comparison import require, require_equal_bits, require_share
 from gptbridge.testing.harness import MODELS, Harness
 
 LEARNING_RATE = 0.5
@@ -306,30 +306,47 @@ class BackendConformance(Harness):
         dropout of its own, leave p * p zeros in their sum.
         """
         p = 0.4
-        fields = {"hidden_dropout_prob": p, "num_layers": 3}
-        spec = cases.run_spec(self.device, fields, training={"global_batch_size": 1, "seq_length": 1})
-        if self._plugin().problems(spec):
-            pytest.skip(f"{self.backend} declares that it has no dropout")
-        weights = cases.without_blocks(spec.model)
-        session = self._start(spec, weights)
+        session, model, weights = self._start_dropout({"hidden_dropout_prob": p})
         places = ["wpe.weight", *(name for name in weights if name.endswith("c_proj.bias"))]
         zeros, both_zero = [], []
         for step in range(1, 11):
             found = _first_rows(session.gradients(cases.one_token(step)), places)
             kept = found["wpe.weight"] != 0
-            expected = cases.one_token_gradient(spec.model, weights, kept / (1 - p))
+            expected = cases.one_token_gradient(model, weights, kept / (1 - p))
             passed = {name: np.where(found[name] != 0, expected / (1 - p), 0) for name in places}
             unscaled = {"what is kept is not scaled": {n: g * (1 - p) for n, g in passed.items()}}
             self._compare_all("gradient under dropout", found, passed, unscaled)
             zeros += [gradient == 0 for gradient in found.values()]
             two = _first_rows(session.gradients(cases.one_token(step, micro_batches=2)), places)
             both_zero += [gradient == 0 for gradient in two.values()]
-        for what, share, rate in (("one", zeros, p), ("two", both_zero, p * p)):
-            drawn = float(np.mean(share))
-            tolerance = 5 * (rate * (1 - rate) / np.size(share)) ** 0.5
-            require(
-                abs(drawn - rate) < tolerance, f"{what} dropout(s) of {p} zero {drawn:.3f} of the gradient"
-            )
+        require_share("zeros under one dropout", np.array(zeros), p)
+        require_share("zeros under two dropouts", np.array(both_zero), p * p)
+
+    def test_attention_dropout_has_its_rate_and_its_scale(self) -> None:
+        """A lone token attends to itself alone: a head gives 0, or the token's value / (1 - p).
+
+        That output times the gradient of its projection is the gradient of attn.c_proj.weight. The
+        blocks add nothing here, so that no dropout changes the gradient that comes to the projection.
+        """
+        p, heads = 0.4, 32
+        fields = {"attention_probs_dropout_prob": p, "num_attention_heads": heads, "hidden_size": 8 * heads}
+        session, model, weights = self._start_dropout(fields)
+        places = [name for name in weights if name.endswith("attn.c_proj.weight")]
+        _, right = reference.loss_and_gradients(model, weights, cases.one_token(1))
+        zeros, both_zero = [], []
+        for step in range(1, 21):
+            found = _by_head(session.gradients(cases.one_token(step)), places, heads)
+            kept = {name: gradient.any(1) for name, gradient in found.items()}
+            undropped = _by_head(right.items(), places, heads)
+            unscaled = {name: gradient * kept[name][:, None] for name, gradient in undropped.items()}
+            passed = {name: gradient / (1 - p) for name, gradient in unscaled.items()}
+            wrong = {"what is kept is not scaled": unscaled}
+            self._compare_all("gradient by head under attention dropout", found, passed, wrong)
+            zeros += [~head for head in kept.values()]
+            two = _by_head(session.gradients(cases.one_token(step, micro_batches=2)), places, heads)
+            both_zero += [~gradient.any(1) for gradient in two.values()]
+        require_share("heads dropped by one dropout", np.array(zeros), p)
+        require_share("heads dropped by two dropouts", np.array(both_zero), p * p)
 
     # What is refused
 
@@ -358,6 +375,13 @@ def _first_rows(
     return {
         name: gradient[0] if gradient.ndim > 1 else gradient for name, gradient in gradients if name in names
     }
+
+
+def _by_head(
+    gradients: Iterable[tuple[str, NDArray[Any]]], names: Sequence[str], heads: int
+) -> dict[str, NDArray[Any]]:
+    """Return the gradients called `names`, all that belongs to a head in its row."""
+    return {name: gradient.reshape(heads, -1) for name, gradient in gradients if name in names}
 
 
 def _rows(logits: NDArray[Any], at: NDArray[np.int32]) -> NDArray[Any]:

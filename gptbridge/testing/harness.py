@@ -14,7 +14,7 @@ from gptbridge.plugins import Backend, load_backend
 from gptbridge.session import Session, SessionState, StepResult
 from gptbridge.testing import cases
 from gptbridge.testing.comparison import require, require_close
-from gptbridge_specs import RunSpec
+from gptbridge_specs import ModelSpec, RunSpec
 
 # Three models cover each activation, and a tied and a separate head.
 MODELS: dict[str, dict[str, Any]] = {
@@ -91,6 +91,15 @@ class Harness:
             session.import_optimizer(cases.zero_moments(spec.model))
         session.import_state(SessionState())
         return session
+
+    def _start_dropout(self, fields: dict[str, Any]) -> tuple[Session, ModelSpec, cases.Arrays]:
+        """Return a session for `cases.one_token`, its model under a dropout, and weights without blocks."""
+        lone = {"global_batch_size": 1, "seq_length": 1}
+        spec = cases.run_spec(self.device, {"num_layers": 3, **fields}, training=lone)
+        if self._plugin().problems(spec):
+            pytest.skip(f"{self.backend} declares that it has no dropout")
+        weights = cases.without_blocks(spec.model)
+        return self._start(spec, weights), spec.model, weights
 
     def _compare(
         self, what: str, found: NDArray[Any], expected: NDArray[Any], wrong: Mapping[str, Any]

@@ -33,10 +33,13 @@ def one_draw(session: Session, batch: Batch) -> Gradients:
     return ((name, gradient * len(batch.inputs)) for name, gradient in session.gradients(first))
 
 
+@pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
 @pytest.mark.parametrize(
-    ("wrong", "words"), [(unscaled, "what is kept is not scaled"), (one_draw, "two dropout")]
+    ("wrong", "words"), [(unscaled, "what is kept is not scaled"), (one_draw, "two dropouts")]
 )
-def test_the_kit_notices_a_wrong_dropout(wrong: Callable[[Session, Batch], Gradients], words: str) -> None:
+def test_the_kit_notices_a_wrong_dropout(
+    kind: str, wrong: Callable[[Session, Batch], Gradients], words: str
+) -> None:
     class Wrong(BackendConformance):
         backend = "torch"
 
@@ -47,4 +50,4 @@ def test_the_kit_notices_a_wrong_dropout(wrong: Callable[[Session, Batch], Gradi
             return mutant
 
     with pytest.raises(AssertionError, match=words):
-        Wrong().test_dropout_has_its_rate_and_its_scale()
+        getattr(Wrong(), f"test_{kind}_has_its_rate_and_its_scale")()

@@ -81,6 +81,6 @@ def test_it_passes_the_conformance_kit(python: Python) -> None:
     result = python("-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "source/tests")
     assert result.returncode == 0, result.stdout[-6000:]
     assert " passed" in result.stdout
-    skipped = [line for line in result.stdout.splitlines() if line.startswith("SKIPPED")]
-    assert len(skipped) == 1
-    assert skipped[0].endswith("numpy declares that it has no dropout")
+    (skipped,) = [line for line in result.stdout.splitlines() if line.startswith("SKIPPED")]
+    assert skipped.startswith("SKIPPED [2]")  # the rates of both kinds of dropout
+    assert skipped.endswith("numpy declares that it has no dropout")
