@@ -22,9 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from data import machine
+import reports
 
-HERE = Path(__file__).parent
 HIDDEN, HEADS, VOCABULARY, POSITIONS = 2048, 16, 50304, 1024
 POLL_SECONDS = 0.01
 
@@ -58,9 +57,6 @@ class Measured:
     seconds: float
     cpu: float
     anonymous: float  # MB beyond what the process held after its imports
-
-
-# --- the jobs: each imports, then returns what is timed
 
 
 def job_cp(source: Path, output: Path) -> Callable[[], None]:
@@ -130,6 +126,7 @@ def job_load_mindspore(source: Path, output: Path) -> Callable[[], None]:
     return convert
 
 
+# Each imports what it needs, then returns what is timed.
 JOBS: dict[str, Callable[[Path, Path], Callable[[], None]]] = {
     "cp": job_cp,
     **{dialect: job_ours(dialect) for dialect in ("gptbridge", "paddle", "megatron", "mindspore")},
@@ -175,24 +172,19 @@ def work(job: str, source: Path, output: Path, *, synced: bool) -> None:
     print(json.dumps({"seconds": seconds, "cpu": sum(after[:4]) - sum(before[:4])}), flush=True)
 
 
-# --- the referee
-
-
 def measure(contestant: Contestant, source: Path, output: Path) -> Measured:
     flags = ["--synced"] if contestant.synced else []
     command = [sys.executable, __file__, "--job", contestant.job, str(source), str(output), *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout
-        assert process.stderr
-        first = process.stdout.readline()
-        peak = 0.0
+    peak = 0.0
+    with tempfile.TemporaryFile() as said, subprocess.Popen(command, stdout=said) as process:
         while process.poll() is None:
             peak = max(peak, anonymous_megabytes(process.pid))
             time.sleep(POLL_SECONDS)
-        if process.returncode:
-            sys.exit(f"{contestant.name} failed: {process.stderr.read()[-2000:]}")
-        times = json.loads(process.stdout.readline())
-    return Measured(times["seconds"], times["cpu"], peak - json.loads(first)["anonymous"])
+        said.seek(0)
+        facts = [json.loads(line) for line in said.read().splitlines()]
+    if process.returncode:
+        sys.exit(f"{contestant.name} failed")
+    return Measured(facts[1]["seconds"], facts[1]["cpu"], peak - facts[0]["anonymous"])
 
 
 def write_source(folder: Path, layers: int) -> int:
@@ -267,13 +259,9 @@ def table(best: dict[str, Measured], nbytes: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = reports.options(__doc__, "convert.md")
     parser.add_argument("--layers", type=int, default=4, help="24 is the whole model, 5.3 GB")
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="where to write the checkpoints")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "convert.md")
     parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
     parser.add_argument("--synced", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("paths", nargs="*", type=Path, help=argparse.SUPPRESS)
@@ -286,11 +274,8 @@ def main() -> None:
         nbytes = write_source(folder / "source", arguments.layers)
         best = measure_all(arguments.rounds, folder / "source", folder)
     what = f"{arguments.layers} layers of hidden size {HIDDEN}, fp32, {nbytes / 1e9:.2f} GB"
-    what += f"; best of {arguments.rounds} rounds.\n{machine()}"
-    report = f"# Conversion\n\n{what}\n\n{table(best, nbytes)}\n"
-    print(report)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(report)
+    what += f"; best of {arguments.rounds} rounds."
+    reports.publish("Conversion", what, table(best, nbytes), arguments.output)
 
 
 if __name__ == "__main__":

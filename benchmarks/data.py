@@ -9,11 +9,9 @@ ours is measured too. All must write the same .bin.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
-import platform
 import subprocess
 import sys
 import sysconfig
@@ -21,6 +19,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import reports
 
 HERE = Path(__file__).parent
 GPTBRIDGE = str(Path(sys.executable).with_name("gptbridge"))
@@ -119,13 +119,6 @@ def part_of(text: Path, path: Path, megabytes: float) -> None:
         file.writelines(line for number, line in enumerate(lines) if number % step == 0)
 
 
-def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    load = ", ".join(f"{number:.1f}" for number in os.getloadavg())
-    return f"{models[0]}, {os.cpu_count()} cores, load {load}; Python {platform.python_version()}"
-
-
 def table(best: dict[str, Measured], sizes: dict[str, float]) -> str:
     rates = {name: sizes[name] / measured.seconds for name, measured in best.items()}
     slowest = rates[PIPELINES[-1].name]
@@ -161,14 +154,10 @@ def measure_all(rounds: int, text: Path, part: Path, tokenizer: Path, folder: Pa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = reports.options(__doc__, "data.md")
     parser.add_argument("--megabytes", type=float, default=200, help="of text for the fast ones")
     parser.add_argument("--part", type=float, default=6, help="megabytes of text for the slow ones")
     parser.add_argument("--vocab-size", type=int, default=50257)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "data.md")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -182,11 +171,8 @@ def main() -> None:
         best = measure_all(arguments.rounds, text, part, tokenizer, folder)
         sizes = {p.name: (text if p.whole else part).stat().st_size / 1e6 for p in PIPELINES}
     what = f"JSON lines to .bin, a vocabulary of {arguments.vocab_size}, all bytes equal"
-    what += f"; best of {arguments.rounds} rounds.\n{machine()}"
-    report = f"# Data preparation\n\n{what}\n\n{table(best, sizes)}\n"
-    print(report)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(report)
+    what += f"; best of {arguments.rounds} rounds."
+    reports.publish("Data preparation", what, table(best, sizes), arguments.output)
 
 
 if __name__ == "__main__":

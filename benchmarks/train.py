@@ -8,7 +8,6 @@ machine is busy for all. CPU seconds count every thread: read them where the mac
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from data import machine
+import reports
 
 HERE = Path(__file__).parent
 LOSS_TOLERANCE = 1e-4  # relative, at every step
@@ -122,13 +121,9 @@ def races_table(measured: dict[Contestant, Figures], races: list[Race]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = reports.options(__doc__, "train.md", rounds=3)
     parser.add_argument("--backends", nargs="+", choices=RACES, default=list(RACES))
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="threads of each contestant; all cores when absent")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "train.md")
     arguments, options = parser.parse_known_args()  # the rest describes the workload
     if arguments.threads:
         os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
@@ -137,13 +132,9 @@ def main() -> None:
     measured = measure(contestants, arguments.rounds, options)
     check_losses(measured)
     what = " ".join(options) or "4 layers, 256 wide, vocabulary 8192, 8 samples of 256 tokens, fp32"
-    report = (
-        f"# Training\n\n{what}; {arguments.rounds} rounds; threads: {arguments.threads or 'all'}.\n"
-        f"{machine()}\n\n{figures_table(measured)}\n\n{races_table(measured, races)}\n"
-    )
-    print(report)
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(report)
+    what += f"; {arguments.rounds} rounds; threads: {arguments.threads or 'all'}."
+    tables = f"{figures_table(measured)}\n\n{races_table(measured, races)}"
+    reports.publish("Training", what, tables, arguments.output)
 
 
 if __name__ == "__main__":
