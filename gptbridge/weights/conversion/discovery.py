@@ -25,7 +25,8 @@ _SINGLE = (
 # Otherwise the only file with one of these endings.
 _SUFFIXES = (".safetensors", ".pdparams", ".ckpt", ".bin", ".pt", ".pth")
 
-# dialect, pattern of a rank's folder or file (groups: tensor rank, pipeline rank), files inside it
+# dialect, if the place tells it; pattern of a rank's folder or file (groups: tensor rank, pipeline rank);
+# files inside it
 _RANKED = (
     (
         "megatron",
@@ -34,6 +35,8 @@ _RANKED = (
     ),
     ("modelscope", re.compile(r"mp_rank_([0-9]{2,5})_model_states\.pt"), ()),
     ("fleetx", re.compile(r"mp_([0-9]{2,5})_sharding_00_pp_([0-9]{2,5})"), ("model.pdparams",)),
+    # PaddleNLP's; a fused qkv in them lies as FleetX's does, so the place alone tells no dialect.
+    (None, re.compile(r"model_state\.tp([0-9]{2,5})(?:_pp([0-9]{2,5}))?\.pdparams"), ()),
 )
 _MINDSPORE_RANK = re.compile(r"rank_([0-9]{1,5})")
 _MINDSPORE_SUFFIXES = (".ckpt", ".safetensors")
@@ -126,7 +129,7 @@ def _ranked(
     return files
 
 
-def _whole_grid(ranks: dict[tuple[int, int], Path], where: Path, dialect: str) -> Found:
+def _whole_grid(ranks: dict[tuple[int, int], Path], where: Path, dialect: str | None) -> Found:
     pipeline, tensor = (max(rank) + 1 for rank in zip(*ranks, strict=True))
     for p in range(min(pipeline, len(ranks) + 1)):
         for t in range(min(tensor, len(ranks) + 1)):
