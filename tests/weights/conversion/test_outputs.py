@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from gptbridge.errors import BadInput, RunFailed
+from gptbridge.weights.conversion import output_folder
 from gptbridge.weights.formats import open_weights
 from tests.weights.conversion.checkpoints import converted
 from tests.weights.conversion.commands import Outcome, names
@@ -57,13 +60,56 @@ def test_only_checkpoints_are_replaced(run: Callable[..., Outcome], source: Path
     assert file.read_text() == "mine"
 
 
+@pytest.fixture(params=["at once", "one by one"])
+def exchange(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How two folders exchange their names: by the call of Linux, and without it."""
+    if request.param == "one by one":
+        monkeypatch.setattr(output_folder, "_renameat2", None)
+    return str(request.param)
+
+
 @pytest.mark.parametrize("dialect", ["torch", "paddle", "mindspore", "fleetx", "modelscope", "megatron"])
-def test_what_a_conversion_wrote_is_replaced(dialect: str, source: Path, tmp_path: Path) -> None:
+def test_what_a_conversion_wrote_is_replaced(
+    dialect: str, exchange: str, source: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out"
     tensor = 1 if dialect in ("torch", "paddle") else 2
     converted(source, output, dialect, tensor, vocab_size=64)
     converted(source, output, "torch", overwrite=True)
     assert names(output) == ["config.json", "model.safetensors", "vocab.json"]
+    assert names(tmp_path) == ["in", "out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_names_are_exchanged_at_once_where_the_system_can(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no moment without a folder of the name."""
+    output = converted(source, tmp_path / "out", "paddle")
+    monkeypatch.delattr(Path, "rename")
+    converted(source, output, "torch", overwrite=True)
+    assert names(output) == ["config.json", "model.safetensors", "vocab.json"]
+
+
+def test_an_exchange_that_fails_keeps_what_was_there(
+    exchange: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails as the new folder is to take the name; the old one may have been moved aside."""
+    output = converted(source, tmp_path / "out", "paddle")
+    before = {name: (output / name).read_bytes() for name in names(output)}
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    if exchange == "at once":
+        monkeypatch.setattr(output_folder, "_renameat2", lambda *arguments: -1)
+    with pytest.raises(RunFailed, match="out: cannot be written: Input/output error"):
+        converted(source, output, "torch", overwrite=True)
+    assert {name: (output / name).read_bytes() for name in names(output)} == before
     assert names(tmp_path) == ["in", "out"]
 
 
@@ -127,31 +173,56 @@ def test_a_parent_that_cannot_be_written_is_one_line(
     assert (code, text.count("\n")) == (2, 1)
 
 
-def test_killed_in_the_middle_leaves_nothing_under_the_name(source: Path, tmp_path: Path) -> None:
-    """Ctrl-C removes the unfinished folder; what SIGKILL leaves, the next conversion to the name removes."""
-    script = """
-import sys, time
+SLOW_CONVERSION = """
+import signal, sys, time
 from pathlib import Path
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where whoever runs the tests ignores it
 def report(done, total, name):
     print("writing", flush=True)
     time.sleep(60)
 convert_checkpoint(Request(Path(sys.argv[1]), Path(sys.argv[2]), "megatron", overwrite=True), report)
 """
-    output = tmp_path / "out"
-    for number, leftovers in ((signal.SIGINT, 0), (signal.SIGKILL, 1)):
-        with subprocess.Popen(
-            [sys.executable, "-c", script, str(source), str(output)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        ) as process:
+
+
+@contextmanager
+def slow_conversion(source: Path, output: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A conversion that sleeps in the middle of its first file; it does not outlive the block."""
+    command = [sys.executable, "-c", SLOW_CONVERSION, str(source), str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
             assert process.stdout
             assert process.stdout.readline() == b"writing\n"
-            if number == signal.SIGINT:  # one that runs is left alone
-                converted(source, output, "torch")
-                converted(source, output, "paddle", overwrite=True)
-                (output / "model_state.pdparams").unlink()
-            process.send_signal(number)
-        assert len([name for name in names(tmp_path) if name.endswith(".partial")]) == leftovers
-    converted(source, output, "torch", overwrite=True)
+            yield process
+        finally:
+            process.kill()
+
+
+def unfinished(folder: Path) -> list[str]:
+    return [name for name in names(folder) if name.endswith(".partial")]
+
+
+def test_a_conversion_that_runs_is_left_alone_by_others_of_the_name(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with slow_conversion(source, output):
+        (own,) = unfinished(tmp_path)
+        converted(source, output, "torch")
+        converted(source, output, "paddle", overwrite=True)
+        assert unfinished(tmp_path) == [own]
+        assert names(tmp_path / own) == ["release"]
+
+
+@pytest.mark.parametrize(("number", "leftovers"), [(signal.SIGINT, 0), (signal.SIGKILL, 1)])
+def test_killed_in_the_middle_leaves_nothing_under_the_name(
+    number: signal.Signals, leftovers: int, source: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C removes the unfinished folder; what SIGKILL leaves, the next conversion to the name removes."""
+    output = tmp_path / "out"
+    with slow_conversion(source, output) as process:
+        assert len(unfinished(tmp_path)) == 1
+        process.send_signal(number)
+        process.wait(timeout=30)
+    assert len(unfinished(tmp_path)) == leftovers
+    assert not output.exists()
+    converted(source, output, "torch")
     assert names(tmp_path) == ["in", "out"]

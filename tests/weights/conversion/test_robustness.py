@@ -16,6 +16,8 @@ from safetensors.numpy import save_file
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from tests.weights.conversion.checkpoints import MODEL, converted, random_weights, weights_of
 from tests.weights.conversion.commands import Outcome, assert_refused
+from tests.weights.formats.conftest import assert_refused as assert_refused_within_limits
+from tests.weights.formats.conftest import judge
 
 BLOCK = [name.removeprefix("h.1.") for name in random_weights(MODEL) if name.startswith("h.1.")]
 
@@ -161,14 +163,32 @@ def test_tensors_that_are_no_gpt_are_named(
     assert_refused(run("convert", source, tmp_path / "out", "--to", "paddle"), 5, words, tmp_path)
 
 
-def test_nine_thousand_layers_are_refused_in_time(
-    run: Callable[..., Outcome], source: Path, tmp_path: Path
-) -> None:
+def ten_thousand_layers(source: Path) -> None:
     weights = weights_of(source)
-    small = np.zeros(48, np.float32)
-    weights.update({f"h.{number}.ln_1.weight": small for number in range(4, 9000)})
+    weights.update({f"h.{number}.ln_1.weight": np.zeros(48, np.float32) for number in range(4, 9990)})
     save_file(weights, source / "model.safetensors")
-    assert_refused(run("convert", source, tmp_path / "out", "--to", "paddle"), 5, "is missing", tmp_path)
+
+
+def a_far_rank(source: Path) -> None:
+    (source / "mp_rank_99999_99999").mkdir()
+    (source / "model.safetensors").rename(source / "mp_rank_99999_99999" / "model_optim_rng.pt")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: make_huge(folder / "config.json"), "8589934592 bytes of JSON"),
+        (lambda folder: make_huge(folder / "model.safetensors"), "model.safetensors"),
+        (ten_thousand_layers, "is missing for torch"),
+        (a_far_rank, "the file of tensor rank 0, pipeline rank 0 is missing"),
+    ],
+)
+def test_folders_are_refused_in_time_and_memory(
+    spoil: Callable[[Path], None], reason: str, source: Path
+) -> None:
+    assert judge(source, inspect_checkpoint).outcome == "opened"
+    spoil(source)
+    assert_refused_within_limits(source, reason, inspect_checkpoint)
 
 
 def test_ranks_of_different_types_are_named(

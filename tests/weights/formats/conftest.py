@@ -92,13 +92,18 @@ def chunk_bytes(chunk: Any) -> bytes:
     )
 
 
-def judge(path: Path) -> Verdict:
+def read_file(path: Path) -> None:
+    with open_weights(path) as weights:
+        read_all(weights)
+
+
+def judge(path: Path, read: Callable[[Path], object] = read_file) -> Verdict:
     """Open and read `path` in a child that may grow by 256 MB and compute for 10 s."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _judge_in_child(path, writer)
+        _judge_in_child(path, read, writer)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         report = pipe.read()
@@ -108,7 +113,7 @@ def judge(path: Path) -> Verdict:
     return Verdict(**json.loads(report))
 
 
-def _judge_in_child(path: Path, writer: int) -> None:
+def _judge_in_child(path: Path, read: Callable[[Path], object], writer: int) -> None:
     """Never returns: the child leaves without pytest's own clean-up."""
     before = resource.getrusage(resource.RUSAGE_SELF)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -117,8 +122,7 @@ def _judge_in_child(path: Path, writer: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_SECONDS + 1, MAX_SECONDS + 1))
     signal.alarm(_HANG_SECONDS)
     try:
-        with open_weights(path) as weights:
-            read_all(weights)
+        read(path)
         outcome, message = "opened", ""
     except BadInput as error:
         outcome, message = "refused", str(error)
@@ -131,9 +135,9 @@ def _judge_in_child(path: Path, writer: int) -> None:
     os._exit(0)
 
 
-def assert_refused(path: Path, reason: str) -> None:
+def assert_refused(path: Path, reason: str, read: Callable[[Path], object] = read_file) -> None:
     """`path` must be refused within the limits, in one clear line that holds `reason`."""
-    verdict = judge(path)
+    verdict = judge(path, read)
     assert verdict.outcome == "refused", verdict
     assert reason in verdict.message, verdict
     assert str(path.name) in verdict.message
