@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.weights.layouts.axes import Axes
@@ -36,60 +36,62 @@ class Match:
         return bool(self.natives) and not self.missing and not self.unknown
 
 
-def _match_stages(
-    layout: Layout, stages: Stages
-) -> tuple[dict[tuple[int, str], NativeTensor], int, list[str]]:
-    """Return what each stage's tensors are, their layers counted over all stages, and that count.
+@dataclass(slots=True)
+class _Read:
+    """What a layout makes of all names: what it knows, and how many layers that is over all stages."""
 
-    Last come names of what the same stage has under another name already.
-    """
-    natives: dict[tuple[int, str], NativeTensor] = {}
+    natives: dict[tuple[int, str], NativeTensor] = field(default_factory=dict)
+    num_layers: int = 0
+    strange: list[str] = field(default_factory=list)  # names that it does not know
+    doubled: list[str] = field(default_factory=list)  # names of what the same stage has under another
+
+
+def _read(layout: Layout, stages: Stages) -> _Read:
+    read = _Read()
     held: dict[tuple[str, int | None], int] = {}  # the stage of each part
-    doubled: list[str] = []
-    count = 0
     for stage, names in enumerate(stages):
-        first = count if layout.layers_count_from_stage else 0
+        first = read.num_layers if layout.layers_count_from_stage else 0
         seen: set[tuple[str, int | None]] = set()
         for name in names:
             native = layout.find(name)
             if native is None:
+                read.strange.append(name)
                 continue
             if layer := _LAYER.fullmatch(native.canonical):
                 number = int(layer.group(1)) + first
                 native = replace(native, canonical=f"h.{number}.{layer.group(2)}")
-                count = max(count, number + 1)
+                read.num_layers = max(read.num_layers, number + 1)
             if held.setdefault((native.canonical, native.part), stage) != stage:
                 continue  # later stages may repeat the embedding
             if (native.canonical, native.part) in seen:
-                doubled.append(name)
+                read.doubled.append(name)
                 continue
             seen.add((native.canonical, native.part))
-            natives[stage, name] = native
-    return natives, count, doubled
+            read.natives[stage, name] = native
+    return read
 
 
-def _match_one(layout: Layout, stages: Stages) -> Match:
-    natives, count, doubled = _match_stages(layout, stages)
+def _match(layout: Layout, read: _Read, stages: Stages) -> Match:
+    count = read.num_layers
     names = sum(len(stage) for stage in stages)
-    held = {(native.canonical, native.part) for native in natives.values()}
+    held = {(native.canonical, native.part) for native in read.natives.values()}
     expected = [*_TOP, *(f"h.{n}.{name}" for n in range(min(count, names + 1)) for name in _BLOCK)]
     missing = [
         native.canonical if native.part is None else f"{'qkv'[native.part]} of {native.canonical}"
         for native in layout.natives(expected, count)
         if (native.canonical, native.part) not in held
     ]
-    rest = [name for stage in stages for name in stage if layout.find(name) is None]
-    dropped = {name for name in rest if layout.is_dropped(name)}
-    unknown = (*(name for name in rest if name not in dropped), *doubled)
-    return Match(layout, natives, tuple(dropped), unknown, tuple(missing), count)
+    dropped = {name for name in read.strange if layout.is_dropped(name)}
+    unknown = (*(name for name in read.strange if name not in dropped), *read.doubled)
+    return Match(layout, read.natives, tuple(dropped), unknown, tuple(missing), count)
 
 
 def best_match(layouts: Sequence[Layout], stages: Stages) -> Match:
     """Return the match of the layout that understands the most tensors, whole or not."""
-    return max(
-        (_match_one(layout, stages) for layout in layouts),
-        key=lambda match: (len(match.natives), -len(match.missing)),
-    )
+    reads = [(layout, _read(layout, stages)) for layout in layouts]
+    most = max(len(read.natives) for _, read in reads)
+    best = (_match(layout, read, stages) for layout, read in reads if len(read.natives) == most)
+    return min(best, key=lambda match: len(match.missing))
 
 
 def require_whole(match: Match, where: object) -> Match:

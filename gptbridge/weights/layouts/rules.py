@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from gptbridge.weights.layouts.axes import CUT, Axes, axes
 
@@ -104,10 +104,8 @@ class Layout:
 
     def find(self, name: str) -> NativeTensor | None:
         """Return what the tensor `name` holds, or None for a name that the layout does not know."""
-        plain = self.plain_name(name)
-        number = _NUMBER.search(plain)
-        template = plain if number is None else f"{plain[: number.start()]}{{}}{plain[number.end() :]}"
-        layer = int(number.group()) - self.first_layer if number else 0
+        template, number = _template(self.plain_name(name))
+        layer = 0 if number is None else number - self.first_layer
         if template not in self._natives or layer < 0:
             return None
         rule, part = self._natives[template]
@@ -128,6 +126,15 @@ class Layout:
             apart = len(rule.native) > 1
             for part, native in enumerate(rule.native):
                 yield NativeTensor(native.format(number), name, rule.axes, part if apart else None)
+
+
+@lru_cache(1 << 16)  # a file's names are tried with every layout
+def _template(name: str) -> tuple[str, int | None]:
+    """Return `name` with {} for the first part that is a number, and that number."""
+    number = _NUMBER.search(name)
+    if number is None:
+        return name, None
+    return f"{name[: number.start()]}{{}}{name[number.end() :]}", int(number.group())
 
 
 def wrapped(layout: Layout, wrapper: str) -> Layout:
