@@ -259,7 +259,7 @@ def table(best: dict[str, Measured], nbytes: int) -> str:
 
 
 def main() -> None:
-    parser = reports.options(__doc__, "convert.md")
+    parser = reports.options(__doc__, "convert.md", rounds=3)
     parser.add_argument("--layers", type=int, default=4, help="24 is the whole model, 5.3 GB")
     parser.add_argument("--folder", type=Path, help="where to write the checkpoints")
     parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
