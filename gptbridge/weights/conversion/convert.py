@@ -91,8 +91,9 @@ def _notes(source: Source, target: Target, told: Told) -> Iterator[str]:
     if model.vocab_size < source.sizes["v"]:
         yield f"the embedding keeps {model.vocab_size} of its {source.sizes['v']} rows"
     if not source.config_file and "activation" not in told.model.fields:
-        taken = f"activation={model.activation} and layernorm_epsilon={model.layernorm_epsilon}"
-        yield f"no configuration beside the weights: {taken} are taken, --model PRESET|FILE says others"
+        fields = ("layernorm_epsilon",) if source.activation_is_fixed else ("activation", "layernorm_epsilon")
+        taken = " and ".join(f"{name}={getattr(model, name)}" for name in fields)
+        yield f"no configuration beside the weights: {taken} taken, --model PRESET|FILE says otherwise"
     yield from not_computed(model, target.dialect)
 
 

@@ -62,6 +62,7 @@ class Source:
     dropped: tuple[str, ...]
     config_file: str
     tokens: Mapping[str, int]  # special tokens, by TOKEN_KEYS
+    activation_is_fixed: bool  # by the layout: its software knows one alone
     warnings: tuple[str, ...] = ()  # the damaged checkpoints of a run that were passed over
 
     @property
@@ -146,6 +147,7 @@ def _open(path: Path, stack: ExitStack, told: Told, verify: bool) -> Source:
         match.dropped,
         config_file,
         {key: token for key, token in declared.tokens.items() if token < model.vocab_size},
+        len(match.layout.activations) == 1,
     )
 
 

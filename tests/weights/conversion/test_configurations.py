@@ -97,9 +97,16 @@ def test_what_is_taken_for_granted_without_a_configuration_is_told(tmp_path: Pat
     source = written(tmp_path / "in")
     (source / "config.json").unlink()
     (note,) = convert_checkpoint(Request(source, tmp_path / "out", "torch", HEADS)).notes
-    assert "activation=gelu_tanh and layernorm_epsilon=1e-05 are taken" in note
+    assert "activation=gelu_tanh and layernorm_epsilon=1e-05 taken" in note
     whole = Told(model=Declared(MODEL.model_dump()))
     assert convert_checkpoint(Request(source, tmp_path / "more", "torch", whole)).notes == ()
+
+
+def test_an_activation_that_the_layout_fixes_is_not_said_to_be_taken(base: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "configuration.json"):
+        (base / name).unlink(missing_ok=True)
+    (note,) = convert_checkpoint(Request(base, tmp_path / "out", "torch", HEADS)).notes
+    assert "weights: layernorm_epsilon=1e-12 taken" in note
 
 
 def test_paddlenlp_is_read_in_hugging_faces_words(tmp_path: Path) -> None:
