@@ -32,20 +32,28 @@ def parse_override(text: str) -> tuple[list[str], Any]:
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return a copy of `content` with each override set; the last one of a field wins.
 
-    A section's `preset` replaces the section: what it had came from another preset. It comes first,
-    wherever it stands, so that no other override is lost.
+    A section's `preset` replaces the section: what it had came from another preset. So does a section
+    given whole, of which a name is its preset. They come first, wherever they stand, so that no other
+    override is lost.
     """
     result = dict(content)
     parsed = [(text, *parse_override(text)) for text in overrides]
-    for text, keys, value in sorted(parsed, key=lambda override: override[1][-1] != "preset"):
+    for text, keys, value in sorted(parsed, key=lambda override: _replaces(override[1]), reverse=True):
         target = result
         for key in keys[:-1]:
             inner = target.get(key)
+            if target is result and isinstance(inner, str):
+                inner = {"preset": inner}
             if inner is not None and not isinstance(inner, dict):
                 raise SpecError([f"-o {text}: {key} is a value, not a section"])
             target[key] = dict(inner or {})
             target = target[key]
-        if keys[1:] and keys[-1] == "preset":
+        if keys[1:] and _replaces(keys):
             target.clear()
         target[keys[-1]] = value
     return result
+
+
+def _replaces(keys: Sequence[str]) -> bool:
+    """Tell whether an override replaces a section."""
+    return len(keys) == 1 or keys[-1] == "preset"

@@ -52,8 +52,9 @@ def test_a_preset_replaces_the_model_that_was_there() -> None:
     assert (model.hidden_size, model.vocab_size) == (768, 300)
 
 
-def test_a_preset_undoes_no_other_override() -> None:
-    overrides = ["model.num_layers=2", "model.preset=gpt2-small", "model.num_layers=3"]
+@pytest.mark.parametrize("preset", ["model.preset=gpt2-small", "model=gpt2-small"])
+def test_a_preset_undoes_no_other_override(preset: str) -> None:
+    overrides = ["model.num_layers=2", preset, "model.num_layers=3"]
     model = load_run("gpt2-tiny", overrides[:2]).model
     assert (model.hidden_size, model.num_layers) == (768, 2)
     assert load_run("gpt2-tiny", overrides).model.num_layers == 3
