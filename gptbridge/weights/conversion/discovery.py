@@ -88,6 +88,12 @@ def find_files(path: Path) -> Found:
             if ranks := _ranked(place, names, pattern, inner):
                 return _whole_grid(ranks, path, dialect)
     names = list_folder(folder)
+    if any(name.endswith(".distcp") for name in names):
+        raise BadInput(
+            "is a distributed checkpoint of PyTorch (.distcp), which is not read",
+            where=folder,
+            hint="Let Megatron save it again with --ckpt-convert-format torch --ckpt-convert-save FOLDER",
+        )
     if files := _mindspore(folder, names):
         return Found(path, files, "mindspore", by_rank=True)
     return Found(path, (_single(folder, names),))

@@ -11,6 +11,7 @@ import pytest
 
 from gptbridge.errors import BadInput
 from gptbridge.weights.configs.reading import build_model
+from gptbridge.weights.conversion.discovery import find_files
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.formats import write_pdparams, write_sharded
@@ -153,3 +154,10 @@ def test_the_causal_masks_of_mindformers_are_dropped(variant: str, original: Pat
     assert set(inspect_checkpoint(folder)["left_out"]) == set(masks)
     back = converted(folder, tmp_path / "back", "torch", told=Told("mindspore"))
     assert_identical(weights_of(back), weights_of(original))
+
+
+def test_a_distributed_checkpoint_is_told_how_to_become_another(tmp_path: Path) -> None:
+    (tmp_path / "common.pt").write_bytes(b"PK")
+    (tmp_path / "__0_0.distcp").write_bytes(b"PK")
+    with pytest.raises(BadInput, match=r"\.distcp.*--ckpt-convert-format torch"):
+        find_files(tmp_path)
