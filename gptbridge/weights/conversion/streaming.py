@@ -14,8 +14,8 @@ from gptbridge.weights.conversion.target import TargetTensor
 from gptbridge.weights.formats import Chunks
 from gptbridge.weights.layouts.boxes import Box, slabs
 
-SLAB_ITEMS = 1 << 19  # 2 MiB of float32
-_AHEAD = 8  # slabs in work or waiting: what memory is bounded by
+SLAB_ITEMS = 1 << 20  # 4 MiB of float32
+_AHEAD = 5  # slabs in work or waiting: what memory is bounded by
 
 
 class Stream:

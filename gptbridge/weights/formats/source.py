@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gptbridge.errors import BadInput, printable
 
 _CHECKSUM_STEP = 1 << 20
-_VIEW_BYTES = 1 << 20  # writing more at once is slower where free memory is in small pieces
+_VIEW_BYTES = 1 << 20
 # Linux's madvise, by ctypes: mmap's own method would keep other threads from running while a disk is read.
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 _MADV_POPULATE_READ = 22
