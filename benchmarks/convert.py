@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,6 +136,9 @@ JOBS: dict[str, Callable[[Path, Path], Callable[[], None]]] = {
 }
 
 
+LOADERS = ("load-torch", "load-paddle", "load-mindspore")
+
+
 def sync_files(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
@@ -221,34 +224,35 @@ def warm(source: Path) -> None:
             pass
 
 
-def measure_all(rounds: int, source: Path, folder: Path) -> dict[str, Measured]:
-    best: dict[str, Measured] = {}
+def measure_all(
+    contestants: Sequence[Contestant], rounds: int, source: Path, folder: Path
+) -> dict[Contestant, Measured]:
+    best: dict[Contestant, Measured] = {}
     for _ in range(rounds):
-        for contestant in CONTESTANTS:
+        for contestant in contestants:
             warm(source)
             output = folder / "output"
             measured = measure(contestant, source, output)
             shutil.rmtree(output)
             os.sync()  # nobody pays for what another left to write
-            kept = best.setdefault(contestant.name, measured)
+            kept = best.setdefault(contestant, measured)
             kept.seconds, kept.cpu = min(kept.seconds, measured.seconds), min(kept.cpu, measured.cpu)
             kept.anonymous = max(kept.anonymous, measured.anonymous)
     return best
 
 
-def table(best: dict[str, Measured], nbytes: int) -> str:
+def table(best: dict[Contestant, Measured], nbytes: int) -> str:
     lines = [
         "| contestant | ends | GB/s | of cp | x load-all | CPU s per GB | anonymous MB |",
         "|---|---|---|---|---|---|---|",
     ]
-    slow = max(nbytes / best[c.name].seconds for c in CONTESTANTS if c.job.startswith("load"))
-    for contestant in CONTESTANTS:
-        measured = best[contestant.name]
+    slow = max(nbytes / m.seconds for c, m in best.items() if c.job.startswith("load"))
+    copies = {c.synced: nbytes / m.seconds for c, m in best.items() if c.job == "cp"}
+    for contestant, measured in best.items():
         rate = nbytes / measured.seconds
-        copy = nbytes / best["cp and sync" if contestant.synced else "cp"].seconds
         numbers = (
             f"{rate / 1e9:.2f}",
-            f"{rate / copy:.2f}",
+            f"{rate / copies[contestant.synced]:.2f}",
             f"{rate / slow:.1f}",
             f"{measured.cpu / nbytes * 1e9:.2f}",
             f"{measured.anonymous:.0f}",
@@ -261,6 +265,9 @@ def table(best: dict[str, Measured], nbytes: int) -> str:
 def main() -> None:
     parser = reports.options(__doc__, "convert.md", rounds=3)
     parser.add_argument("--layers", type=int, default=4, help="24 is the whole model, 5.3 GB")
+    parser.add_argument(
+        "--load-all", nargs="+", choices=LOADERS, default=LOADERS, help="the peers to measure"
+    )
     parser.add_argument("--folder", type=Path, help="where to write the checkpoints")
     parser.add_argument("--job", choices=JOBS, help=argparse.SUPPRESS)
     parser.add_argument("--synced", action="store_true", help=argparse.SUPPRESS)
@@ -272,7 +279,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
         nbytes = write_source(folder / "source", arguments.layers)
-        best = measure_all(arguments.rounds, folder / "source", folder)
+        contestants = [c for c in CONTESTANTS if c.job not in set(LOADERS) - set(arguments.load_all)]
+        best = measure_all(contestants, arguments.rounds, folder / "source", folder)
     what = f"{arguments.layers} layers of hidden size {HIDDEN}, fp32, {nbytes / 1e9:.2f} GB"
     what += f"; best of {arguments.rounds} rounds."
     reports.publish("Conversion", what, table(best, nbytes), arguments.output)
