@@ -22,7 +22,8 @@ Heads = Annotated[
     int | None, typer.Option("--num-attention-heads", min=1, help="Heads, where no file says them.")
 ]
 Strategy = Annotated[
-    Path | None, typer.Option(help="MindSpore strategy file, or the folder of them, of IN's ranks.")
+    Path | None,
+    typer.Option(help="MindSpore strategy file, or the folder of them, of IN's ranks."),
 ]
 LoraAlpha = Annotated[float | None, typer.Option(help="Alpha of IN's LoRA, where no file says it.")]
 MergeLora = Annotated[bool, typer.Option("--merge-lora", help="Add IN's LoRA to the weights.")]
@@ -31,7 +32,7 @@ VocabSize = Annotated[
 ]
 TensorParallel = Annotated[int, typer.Option(min=1, help="Tensor ranks to cut the output for.")]
 PipelineParallel = Annotated[int, typer.Option(min=1, help="Pipeline stages to cut it for.")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; absent: as it is.")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or float64; absent: as it is.")]
 Verify = Annotated[
     bool | None,
     typer.Option(help="Compare the logits of source and result; by default for small models."),

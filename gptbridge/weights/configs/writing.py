@@ -42,6 +42,11 @@ def config_content(
     return content
 
 
+def holds_tokens(dialect: str) -> bool:
+    """Tell whether a dialect's configuration has a place for the ids of special tokens."""
+    return dialect not in TABLES or TABLES[dialect].tokens
+
+
 def not_computed(model: ModelSpec, dialect: str) -> list[str]:
     """Return what of `model` the dialect's own software does not compute, whatever its configuration says."""
     table = TABLES.get(dialect)

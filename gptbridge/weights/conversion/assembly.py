@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from gptbridge.errors import BadInput, printable
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight, StoredBox
 from gptbridge.weights.conversion.casting import FLOATS
-from gptbridge.weights.conversion.cutting import RANKS_HINT, Stage
+from gptbridge.weights.conversion.cutting import Stage
 from gptbridge.weights.formats import TensorInfo, WeightFile
 from gptbridge.weights.layouts.boxes import CutBox, Piece, volume
-from gptbridge.weights.layouts.matching import Match, solve_sizes
+from gptbridge.weights.layouts.matching import RANKS_HINT, Match, solve_sizes
 from gptbridge.weights.layouts.rules import NativeTensor
 
 _COMPARED_ITEMS = 1 << 20  # copies of tensors up to this size are compared between ranks

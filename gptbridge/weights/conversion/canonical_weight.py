@@ -9,11 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gptbridge.errors import BadInput, printable
 from gptbridge.weights.conversion.casting import cast
 from gptbridge.weights.formats import STORAGE_DTYPES, Chunks, WeightFile
 from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import Box, Piece, gather
 from gptbridge.weights.layouts.rules import canonical_axes
+
+_WIDER = "Convert with --dtype bfloat16 or float32, which reach further than float16"
 
 
 class Delta(Protocol):
@@ -44,12 +47,20 @@ class CanonicalWeight:
     delta: Delta | None = None
 
     def read(self, box: Box, axes: Axes, dtype: str | None = None) -> NDArray[Any]:
-        """Return `box` stored as `axes`, in `dtype` or the weight's own; zeros where no piece lies."""
+        """Return `box` stored as `axes`, in `dtype` or the weight's own; zeros where no piece lies.
+
+        BadInput where a number is beyond `dtype`.
+        """
         array = gather(box, axes, self.pieces, STORAGE_DTYPES[self.dtype])
-        if self.delta is None:
-            return cast(array, self.dtype, dtype or self.dtype)
-        wide = "float64" if self.dtype == "float64" else "float32"
-        return cast(cast(array, self.dtype, wide) + self.delta(box, axes), wide, dtype or self.dtype)
+        source = self.dtype
+        try:
+            if self.delta is not None:
+                source = "float64" if source == "float64" else "float32"
+                array = cast(array, self.dtype, source) + self.delta(box, axes)
+            return cast(array, source, dtype or self.dtype)
+        except OverflowError as error:
+            where = self.stored[0].file.path if self.stored else None
+            raise BadInput(f"{printable(self.name)} {error}", where=where, hint=_WIDER) from error
 
     def unchanged(self, box: Box, axes: Axes, dtype: str) -> Chunks | None:
         """Return the bytes of `box` as some file holds them, or None when none holds just those."""

@@ -15,17 +15,24 @@ FLOATS = ("float32", "float16", "bfloat16", "float64")
 def cast(array: NDArray[Any], source: str, target: str) -> NDArray[Any]:
     """Return `array` of element type `source` as `target`, rounding to nearest even; itself when equal.
 
-    Both name a key of STORAGE_DTYPES; bfloat16 travels as uint16.
+    Both name a key of STORAGE_DTYPES; bfloat16 travels as uint16. OverflowError for a number that is
+    finite and beyond what `target` holds.
     """
     if source == target:
         return array
     if source == "bfloat16":
-        wide = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return wide.astype(STORAGE_DTYPES[target], copy=False)
-    if target == "bfloat16":
-        return _to_bfloat16(array.astype(np.float32, copy=False))
-    with np.errstate(over="ignore"):  # float16 overflows to infinity, as every framework does
-        return array.astype(STORAGE_DTYPES[target])
+        array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    with np.errstate(over="ignore"):  # it is told below, by its number
+        if target == "bfloat16":
+            result: NDArray[Any] = _to_bfloat16(array.astype(np.float32, copy=False))
+            infinite = (result & 0x7FFF) == 0x7F80
+        else:
+            result = array.astype(STORAGE_DTYPES[target], copy=False)
+            infinite = np.isinf(result)
+    lost = infinite & np.isfinite(array)
+    if lost.any():
+        raise OverflowError(f"holds {array[lost].flat[0]:g}, which is beyond {target}")
+    return result
 
 
 def _to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from gptbridge.cores import usable_cores
 from gptbridge.errors import UsageError
-from gptbridge.weights.configs.writing import not_computed
+from gptbridge.weights.configs.writing import holds_tokens, not_computed
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.companions import write_companions
 from gptbridge.weights.conversion.output_folder import new_folder, refuse_output
@@ -94,6 +94,9 @@ def _notes(source: Source, target: Target, told: Told) -> Iterator[str]:
         fields = ("layernorm_epsilon",) if source.activation_is_fixed else ("activation", "layernorm_epsilon")
         taken = " and ".join(f"{name}={getattr(model, name)}" for name in fields)
         yield f"no configuration beside the weights: {taken} taken, --model PRESET|FILE says otherwise"
+    if source.tokens and not holds_tokens(target.dialect):
+        named = ", ".join(f"{name}={token}" for name, token in source.tokens.items())
+        yield f"{target.dialect}'s configuration has no place for {named}"
     yield from not_computed(model, target.dialect)
 
 

@@ -15,7 +15,6 @@ from gptbridge.weights.layouts.boxes import CutBox, cut_boxes
 from gptbridge.weights.layouts.rules import NativeTensor
 
 _MEANING = dict(zip(CUT, ("attention heads", "feed-forward width", "vocabulary rows"), strict=True))
-RANKS_HINT = "If this is one of several ranks, give the folder of them all"
 
 
 class Cutting(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from gptbridge.weights.canonical import parameters
 from gptbridge.weights.configs.reading import Declared, build_model
 from gptbridge.weights.conversion.assembly import assemble, stored_sizes
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
-from gptbridge.weights.conversion.cutting import RANKS_HINT, LetterCutting, Stage
+from gptbridge.weights.conversion.cutting import LetterCutting, Stage
 from gptbridge.weights.conversion.declaring import declared_beside
 from gptbridge.weights.conversion.discovery import Found, find_files
 from gptbridge.weights.conversion.lora import Lora, split_lora
@@ -25,7 +25,7 @@ from gptbridge.weights.conversion.peft import read_adapter
 from gptbridge.weights.formats import WeightFile, open_weights
 from gptbridge.weights.layouts.axes import letter_sizes
 from gptbridge.weights.layouts.boxes import slabs
-from gptbridge.weights.layouts.matching import Match, best_match, require_whole
+from gptbridge.weights.layouts.matching import RANKS_HINT, Match, best_match, require_whole
 from gptbridge.weights.layouts.megatron import chunk_of
 from gptbridge.weights.layouts.registry import layouts_of
 from gptbridge.weights.layouts.rules import canonical_axes
@@ -63,7 +63,7 @@ class Source:
     config_file: str
     tokens: Mapping[str, int]  # special tokens, by TOKEN_KEYS
     activation_is_fixed: bool  # by the layout: its software knows one alone
-    warnings: tuple[str, ...] = ()  # the damaged checkpoints of a run that were passed over
+    warnings: tuple[str, ...] = ()  # of damaged checkpoints passed over, of a configuration overruled
 
     @property
     def files(self) -> list[WeightFile]:
@@ -106,7 +106,7 @@ def open_source(path: Path, stack: ExitStack, told: Told | None = None, *, verif
         source = _open(_unharmed(path, warnings.append), stack, told or Told(), verify)
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", where=path) from error
-    return replace(source, warnings=tuple(warnings))
+    return replace(source, warnings=(*warnings, *source.warnings))
 
 
 def _unharmed(path: Path, warn: Callable[[str], None]) -> Path:
@@ -148,6 +148,7 @@ def _open(path: Path, stack: ExitStack, told: Told, verify: bool) -> Source:
         config_file,
         {key: token for key, token in declared.tokens.items() if token < model.vocab_size},
         len(match.layout.activations) == 1,
+        tuple(_overruled(declared, told.model) if config_file else ()),
     )
 
 
@@ -226,10 +227,12 @@ def _model(
         "ffn_hidden_size": sizes["f"],
     }
     said = declared.merged(given)
+    _require_agreement(declared, given, where)
     for name, value in stored.items():
         if said.fields.get(name, value) not in (value, None):
+            source = given if name in given.fields else declared
             raise BadInput(
-                f"{printable(said.where)} says {name}={printable(said.fields[name])}, "
+                f"{printable(source.where)} says {name}={printable(said.fields[name])}, "
                 f"but the tensors say {value}",
                 where=where,
                 hint=RANKS_HINT if name == "ffn_hidden_size" else None,
@@ -247,6 +250,27 @@ def _model(
     if len(match.layout.activations) == 1:
         (fields["activation"],) = match.layout.activations  # whatever the configuration says
     return build_model(fields, where)
+
+
+def _require_agreement(declared: Declared, given: Declared, where: Path) -> None:
+    """Refuse a number of heads that the user and the checkpoint's own configuration say differently."""
+    name = "num_attention_heads"
+    own, told = declared.fields.get(name), given.fields.get(name)
+    if None not in (own, told) and own != told:
+        raise BadInput(
+            f"{printable(declared.where)} says {name}={printable(own)}, but {given.where} says {told}",
+            where=where,
+            hint="Leave the option out, or correct the configuration",
+        )
+
+
+def _overruled(declared: Declared, given: Declared) -> Iterator[str]:
+    """Yield what the user says otherwise than the checkpoint's own configuration, where that may be."""
+    for name in ("activation", "layernorm_epsilon"):
+        own, told = declared.fields.get(name), given.fields.get(name)
+        if None not in (own, told) and own != told:
+            file, taken = printable(declared.where), f"{given.where}'s {told} is taken"
+            yield f"{file} means {name}={printable(own)}: {taken}"
 
 
 def _drop_tied_head(

@@ -40,6 +40,8 @@ class Verdict:
             raise RunFailed(str(self), where=path)
 
     def __str__(self) -> str:
+        if not np.isfinite(self.max_logit):
+            return "NO LOGITS TO COMPARE: the source itself computes NaN or infinity"
         word = "same logits" if self.passed else "DIFFERENT LOGITS"
         return f"{word}: max |d logits| {self.max_difference:.2e} of max |logit| {self.max_logit:.3g}"
 

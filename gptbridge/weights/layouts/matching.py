@@ -13,6 +13,7 @@ from gptbridge.weights.layouts.rules import CANONICAL_AXES, OPTIONAL, Layout, Na
 _LAYER = re.compile(r"h\.(\d+)\.(.+)")
 _NEEDED = [name for name in CANONICAL_AXES if name not in OPTIONAL]
 _BLOCK = [name for name in _NEEDED if name.startswith(("ln_1", "ln_2", "attn", "mlp"))]
+RANKS_HINT = "If this is one of several ranks, give the folder of them all"
 _TOP = [name for name in _NEEDED if name not in _BLOCK]
 
 
@@ -81,7 +82,7 @@ def _match(layout: Layout, read: _Read, stages: Stages) -> Match:
         for native in layout.natives(expected, count)
         if (native.canonical, native.part) not in held
     ]
-    dropped = {name for name in read.strange if layout.is_dropped(name)}
+    dropped = dict.fromkeys(name for name in read.strange if layout.is_dropped(name))
     unknown = (*(name for name in read.strange if name not in dropped), *read.doubled)
     return Match(layout, read.natives, tuple(dropped), unknown, tuple(missing), count)
 
@@ -106,6 +107,7 @@ def require_whole(match: Match, where: object) -> Match:
             raise BadInput(
                 f"{printable(names[0])}{more} {kind} for {match.layout.dialect} ({match.layout.variant})",
                 where=where,
+                hint=RANKS_HINT if names is match.missing else None,
             )
     return match
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from itertools import product
 
-from gptbridge.weights.layouts.rules import Layout, Table, rules
+from gptbridge.weights.layouts.rules import Layout, Table, rules, wrapped
 
 _GELU = ("gelu_tanh", "gelu_erf")  # one switch chooses between them
 QKV_ROWS = {0: "(p n d)", 1: "(n d p)", 2: "(n p d)", 3: "(n p d)"}
@@ -183,4 +183,5 @@ MODELSCOPE = (
     _base("base", "language_model."),
     _base("base with model", "model.language_model."),
     _base("base in state_dict", "state_dict.language_model."),
+    wrapped(_base("base with model", "model.language_model."), "state_dict"),
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.weights.configs.reading import Declared
@@ -15,12 +17,15 @@ from gptbridge.weights.conversion.convert import Request, convert_checkpoint
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.conversion.verifying import verify
+from gptbridge.weights.formats import TensorRef, write_torch
 from gptbridge_specs import ModelSpec
 from tests.weights.conversion.checkpoints import (
     HEADS,
     MODEL,
+    arrays_in,
     assert_identical,
     converted,
+    entries_of,
     random_weights,
     weights_of,
     write_hugging_face,
@@ -211,3 +216,46 @@ def test_modelscope_is_found_from_the_folder_of_its_ranks(original: Path, tmp_pa
     model = inspect_checkpoint(folder)["model"]
     assert inspect_checkpoint(folder / "model")["model"] == model
     assert model["num_attention_heads"] == MODEL.num_attention_heads
+
+
+def test_heads_that_file_and_user_say_differently_are_refused(original: Path, tmp_path: Path) -> None:
+    other = Told(model=Declared({"num_attention_heads": 6}, "--num-attention-heads"))
+    with pytest.raises(BadInput, match=r"config\.json says num_attention_heads=4, but .* says 6"):
+        convert_checkpoint(Request(original, tmp_path / "out", "torch", other))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_user_overrules_is_told(original: Path, tmp_path: Path) -> None:
+    other = Told(model=Declared({"activation": "gelu_erf"}, "--model m.yaml"))
+    (note,) = convert_checkpoint(Request(original, tmp_path / "out", "torch", other)).notes
+    assert "config.json means activation=gelu_tanh: --model m.yaml's gelu_erf is taken" in note
+
+
+@pytest.mark.parametrize(("dialect", "told"), [("fleetx", True), ("megatron", True), ("paddle", False)])
+def test_special_tokens_that_find_no_place_are_told(dialect: str, told: bool, tmp_path: Path) -> None:
+    source = written(tmp_path / "in")
+    config = json.loads((source / "config.json").read_text()) | {"eos_token_id": 7}
+    (source / "config.json").write_text(json.dumps(config))
+    notes = convert_checkpoint(Request(source, tmp_path / "out", dialect)).notes
+    assert any("no place for" in note and "eos_token_id=7" in note for note in notes) == told
+
+
+@pytest.mark.parametrize("dialect", ["torch", "megatron"])
+def test_a_number_beyond_the_type_asked_for_is_refused(dialect: str, original: Path, tmp_path: Path) -> None:
+    shutil.copytree(original, tmp_path / "in")
+    weights = weights_of(original)
+    weights["h.1.mlp.c_fc.weight"][3, 5] = 1e6
+    save_file(weights, tmp_path / "in" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(BadInput, match=r"h\.1\.mlp\.c_fc\.weight holds 1e\+06, which is beyond float16"):
+        convert_checkpoint(Request(tmp_path / "in", tmp_path / "out", dialect, dtype="float16"))
+    assert not (tmp_path / "out").exists()
+    convert_checkpoint(Request(tmp_path / "in", tmp_path / "out", dialect, dtype="bfloat16"))
+
+
+def test_modelscope_base_in_both_wrappers(base: Path, tmp_path: Path) -> None:
+    digest = inspect_checkpoint(base, HEADS)["digest"]
+    file = base / "pytorch_model.bin"
+    arrays = {f"model.{name}": array for name, array in arrays_in(file).items()}
+    tree: Any = {"state_dict": {name: TensorRef(name) for name in arrays}}
+    write_torch(file, entries_of(arrays), tree)
+    assert inspect_checkpoint(base, HEADS)["digest"] == digest
