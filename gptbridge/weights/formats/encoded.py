@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from gptbridge.weights.formats.blocks import Block
 from gptbridge.weights.formats.segments import Segment, gather_bytes
-from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, TensorInfo, row_major_chunks
+from gptbridge.weights.formats.tensor import Chunks, TensorInfo, row_major_chunks
 from gptbridge.weights.formats.unpacking import Unpacked
 
 _UNPACKED_BYTES = 1 << 20  # smaller tensors are decoded in memory
+_DECODED_BYTES = 1 << 20  # at a time, by each thread
 
 
 class EncodedBlock(Block):
@@ -58,5 +59,5 @@ class EncodedBlock(Block):
         return row_major_chunks(self.read(info)) if self._fortran else self._slabs(info)
 
     def _slabs(self, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
-        for start in range(0, info.nbytes, SLAB_BYTES):
-            yield gather_bytes(self._segments, start, min(start + SLAB_BYTES, info.nbytes))
+        for start in range(0, info.nbytes, _DECODED_BYTES):
+            yield gather_bytes(self._segments, start, min(start + _DECODED_BYTES, info.nbytes))
