@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from gptbridge import reference
-from gptbridge.plugins import load_backend
+from gptbridge.plugins.backend import load_backend
 from gptbridge.session import Batch, Session
 from gptbridge.weights.canonical import InitialWeights
 from gptbridge_specs import RunSpec, load_run

@@ -21,7 +21,7 @@ from workload import (
     read_arguments,
 )
 
-from gptbridge.plugins import load_backend
+from gptbridge.plugins.backend import load_backend
 from gptbridge.session import Batch
 from gptbridge.weights.canonical import InitialWeights
 from gptbridge_specs import RunSpec

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from gptbridge import reference
 from gptbridge.data.batches import open_data
 from gptbridge.errors import RunFailed, UsageError
-from gptbridge.plugins import load_backend
-from gptbridge.training.loss_scale import initial_state
-from gptbridge.training.schedule import learning_rate
+from gptbridge.plugins.backend import load_backend
+from gptbridge.process.worker import run_worker
+from gptbridge.rules.loss_scale import initial_state
+from gptbridge.rules.schedule import learning_rate
 from gptbridge.weights.canonical import InitialWeights
-from gptbridge.worker import run_worker
 from gptbridge_specs import RunSpec
 
 TOLERANCE = 1e-4
@@ -103,7 +103,7 @@ def parity(
     notes = () if plain == spec else ("dropout is set to 0: each framework draws its own",)
     for name in backends:
         load_backend(name).check(plain)
-    found = [measure(plain, name, steps=steps, progress=progress) for name in backends]
+    found = [measure_in_worker(plain, name, steps=steps, progress=progress) for name in backends]
     return compare(plain, found, tolerance=tolerance, notes=notes)
 
 
@@ -113,7 +113,7 @@ def without_dropout(spec: RunSpec) -> RunSpec:
     return spec.model_copy(update={"model": spec.model.model_copy(update=off)})
 
 
-def measure(
+def measure_in_worker(
     spec: RunSpec,
     backend: str,
     *,
@@ -125,7 +125,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="gptbridge-") as folder:
         path = Path(folder, "logits.npz")
         request = {"backend": backend, "steps": steps, "logits_path": str(path)}
-        for event in run_worker("measure", {"spec": spec.model_dump(mode="json"), **request}):
+        for event in run_worker(measure, {"spec": spec.model_dump(mode="json"), **request}):
             if event["event"] == "ready":
                 device = str(event["device"])
             else:
@@ -144,9 +144,7 @@ def measure(
     )
 
 
-def measure_events(
-    spec: Mapping[str, Any], backend: str, steps: int, logits_path: str
-) -> Iterator[dict[str, Any]]:
+def measure(spec: Mapping[str, Any], backend: str, steps: int, logits_path: str) -> Iterator[dict[str, Any]]:
     """Worker: write the logits of the initial weights, then train and yield each step."""
     run = RunSpec.model_validate(spec)
     with open_data(run) as data:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptbridge.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
 from gptbridge.hookspecs import BackendInfo, Problem, hookimpl
+from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
 from gptbridge_mindspore import parallel
 
 if TYPE_CHECKING:

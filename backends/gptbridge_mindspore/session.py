@@ -11,9 +11,9 @@ import numpy as np
 from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
+from gptbridge.rules import loss_scale
+from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import Batch, Device, SessionState, StepResult
-from gptbridge.training import loss_scale
-from gptbridge.weights.canonical import dropout_seed
 from gptbridge_mindspore.dropout import DropoutMasks
 from gptbridge_mindspore.loss import add_gradients
 from gptbridge_mindspore.model import GPT

@@ -9,9 +9,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from gptbridge.allocator import keep_freed_memory
-from gptbridge.cores import usable_cores
 from gptbridge.errors import UsageError
+from gptbridge.process.allocator import keep_freed_memory
+from gptbridge.process.cores import usable_cores
 from gptbridge.session import Device
 
 ENVIRONMENT = {

@@ -11,9 +11,9 @@ import paddle
 from numpy.typing import NDArray
 from paddle import Tensor
 
+from gptbridge.rules import loss_scale
+from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import Batch, Device, SessionState, StepResult
-from gptbridge.training import loss_scale
-from gptbridge.weights.canonical import dropout_seed
 from gptbridge_paddle.loss import linear_cross_entropy, token_losses
 from gptbridge_paddle.model import GPT
 from gptbridge_paddle.optimizer import Optimizer

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from gptbridge.capabilities import SINGLE_DEVICE
+from gptbridge.plugins.capabilities import SINGLE_DEVICE
 
 LIMITS = SINGLE_DEVICE

@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptbridge.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
 from gptbridge.hookspecs import BackendInfo, Problem, hookimpl
+from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
 from gptbridge_torch import parallel
 
 if TYPE_CHECKING:

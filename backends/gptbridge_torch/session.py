@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gptbridge.rules import loss_scale
+from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import Batch, Device, SessionState, StepResult
-from gptbridge.training import loss_scale
-from gptbridge.weights.canonical import dropout_seed
 from gptbridge_specs import RunSpec
 from gptbridge_torch.hardware import read_back
 from gptbridge_torch.loss import linear_cross_entropy, token_losses

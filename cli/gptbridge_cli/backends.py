@@ -17,7 +17,7 @@ def backends(
     """List the backends: ready, not installed or broken, and what to do about it."""
     from dataclasses import asdict
 
-    from gptbridge.survey import survey
+    from gptbridge.plugins.survey import survey
 
     if as_json:
         typer.echo(json.dumps([asdict(report) for report in survey(probe=probe)], indent=2))

@@ -35,7 +35,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a GPT on one backend; stop it, move it, resume it."""
-    from gptbridge.plugins import load_backend
+    from gptbridge.plugins.backend import load_backend
     from gptbridge.training.run import train as run_training
     from gptbridge.training.start import choose_backend, resolve
     from gptbridge_cli.displays import choose_display

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.json_files import read_json, require_regular_file, write_json
+from gptbridge.files import read_json, require_regular_file, write_json
 
 MANIFEST_FILE = "manifest.json"
 

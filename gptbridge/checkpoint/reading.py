@@ -16,7 +16,7 @@ from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.checkpoint.writing import CONFIG_FILE, MOMENTS_STEM, WEIGHTS_STEM
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import BadInput, printable
-from gptbridge.nearby import nearby
+from gptbridge.files import nearby
 from gptbridge.session import EXP_AVG, EXP_AVG_SQ
 from gptbridge.weights.canonical import parameters
 from gptbridge.weights.formats import WeightFile, open_weights

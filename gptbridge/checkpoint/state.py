@@ -10,8 +10,8 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from gptbridge.errors import BadInput, printable
+from gptbridge.files import read_json, write_json
 from gptbridge.session import SessionState
-from gptbridge.weights.json_files import read_json, write_json
 from gptbridge_specs import RunSpec
 from gptbridge_specs.base import Part
 

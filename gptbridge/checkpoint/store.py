@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gptbridge.checkpoint.manifest import verify, write_manifest
 from gptbridge.errors import BadInput, BridgeError, RunFailed
-from gptbridge.weights.json_files import sync_folder
+from gptbridge.files import sync_folder
 from gptbridge_specs.run import CheckpointSpec
 
 _NAME = re.compile(r"step-(\d{8,})")

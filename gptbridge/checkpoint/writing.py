@@ -7,10 +7,10 @@ from pathlib import Path
 from gptbridge.checkpoint.state import TrainingState, write_state
 from gptbridge.checkpoint.tensor_files import write_tensors
 from gptbridge.data.tokenizers import Tokenizer
+from gptbridge.files import write_json
 from gptbridge.session import EXP_AVG, EXP_AVG_SQ, Session
 from gptbridge.weights.canonical import parameters
 from gptbridge.weights.hf_config import to_hf_config
-from gptbridge.weights.json_files import write_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_STEM = "model"

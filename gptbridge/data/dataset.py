@@ -17,7 +17,7 @@ from gptbridge.data.readers.nanogpt import may_hold_tokens, open_nanogpt
 from gptbridge.data.readers.paddlenlp import open_paddlenlp, open_paddlenlp_npz
 from gptbridge.data.tokens import ChainedTokens, TokenDataset
 from gptbridge.errors import BadInput
-from gptbridge.nearby import nearby
+from gptbridge.files import nearby
 
 __all__ = ["TokenDataset", "is_dataset", "open_dataset"]
 

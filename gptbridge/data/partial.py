@@ -22,7 +22,7 @@ from isal.isal_zlib import crc32
 from gptbridge.data.blocks import Position
 from gptbridge.data.encoding import Encoded
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.weights.json_files import read_json, write_json
+from gptbridge.files import read_json, write_json
 
 _PLAN_LIMIT = 1 << 30  # it names every source
 

@@ -17,8 +17,8 @@ from gptbridge.data.partial import Done, PartialDataset
 from gptbridge.data.sources import Source, find_sources
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import BadInput, Interrupted, RunFailed, UsageError
-from gptbridge.training.signals import StopRequest
-from gptbridge.weights.json_files import write_json
+from gptbridge.files import write_json
+from gptbridge.process.signals import StopRequest
 
 COMMIT_TOKENS = 16 << 20  # what a kill may cost
 

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import IO, Any, Self
 
 from gptbridge.errors import BadInput
-from gptbridge.weights.json_files import require_regular_file
+from gptbridge.files import require_regular_file
 
 if sys.version_info >= (3, 14):
     from compression import zstd

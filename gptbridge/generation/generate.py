@@ -15,8 +15,8 @@ from gptbridge.checkpoint.reading import Checkpoint, find_checkpoint, open_check
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.generation.advice import advise
-from gptbridge.generation.decoding import next_token
-from gptbridge.plugins import load_backend
+from gptbridge.plugins.backend import load_backend
+from gptbridge.rules.decoding import next_token
 from gptbridge.session import Session
 from gptbridge_specs import RunSpec
 from gptbridge_specs.loading import build

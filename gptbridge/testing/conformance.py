@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gptbridge import reference
 from gptbridge.errors import BridgeError, UsageError
 from gptbridge.hookspecs import API_VERSION
-from gptbridge.plugins import backend_names, hardware_names
+from gptbridge.plugins.finding import backend_names, hardware_names
 from gptbridge.session import EXP_AVG, Session, SessionState, StepResult
 from gptbridge.testing import cases, mistakes
 from gptbridge.testing.comparison import require, require_equal_bits, require_share
@@ -37,7 +37,7 @@ REFUSABLE: dict[str, dict[str, Any]] = {
 
 IMPORT_CHECK = """
 import json, sys
-from gptbridge.plugins import load_backend
+from gptbridge.plugins.backend import load_backend
 from gptbridge_specs import RunSpec
 backend = load_backend(sys.argv[1])
 backend.problems(RunSpec())

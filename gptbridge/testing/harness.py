@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gptbridge import reference
-from gptbridge.plugins import Backend, load_backend
+from gptbridge.plugins.backend import Backend, load_backend
 from gptbridge.session import Session, SessionState, StepResult
 from gptbridge.testing import cases
 from gptbridge.testing.comparison import require, require_close

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 import gptbridge
-from gptbridge.plugins import Backend, framework_version
+from gptbridge.plugins.backend import Backend
+from gptbridge.plugins.finding import framework_version
 from gptbridge.session import Device
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.errors import BadInput, BridgeError, RunFailed, printable
-from gptbridge.weights.json_files import require_regular_file
+from gptbridge.files import require_regular_file
 
 EVENTS_FILE = "events.jsonl"
 

@@ -14,11 +14,11 @@ from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.checkpoint.writing import write_checkpoint
 from gptbridge.data.batches import RunData
 from gptbridge.errors import BadInput, Interrupted, RunFailed
+from gptbridge.process.signals import StopRequest
+from gptbridge.rules.schedule import learning_rate
 from gptbridge.session import Batch, Session, StepResult
 from gptbridge.training.evaluate import mean_loss
 from gptbridge.training.events import Events
-from gptbridge.training.schedule import learning_rate
-from gptbridge.training.signals import StopRequest
 from gptbridge_specs import RunSpec
 
 Reason = Literal["complete", "stopped"]

@@ -11,17 +11,17 @@ from typing import Any
 from gptbridge.checkpoint.reading import Checkpoint, open_checkpoint
 from gptbridge.data.batches import RunData, open_data
 from gptbridge.errors import BadInput, BridgeError, Interrupted
-from gptbridge.plugins import Backend, load_backend
+from gptbridge.plugins.backend import Backend, load_backend
+from gptbridge.process.signals import StopRequest
+from gptbridge.rules.loss_scale import continued, initial_state
 from gptbridge.session import Session
 from gptbridge.training.advice import advise
 from gptbridge.training.environment import describe_environment
 from gptbridge.training.events import EventLog, Events, Observer
 from gptbridge.training.facts import spec_facts
 from gptbridge.training.loop import Loop, Reason
-from gptbridge.training.loss_scale import continued, initial_state
 from gptbridge.training.resume import allow_resume
 from gptbridge.training.run_folder import locked
-from gptbridge.training.signals import StopRequest
 from gptbridge.training.start import choose_checkpoint
 from gptbridge.weights.canonical import InitialWeights
 from gptbridge_specs import RunSpec

@@ -13,8 +13,8 @@ from gptbridge.checkpoint.manifest import MANIFEST_FILE
 from gptbridge.checkpoint.state import STATE_FILE
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.errors import RunFailed, UsageError
+from gptbridge.files import write_synced
 from gptbridge.training.events import EVENTS_FILE, read_events
-from gptbridge.weights.json_files import write_synced
 from gptbridge_specs import RunSpec, dump_yaml
 
 SPEC_FILE = "spec.yaml"

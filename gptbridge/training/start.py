@@ -12,7 +12,8 @@ from gptbridge.checkpoint.reading import find_checkpoint
 from gptbridge.checkpoint.state import STATE_FILE, read_state
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.errors import BackendMissing, BadInput, UsageError
-from gptbridge.plugins import backend_names, load_plugin, missing_framework
+from gptbridge.plugins.backend import load_plugin
+from gptbridge.plugins.finding import backend_names, missing_framework
 from gptbridge.training.run_folder import CHECKPOINTS, SPEC_FILE, RunFolder
 from gptbridge_specs import RunSpec, load_run
 from gptbridge_specs.loading import DEFAULT_RUN, build

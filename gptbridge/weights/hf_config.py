@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.json_files import read_json
+from gptbridge.files import read_json
 from gptbridge_specs import ModelSpec
 
 # ModelSpec field -> key of config.json; `ffn_hidden_size` and `n_inner` are null for 4 x hidden_size.

@@ -12,7 +12,7 @@ import pytest
 FAULTS = """
 import resource, sys
 import numpy as np
-from gptbridge.allocator import keep_freed_memory
+from gptbridge.process.allocator import keep_freed_memory
 
 if sys.argv[1] == "keep" and not keep_freed_memory():
     raise SystemExit("not glibc")

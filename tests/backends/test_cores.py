@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gptbridge import cores
+from gptbridge.process import cores
 
 SET_UP = """
 import sys
 from pathlib import Path
-from gptbridge import cores
+from gptbridge.process import cores
 cores.CPU_QUOTA = Path(sys.argv[1])
 from gptbridge_torch import hardware
 print(hardware.setup("cpu").name)

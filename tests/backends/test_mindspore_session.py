@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from gptbridge import reference
 from gptbridge.errors import UsageError
-from gptbridge.plugins import load_backend
+from gptbridge.plugins.backend import load_backend
+from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import EXP_AVG, Batch
-from gptbridge.weights.canonical import InitialWeights, dropout_seed
+from gptbridge.weights.canonical import InitialWeights
 from gptbridge_mindspore import hardware
 from gptbridge_specs import RunSpec
 from tests.backends import sessions

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gptbridge.cores import usable_cores
 from gptbridge.errors import UsageError
-from gptbridge.plugins import load_backend
+from gptbridge.plugins.backend import load_backend
+from gptbridge.process.cores import usable_cores
 from gptbridge.session import EXP_AVG
 from gptbridge_paddle import ascend, hardware
 from gptbridge_specs import RunSpec

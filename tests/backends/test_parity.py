@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gptbridge.errors import RunFailed, UsageError
-from gptbridge.parity import TOLERANCE, Measured, compare, measure, parity, without_dropout
+from gptbridge.parity import TOLERANCE, Measured, compare, measure_in_worker, parity, without_dropout
 from gptbridge_specs import RunSpec, load_run
 from tests.command import COMMAND
 
@@ -67,7 +67,7 @@ def spec() -> RunSpec:
 
 @pytest.fixture(scope="module")
 def honest(spec: RunSpec) -> Measured:
-    return measure(spec, "torch", steps=30)
+    return measure_in_worker(spec, "torch", steps=30)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def honest(spec: RunSpec) -> Measured:
     ],
 )
 def test_another_spec_is_noticed(spec: RunSpec, honest: Measured, override: str, reason: str) -> None:
-    other = measure(without_dropout(load_run("gpt2-tiny", [*SMALL, override])), "torch", steps=30)
+    other = measure_in_worker(without_dropout(load_run("gpt2-tiny", [*SMALL, override])), "torch", steps=30)
     assert not compare(spec, [honest, honest], tolerance=TOLERANCE).failures
     with pytest.raises(RunFailed, match=reason):
         compare(spec, [honest, other], tolerance=TOLERANCE).require()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from gptbridge.errors import UsageError
-from gptbridge.plugins import load_backend
+from gptbridge.plugins.backend import load_backend
 from gptbridge_specs import RunSpec
 from gptbridge_torch import ascend, hardware, loss
 from gptbridge_torch.session import TorchSession

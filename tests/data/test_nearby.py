@@ -9,7 +9,7 @@ import pytest
 from gptbridge.data.dataset import open_dataset
 from gptbridge.data.sources import find_sources
 from gptbridge.errors import BadInput
-from gptbridge.nearby import nearby
+from gptbridge.files import nearby
 
 
 def test_the_nearest_name_is_offered(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gptbridge.errors import RunFailed
-from gptbridge.generation.decoding import next_token, probabilities
+from gptbridge.rules.decoding import next_token, probabilities
 from gptbridge_specs.run import GenerationSpec
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=20).map(

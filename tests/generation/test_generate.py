@@ -14,7 +14,7 @@ from gptbridge import reference
 from gptbridge.checkpoint.reading import open_checkpoint
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.generation.advice import advise
-from gptbridge.generation.decoding import next_token
+from gptbridge.rules.decoding import next_token
 from gptbridge.testing.cases import weights
 from gptbridge_specs.run import GenerationSpec
 from tests.checkpoint.conftest import spec_of, writer

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from gptbridge.errors import BackendBroken, BackendMissing, BridgeError, UsageError
-from gptbridge.plugins import backend_names, load_backend, load_plugin, missing_framework
-from gptbridge.survey import survey
+from gptbridge.plugins.backend import load_backend, load_plugin
+from gptbridge.plugins.finding import backend_names, missing_framework
+from gptbridge.plugins.survey import survey
 from gptbridge_specs import RunSpec
 from tests.plugins.conftest import TOY, Gptbridge, WritePlugin
 
@@ -243,7 +244,7 @@ def test_two_frameworks_never_share_a_process(write_plugin: WritePlugin) -> None
         "other", TOY.replace("modules=()", 'modules=("this",)').replace('name="toy"', 'name="other"')
     )
     code = "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()): import this\n"
-    code += "from gptbridge.plugins import load_backend\nfrom gptbridge_specs import RunSpec\n"
+    code += "from gptbridge.plugins.backend import load_backend\nfrom gptbridge_specs import RunSpec\n"
     code += "load_backend('toy').open(RunSpec())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "toy: cannot share a process with other: this is already imported. Start a new" in result.stderr
@@ -258,7 +259,7 @@ def test_a_failing_observer_ends_nothing(write_plugin: WritePlugin, caplog: pyte
 
 def test_discovery_imports_no_framework() -> None:
     code = (
-        "import sys\nfrom gptbridge.survey import survey\n"
+        "import sys\nfrom gptbridge.plugins.survey import survey\n"
         "names = [report.name for report in survey()]\n"
         "heavy = {'torch', 'paddle', 'mindspore', 'numpy'} & set(sys.modules)\n"
         "print(names, heavy)\nsys.exit(len(heavy) + (len(names) < 3))"

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from gptbridge.errors import BackendBroken, BackendMissing, RunFailed
-from gptbridge.worker import run_worker
+from gptbridge.plugins.survey import probe_framework
+from gptbridge.process.worker import run_worker
 from tests.plugins.conftest import TOY, Gptbridge, WritePlugin
 
 PROBE = "\n@hookimpl\ndef gptbridge_probe():\n    "
@@ -16,7 +17,7 @@ PROBE = "\n@hookimpl\ndef gptbridge_probe():\n    "
 def test_prints_do_not_corrupt_the_answer(write_plugin: WritePlugin) -> None:
     noise = "import os; print('hello'); os.system('echo {}'); return {'version': '1', 'devices': ['cpu']}"
     write_plugin("toy", TOY + PROBE + noise)
-    assert list(run_worker("probe", {"backend": "toy"})) == [
+    assert list(run_worker(probe_framework, {"backend": "toy"})) == [
         {"event": "probe", "version": "1", "devices": ["cpu"]}
     ]
 
@@ -24,9 +25,9 @@ def test_prints_do_not_corrupt_the_answer(write_plugin: WritePlugin) -> None:
 def test_errors_cross_the_process(write_plugin: WritePlugin) -> None:
     write_plugin("toy", TOY + PROBE + "raise ImportError('libhccl.so: cannot open')")
     with pytest.raises(BackendBroken, match=r"gptbridge_probe failed: ImportError: libhccl\.so"):
-        list(run_worker("probe", {"backend": "toy"}))
+        list(run_worker(probe_framework, {"backend": "toy"}))
     with pytest.raises(BackendMissing, match="no backend called 'tojo'"):
-        list(run_worker("probe", {"backend": "tojo"}))
+        list(run_worker(probe_framework, {"backend": "tojo"}))
 
 
 @pytest.mark.parametrize(
@@ -42,14 +43,14 @@ def test_errors_cross_the_process(write_plugin: WritePlugin) -> None:
 def test_a_silent_death_is_told(end: str, reason: str, write_plugin: WritePlugin) -> None:
     write_plugin("toy", TOY + PROBE + end)
     with pytest.raises(RunFailed, match=reason):
-        list(run_worker("probe", {"backend": "toy"}))
+        list(run_worker(probe_framework, {"backend": "toy"}))
 
 
 def test_a_hanging_worker_is_ended(write_plugin: WritePlugin) -> None:
     write_plugin("toy", TOY + PROBE + "import time; time.sleep(600)")
     started = time.monotonic()
     with pytest.raises(RunFailed, match="did not finish within 2 seconds"):
-        list(run_worker("probe", {"backend": "toy"}, timeout=2))
+        list(run_worker(probe_framework, {"backend": "toy"}, timeout=2))
     assert time.monotonic() - started < 20
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from gptbridge.checkpoint.reading import open_checkpoint
+from gptbridge.rules.schedule import learning_rate
 from gptbridge.training.events import read_events
-from gptbridge.training.schedule import learning_rate
 from gptbridge.weights.canonical import InitialWeights
 from gptbridge_specs import load_run
 from tests.training.conftest import TINY, gptbridge, kinds_of, numbers_of, options, run_jobs, steps_of

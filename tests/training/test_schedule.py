@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gptbridge.training.schedule import learning_rate
+from gptbridge.rules.schedule import learning_rate
 from gptbridge_specs import load_run
 from gptbridge_specs.run import ScheduleSpec
 

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from gptbridge.training.signals import StopRequest
+from gptbridge.process.signals import StopRequest
 
 
 def test_a_second_signal_changes_nothing() -> None:

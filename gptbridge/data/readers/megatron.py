@@ -19,8 +19,8 @@ from gptbridge.data.indexed_files import DTYPE_CODES, MAGIC, VERSION
 from gptbridge.data.readers.mapped import array_at, map_ids
 from gptbridge.data.tokens import FlatTokens, TokenDataset
 from gptbridge.errors import BadInput, printable
+from gptbridge.files import INDEX_LIMIT, read_json
 from gptbridge.weights.formats.source import SourceFile
-from gptbridge.weights.json_files import INDEX_LIMIT, read_json
 
 _HEADER = struct.Struct("<9sQBQQ")
 _DTYPES = {code: name for name, code in DTYPE_CODES.items()}

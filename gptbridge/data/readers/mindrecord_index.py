@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
+from gptbridge.files import require_regular_file
 from gptbridge.weights.formats.source import SourceFile
-from gptbridge.weights.json_files import require_regular_file
 
 _ROWS = "SELECT ROW_ID, PAGE_ID_BLOB, PAGE_OFFSET_BLOB, PAGE_OFFSET_BLOB_END FROM INDEXES LIMIT ?"
 _SCHEMA = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'INDEXES' LIMIT 1"

@@ -13,7 +13,7 @@ import orjson
 from gptbridge.data.tokenizers.bpe_files import BpeDefinition, byte_symbols
 from gptbridge.data.tokenizers.interface import END_OF_TEXT
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.json_files import require_regular_file
+from gptbridge.files import require_regular_file
 
 FILE_LIMIT = 64 << 20
 

@@ -14,7 +14,7 @@ from gptbridge.data.tokenizers.interface import END_OF_TEXT, identity_of
 from gptbridge.data.tokenizers.jieba_words import JiebaWords
 from gptbridge.data.tokenizers.optional import require
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.json_files import read_json
+from gptbridge.files import read_json
 
 SEPARATOR = "<sep>"
 _NEEDED = ("\n", SEPARATOR, END_OF_TEXT)

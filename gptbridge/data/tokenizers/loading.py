@@ -8,7 +8,7 @@ from pathlib import Path
 from gptbridge.data.tokenizers.byte import ByteTokenizer
 from gptbridge.data.tokenizers.interface import Tokenizer
 from gptbridge.errors import BadInput
-from gptbridge.weights.json_files import read_json
+from gptbridge.files import read_json
 
 
 def load_tokenizer(name_or_folder: str) -> Tokenizer:

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from gptbridge.errors import BadInput, UsageError, printable
+from gptbridge.files import read_json
 from gptbridge.weights.configs.tables import TABLES, TOKEN_KEYS, ConfigTable
 from gptbridge.weights.hf_config import from_hf_config
-from gptbridge.weights.json_files import read_json
 from gptbridge_specs import ModelSpec, SpecError
 from gptbridge_specs.yaml_files import read_mapping
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
+from gptbridge.files import write_json, write_synced
 from gptbridge.weights.conversion.peft import write_adapter
 from gptbridge.weights.conversion.source import Source
 from gptbridge.weights.conversion.strategies import TensorLayout
 from gptbridge.weights.conversion.strategy_files import encode_strategy
 from gptbridge.weights.conversion.target import Target, TargetFile, holds_lora
-from gptbridge.weights.json_files import write_json, write_synced
 
 TOKENIZER_FILES = (
     "tokenizer.json",

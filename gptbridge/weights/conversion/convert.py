@@ -11,8 +11,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from gptbridge.cores import usable_cores
 from gptbridge.errors import UsageError
+from gptbridge.process.cores import usable_cores
 from gptbridge.weights.configs.writing import holds_tokens, not_computed
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.companions import write_companions

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gptbridge.errors import BridgeError, RunFailed, UsageError, printable
-from gptbridge.weights.json_files import sync_folder
+from gptbridge.files import sync_folder
 
 # What a checkpoint consists of, in any dialect: names of files and folders, at any depth.
 _CHECKPOINT_NAME = re.compile(

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
+from gptbridge.files import read_json, write_json
 from gptbridge.weights.configs.reading import finite_number
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.lora import QKV, Lora
 from gptbridge.weights.formats import STORAGE_DTYPES, Entry, TensorInfo, WeightFile, open_weights
 from gptbridge.weights.formats.safetensors import write_safetensors
-from gptbridge.weights.json_files import read_json, write_json
 from gptbridge.weights.layouts.axes import axes
 from gptbridge.weights.layouts.boxes import Piece
 from gptbridge.weights.layouts.rules import LORA_A, LORA_B

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gptbridge.errors import BadInput, printable
+from gptbridge.files import INDEX_LIMIT, read_json
 from gptbridge.weights.conversion.strategies import MAX_DEVICES, Strategy, TensorLayout
 from gptbridge.weights.formats.protobuf import (
     LENGTH_DELIMITED,
@@ -30,7 +31,6 @@ from gptbridge.weights.formats.protobuf import (
 )
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import MAX_DIMENSIONS, MAX_TENSORS
-from gptbridge.weights.json_files import INDEX_LIMIT, read_json
 
 SUFFIXES = (".ckpt", ".json")
 _MAX_BYTES = 64 << 20

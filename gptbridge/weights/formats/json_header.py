@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gptbridge.errors import printable
+from gptbridge.files import decode_object
 from gptbridge.weights.formats.source import SourceFile
-from gptbridge.weights.json_files import decode_object
 
 # Room for some 30,000 tensors; what 4 MiB of brackets decode to stays far below 256 MB.
 MAX_JSON_BYTES = 4 << 20

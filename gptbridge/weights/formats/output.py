@@ -16,8 +16,8 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from gptbridge.errors import RunFailed
+from gptbridge.files import sync_folder
 from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, TensorInfo
-from gptbridge.weights.json_files import sync_folder
 
 Piece: TypeAlias = NDArray[np.uint8]
 _PIECES_IN_FLIGHT = 3

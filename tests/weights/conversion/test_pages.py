@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from docs.name_tables import END, PAGES, START, TABLES, layouts, with_tables
 from gptbridge.checkpoint.store import CheckpointStore
-from gptbridge.plugins import backend_names
+from gptbridge.plugins.finding import backend_names
 from gptbridge.weights.configs.reading import Declared
 from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.layouts.registry import DIALECTS

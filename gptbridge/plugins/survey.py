@@ -7,16 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from gptbridge.errors import BridgeError
-from gptbridge.plugins import (
-    backend_names,
-    framework_version,
-    hardware_names,
-    hardware_problems,
-    load_backend,
-    load_plugin,
-    missing_framework,
-)
-from gptbridge.worker import run_worker
+from gptbridge.plugins.backend import load_backend, load_plugin
+from gptbridge.plugins.finding import backend_names, framework_version, hardware_names, missing_framework
+from gptbridge.plugins.loading import hardware_problems
+from gptbridge.process.worker import run_worker
 
 State = Literal["ready", "not installed", "broken"]
 
@@ -46,7 +40,7 @@ def survey(*, probe: bool = False) -> Iterator[Report]:
         yield _probed(report) if probe and report.state == "ready" else report
 
 
-def probe_events(backend: str) -> Iterator[dict[str, Any]]:
+def probe_framework(backend: str) -> Iterator[dict[str, Any]]:
     """Worker: import the framework of `backend` and say what it finds."""
     yield {"event": "probe", **load_backend(backend).probe()}
 
@@ -73,7 +67,7 @@ def _report(name: str) -> Report:
 
 def _probed(report: Report) -> Report:
     try:
-        (found,) = run_worker("probe", {"backend": report.name}, timeout=PROBE_TIMEOUT)
+        (found,) = run_worker(probe_framework, {"backend": report.name}, timeout=PROBE_TIMEOUT)
     except BridgeError as error:
         return replace(report, state="broken", detail=str(error))
     return replace(report, version=found.get("version"), devices=tuple(found.get("devices", ())))

@@ -1,7 +1,8 @@
-"""JSON files that strangers made: bounded, plain data, no surprises; and files that appear whole."""
+"""Files that strangers made, bounded and without surprises; and files that appear whole."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import stat
@@ -10,10 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.errors import BadInput, printable
-from gptbridge.nearby import nearby
 
 CONFIG_LIMIT = 1 << 20
 INDEX_LIMIT = 64 << 20
+
+
+def nearby(path: Path) -> str:
+    """Return the next step for someone who named `path`, which does not exist."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except (OSError, ValueError):
+        return f"There is no folder {printable(path.parent)}"
+    close = difflib.get_close_matches(path.name, names, n=1)
+    if close:
+        return f"Did you mean {printable(path.with_name(close[0]))}?"
+    return "Check the path" + ("" if path.is_absolute() else f": it is taken from {Path.cwd()}")
 
 
 def require_regular_file(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""Another process for a framework: `python -m gptbridge.worker`, its protocol from both ends.
+"""Another process for a framework: `python -m gptbridge.process.worker`, its protocol from both ends.
 
 The parent writes one JSON request to stdin; the worker answers with one JSON event a line on what
 was its stdout, and ends with an event `done` or `error`. File descriptor 1 leads to stderr while it
@@ -30,24 +30,21 @@ from gptbridge.errors import (
 
 Event = dict[str, Any]
 
-# What a worker can be asked for: each function takes the request's other fields and yields events.
-TASKS = {
-    "probe": ("gptbridge.survey", "probe_events"),
-    "measure": ("gptbridge.parity", "measure_events"),
-}
+# What a worker can do: a function of a module, called with the request's fields; it yields events.
+Task = Callable[..., Iterator[Event]]
 _ERRORS: dict[int, Callable[[str], BridgeError]] = {
     kind.exit_code: kind for kind in (RunFailed, UsageError, BackendMissing, BackendBroken, BadInput)
 }
 
 
-def run_worker(task: str, request: Mapping[str, Any], *, timeout: float | None = None) -> Iterator[Event]:
-    """Run one of TASKS in a new process and yield its events as they come.
+def run_worker(task: Task, request: Mapping[str, Any], *, timeout: float | None = None) -> Iterator[Event]:
+    """Call `task(**request)` in a new process and yield its events as they come.
 
     Raises what the worker raised; RunFailed when it dies without a word or exceeds `timeout` seconds.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as noise:
         process = subprocess.Popen(
-            [sys.executable, "-m", "gptbridge.worker"],
+            [sys.executable, "-m", "gptbridge.process.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=noise,
@@ -57,10 +54,12 @@ def run_worker(task: str, request: Mapping[str, Any], *, timeout: float | None =
         watchdog.daemon = True
         watchdog.start()
         try:
-            yield from _conversation(process, {"task": task, **request})
+            yield from _conversation(process, {"task": [task.__module__, task.__name__], **request})
         except _Silence:
             late = not watchdog.is_alive()
-            raise RunFailed(_last_words(process, noise, timeout if late else None), where=task) from None
+            raise RunFailed(
+                _last_words(process, noise, timeout if late else None), where=task.__name__
+            ) from None
         finally:
             watchdog.cancel()
             process.kill()
@@ -73,7 +72,7 @@ def main() -> None:
     os.dup2(2, 1)
     try:
         request = json.load(sys.stdin)
-        module, function = TASKS[request.pop("task")]
+        module, function = request.pop("task")
         for event in getattr(import_module(module), function)(**request):
             _send(answer, event)
         _send(answer, {"event": "done"})

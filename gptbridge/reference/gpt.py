@@ -1,4 +1,4 @@
-"""The oracle: GPT's logits, loss, gradients and optimizer steps in NumPy, float64 inside.
+"""The oracle: GPT's logits, loss and gradients in NumPy, float64 inside.
 
 It is written for reading and for checking backends against, not for speed. It knows no dropout.
 Weights are canonical (`gptbridge.weights.canonical`). Shapes: B samples, T tokens, H hidden size,
@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.session import EXP_AVG, EXP_AVG_SQ, Batch
+from gptbridge.session import Batch
 from gptbridge.weights.canonical import parameters
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.model import Activation
-from gptbridge_specs.run import OptimizerSpec
 
 Array = NDArray[np.float64]
 Weights = Mapping[str, NDArray[Any]]
@@ -49,58 +48,6 @@ def loss_and_gradients(model: ModelSpec, weights: Weights, batch: Batch) -> tupl
     np.put_along_axis(gradient, labels[..., None], _pick(gradient, labels)[..., None] - 1, -1)
     backward(gradient * share[..., None])
     return float(-(_pick(log_probs, labels) * share).sum()), run.gradients
-
-
-def gradient_norm(gradients: Mapping[str, NDArray[Any]]) -> float:
-    """Return the L2 norm of all gradients taken as one vector."""
-    return math.sqrt(sum(float(np.square(g, dtype=np.float64).sum()) for g in gradients.values()))
-
-
-def clip(gradients: Mapping[str, Array], limit: float | None) -> dict[str, Array]:
-    """Return the gradients scaled so that their norm is `limit` at the most; None: unchanged."""
-    norm = gradient_norm(gradients)
-    factor = 1.0 if limit is None else min(1.0, limit / max(norm, 1e-300))
-    return {name: gradient * factor for name, gradient in gradients.items()}
-
-
-def sgd_step(
-    model: ModelSpec,
-    optimizer: OptimizerSpec,
-    weights: Weights,
-    gradients: Mapping[str, Array],
-    learning_rate: float,
-) -> dict[str, Array]:
-    """Return the weights after p *= 1 - lr*decay; p -= lr*g, with g clipped as `optimizer` says."""
-    clipped = clip(gradients, optimizer.clip_grad_norm)
-    kept = _decay_factors(model, optimizer, learning_rate)
-    return {name: weights[name] * kept[name] - learning_rate * g for name, g in clipped.items()}
-
-
-def adamw_step(
-    model: ModelSpec,
-    optimizer: OptimizerSpec,
-    weights: Weights,
-    moments: Weights,
-    gradients: Mapping[str, Array],
-    learning_rate: float,
-    update: int,
-) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Return weights and moments after update number `update` (1 is the first; no moments yet: zeros).
-
-    Loshchilov and Hutter, "Decoupled Weight Decay Regularization", algorithm 2, bias-corrected.
-    """
-    beta1, beta2 = optimizer.beta1, optimizer.beta2
-    kept = _decay_factors(model, optimizer, learning_rate)
-    new_weights: dict[str, Array] = {}
-    new_moments: dict[str, Array] = {}
-    for name, g in clip(gradients, optimizer.clip_grad_norm).items():
-        m = beta1 * moments.get(name + EXP_AVG, 0.0) + (1 - beta1) * g
-        v = beta2 * moments.get(name + EXP_AVG_SQ, 0.0) + (1 - beta2) * g * g
-        m_hat, v_hat = m / (1 - beta1**update), v / (1 - beta2**update)
-        change = m_hat / (np.sqrt(v_hat) + optimizer.epsilon)
-        new_weights[name] = weights[name] * kept[name] - learning_rate * change
-        new_moments |= {name + EXP_AVG: m, name + EXP_AVG_SQ: v}
-    return new_weights, new_moments
 
 
 class _Pass:
@@ -273,9 +220,3 @@ def _pick(values: Array, labels: NDArray[np.int32]) -> Array:
     """Return the (B, T) entry of each label in (B, T, V) values."""
     picked: Array = np.take_along_axis(values, labels[..., None], -1)[..., 0]
     return picked
-
-
-def _decay_factors(model: ModelSpec, optimizer: OptimizerSpec, learning_rate: float) -> dict[str, float]:
-    """Return what decoupled decay leaves of each weight in one step."""
-    decayed = 1 - learning_rate * optimizer.weight_decay
-    return {p.name: decayed if p.is_matrix or optimizer.decay == "all" else 1.0 for p in parameters(model)}
