@@ -1,8 +1,9 @@
-"""Tensor layouts in words: `i (p n d)` is a matrix whose columns run over q|k|v, heads, head size.
+"""Tensor layouts in words: `i (m g d)` is a matrix whose columns run over heads, then places in a head.
 
-Letters: i hidden width coming in, o hidden width going out, p one of q, k, v, n head, d place within
-a head, f feed-forward width, v token of the vocabulary, t position, c label of a classifier, r rank of LoRA.
-Tensor parallelism cuts n, f or v and nothing else, in every system.
+Letters: i hidden width coming in, o hidden width going out, p one of q, k, v, n head, m key/value head,
+g query head of a key/value head, d place within a head, f feed-forward width, v token of the vocabulary,
+t position, c label of a classifier, r rank of LoRA.
+Tensor parallelism cuts n, m, f or v and nothing else, in every system.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from gptbridge_specs import ModelSpec
 
-CUT = "nfv"  # the letters that tensor parallelism may cut
+CUT = "nmfv"  # the letters that tensor parallelism may cut
 
 
 @dataclass(frozen=True, slots=True)
