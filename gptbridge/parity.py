@@ -21,7 +21,8 @@ from gptbridge.plugins.backend import load_backend
 from gptbridge.process.worker import run_worker
 from gptbridge.rules.loss_scale import initial_state
 from gptbridge.rules.schedule import learning_rate
-from gptbridge.weights.canonical import InitialWeights
+from gptbridge.weights.architecture import count_parameters
+from gptbridge.weights.initial import InitialWeights
 from gptbridge_specs import RunSpec
 
 TOLERANCE = 1e-4
@@ -174,7 +175,7 @@ def compare(
     """Compare logits with the reference, losses and gradient norms with the first of `measured`."""
     first = measured[0]
     against, expected = REFERENCE, None
-    if spec.model.num_parameters <= _REFERENCE_PARAMETERS:
+    if count_parameters(spec.model) <= _REFERENCE_PARAMETERS:
         weights = InitialWeights(spec.model, spec.training.seed)
         expected = reference.logits(spec.model, weights, first.tokens)
     else:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gptbridge.reference.gpt import Array, Weights
 from gptbridge.session import EXP_AVG, EXP_AVG_SQ
-from gptbridge.weights.canonical import parameters
+from gptbridge.weights.architecture import parameters, weight_decay
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.run import OptimizerSpec
 
@@ -70,5 +70,4 @@ def adamw_step(
 
 def _decay_factors(model: ModelSpec, optimizer: OptimizerSpec, learning_rate: float) -> dict[str, float]:
     """Return what decoupled decay leaves of each weight in one step."""
-    decayed = 1 - learning_rate * optimizer.weight_decay
-    return {p.name: decayed if p.is_matrix or optimizer.decay == "all" else 1.0 for p in parameters(model)}
+    return {p.name: 1 - learning_rate * weight_decay(p, optimizer) for p in parameters(model)}

@@ -23,7 +23,7 @@ from gptbridge.training.loop import Loop, Reason
 from gptbridge.training.resume import allow_resume
 from gptbridge.training.run_folder import locked
 from gptbridge.training.start import choose_checkpoint
-from gptbridge.weights.canonical import InitialWeights
+from gptbridge.weights.initial import InitialWeights
 from gptbridge_specs import RunSpec
 
 
