@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.session import Batch
-from gptbridge.weights.canonical import parameters
+from gptbridge.weights.architecture import parameters
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.model import Activation
 
@@ -136,9 +136,13 @@ class _Pass:
 
     def _attention_branch(self, block: str, x: Array) -> tuple[Array, Backward]:
         normed, norm_back = self._layer_norm(f"{block}.ln_1", x)
-        qkv, in_back = self._linear(f"{block}.attn.c_attn", normed)
-        mixed, attention_back = self._attention(qkv)
+        parts = [self._linear(f"{block}.attn.{part}", normed) for part in "qkv"]
+        mixed, attention_back = self._attention(np.concatenate([p[0] for p in parts], -1))
         y, out_back = self._linear(f"{block}.attn.c_proj", mixed)
+
+        def in_back(dy: Array) -> Array:
+            return sum(back(d) for (_, back), d in zip(parts, np.split(dy, 3, -1), strict=True))
+
         return y, _chain(norm_back, in_back, attention_back, out_back)
 
     def _attention(self, qkv: Array) -> tuple[Array, Backward]:

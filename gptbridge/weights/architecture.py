@@ -115,6 +115,12 @@ def layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def shifted(name: str, layers: int) -> str:
+    """Return the name of the weight that `name` is, `layers` layers on."""
+    layer = layer_of(name)
+    return name if layer is None else f"h.{layer + layers}.{_LAYER.sub('', name, count=1)}"
+
+
 def weight_axes(name: str) -> Axes:
     """Return the axes of a weight by its name, such as `h.3.attn.q.weight`; KeyError for an unknown one."""
     return _ROWS[_LAYER.sub("", name, count=1)].axes

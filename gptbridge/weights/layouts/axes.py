@@ -1,9 +1,9 @@
 """Tensor layouts in words: `i (m g d)` is a matrix whose columns run over heads, then places in a head.
 
-Letters: i hidden width coming in, o hidden width going out, p one of q, k, v, n head, m key/value head,
-g query head of a key/value head, d place within a head, f feed-forward width, v token of the vocabulary,
-t position, c label of a classifier, r rank of LoRA.
-Tensor parallelism cuts n, m, f or v and nothing else, in every system.
+Letters: i hidden width coming in, o hidden width going out, m key/value head, g query head of a key/value
+head, d place within a head, f feed-forward width, v token of the vocabulary, t position, c label of a
+classifier, r rank of LoRA.
+Tensor parallelism cuts m, f or v and nothing else, in every system.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gptbridge_specs import ModelSpec
-
-CUT = "nmfv"  # the letters that tensor parallelism may cut
+CUT = "mfv"  # the letters that tensor parallelism may cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +24,9 @@ class Axes:
     """The letters of a tensor, grouped by dimension."""
 
     groups: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " ".join(group if len(group) == 1 else f"({' '.join(group)})" for group in self.groups)
 
     @property
     def letters(self) -> str:
@@ -52,7 +53,7 @@ class Axes:
 
 @cache
 def axes(text: str) -> Axes:
-    """Parse `i (p n d)`."""
+    """Parse `i (m g d)`."""
     groups: list[str] = []
     inside = False
     for character in text.replace(" ", ""):
@@ -65,25 +66,3 @@ def axes(text: str) -> Axes:
         else:
             groups.append(character)
     return Axes(tuple(groups))
-
-
-def letter_sizes(model: ModelSpec, *, num_labels: int = 1, lora_rank: int = 1) -> dict[str, int]:
-    """Return how many entries each letter has in `model`."""
-    h = model.hidden_size
-    return {
-        "i": h,
-        "o": h,
-        "p": 3,
-        "n": model.num_attention_heads,
-        "d": model.head_size,
-        "f": model.ffn_size,
-        "v": model.vocab_size,
-        "t": model.max_position_embeddings,
-        "c": num_labels,
-        "r": lora_rank,
-    }
-
-
-def rearranged(array: NDArray[Any], source: Axes, target: Axes, sizes: Mapping[str, int]) -> NDArray[Any]:
-    """Return `array`, stored as `source`, stored as `target`; a copy where the order differs."""
-    return source.spread(array, sizes).transpose(source.order_of(target)).reshape(target.shape(sizes))

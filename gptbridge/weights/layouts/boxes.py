@@ -1,7 +1,7 @@
 """Pieces of canonical weights: what a file holds of one, and how pieces become the slabs of another file.
 
-A whole tensor, one of q, k and v, a tensor-parallel shard and a padded embedding are all boxes:
-a range for each letter of the weight's axes. Writing one box from others is the only operation.
+A whole tensor, a tensor-parallel shard and a padded embedding are all boxes: a range for each letter of
+the weight's axes. Writing one box from others is the only operation.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.copying import copy_into
+from gptbridge.weights.layouts.stored import StoredAxes
 
 Box = Mapping[str, tuple[int, int]]  # letter -> [start, stop) within the whole weight
+Slab = Mapping[int, Box]  # what a run of a tensor's bytes holds of each of its parts, or of one, by number
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +38,16 @@ class Piece:
 
     def spread(self, start: int, stop: int) -> NDArray[Any]:
         """Return entries [start, stop) of `lead`, counted in the whole weight, one dimension a letter."""
-        sizes = {letter: high - low for letter, (low, high) in self.box.items()}
         first = self.box[self.lead][0]
-        return self.axes.spread(self.read(start - first, stop - first), {**sizes, self.lead: stop - start})
+        sizes = {**sizes_of(self.box), self.lead: stop - start}
+        return self.axes.spread(self.read(start - first, stop - first), sizes)
 
 
 @dataclass(frozen=True, slots=True)
 class CutBox:
-    """A box, and where it lies in a stored tensor that holds more."""
+    """Where in a stored tensor a box of each of its parts lies."""
 
-    box: Box
+    boxes: tuple[Box, ...]
     slices: tuple[slice, ...]
 
 
@@ -54,15 +56,25 @@ def volume(box: Box) -> int:
     return math.prod(stop - start for start, stop in box.values())
 
 
+def sizes_of(*boxes: Box) -> dict[str, int]:
+    """Return how many entries of each letter boxes have that agree on them, such as those of q, k and v."""
+    return {letter: stop - start for box in boxes for letter, (start, stop) in box.items()}
+
+
 def shape_of(box: Box, axes: Axes) -> tuple[int, ...]:
     """Return the shape in which `box` is stored under `axes`."""
-    return axes.shape({letter: stop - start for letter, (start, stop) in box.items()})
+    return axes.shape(sizes_of(box))
+
+
+def whole_boxes(axes: StoredAxes, sizes: Mapping[str, int]) -> tuple[Box, ...]:
+    """Return the box of all of each part."""
+    return tuple({letter: (0, sizes[letter]) for letter in part.letters} for part in axes.parts)
 
 
 def cut_boxes(axes: Axes, ranges: Sequence[tuple[int, int]], sizes: Mapping[str, int]) -> Iterator[CutBox]:
     """Yield the boxes that a range [start, stop) of each stored dimension is made of.
 
-    One box, unless a range of a dimension such as `(n d)` begins or ends inside a head.
+    One box, unless a range of a dimension such as `(m d)` begins or ends inside a head.
     """
     runs = [
         list(_runs(group, start, stop, sizes))
@@ -70,7 +82,7 @@ def cut_boxes(axes: Axes, ranges: Sequence[tuple[int, int]], sizes: Mapping[str,
     ]
     for chosen in product(*runs):
         box = {letter: bounds for _, _, part in chosen for letter, bounds in part.items()}
-        yield CutBox(box, tuple(slice(low, high) for low, high, _ in chosen))
+        yield CutBox((box,), tuple(slice(low, high) for low, high, _ in chosen))
 
 
 def _runs(
@@ -94,42 +106,61 @@ def _runs(
         position = end
 
 
-def slabs(target: Box, axes: Axes, max_items: int) -> Iterator[Box]:
-    """Cut `target` along its outermost letters into boxes of at most `max_items` items, in order."""
-    letters = axes.letters
-    for depth, letter in enumerate(letters):
-        start, stop = target[letter]
-        if stop - start == 1:
+def slabs(boxes: Sequence[Box], axes: StoredAxes, max_items: int) -> Iterator[Slab]:
+    """Cut a stored tensor's boxes into slabs of at most `max_items` items, in the order of its bytes.
+
+    Several parts come together in each slab, unless a single entry of the letters that they share is
+    too large: then each comes in slabs of its own.
+    """
+    for slab in _slabs(dict(enumerate(boxes)), axes.shared, max_items):
+        if len(slab) == 1 or sum(map(volume, slab.values())) <= max_items:
+            yield slab
             continue
-        inner = math.prod(target[x][1] - target[x][0] for x in letters[depth + 1 :])
-        if (stop - start) * inner <= max_items:
-            break
-        if inner <= max_items:
-            step = max(1, max_items // max(inner, 1))
-            for low in range(start, stop, step):
-                yield {**target, letter: (low, min(low + step, stop))}
-            return
-        for low in range(start, stop):
-            yield from slabs({**target, letter: (low, low + 1)}, axes, max_items)
+        for number, box in slab.items():
+            yield from _slabs({number: box}, axes.parts[number].letters, max_items)
+
+
+def _slabs(boxes: Slab, letters: str, max_items: int) -> Iterator[Slab]:
+    """Cut boxes alike along `letters`, the outermost first, until they fit or no letter is left."""
+
+    def within(low: int, high: int) -> Slab:
+        return {number: {**box, letters[0]: (low, high)} for number, box in boxes.items()}
+
+    items = sum(map(volume, boxes.values()))
+    if not letters or items <= max_items:
+        yield boxes
         return
-    yield target
+    start, stop = next(iter(boxes.values()))[letters[0]]
+    inner = items // (stop - start)
+    if inner <= max_items and stop - start > 1:
+        step = max_items // inner
+        for low in range(start, stop, step):
+            yield within(low, min(low + step, stop))
+        return
+    for low in range(start, stop):
+        yield from _slabs(within(low, low + 1), letters[1:], max_items)
 
 
 def gather(target: Box, axes: Axes, pieces: Sequence[Piece], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return `target` stored as `axes`, copied from the pieces that overlap it; zeros where none does.
+    """Return `target` stored as `axes`, copied from the pieces that overlap it; zeros where none does."""
+    result: NDArray[Any] = np.empty([target[x][1] - target[x][0] for x in axes.letters], dtype)
+    gather_into(result, target, axes, pieces)
+    return result.reshape(shape_of(target, axes))
+
+
+def gather_into(result: NDArray[Any], target: Box, axes: Axes, pieces: Sequence[Piece]) -> None:
+    """Fill `result`, one dimension a letter of `axes`, like `gather`.
 
     The pieces' boxes do not overlap one another.
     """
-    sizes = [target[letter][1] - target[letter][0] for letter in axes.letters]
     found = [(piece, shared) for piece in pieces if (shared := _shared(target, piece.box)) is not None]
-    covered = sum(volume(shared) for _, shared in found) == math.prod(sizes)
-    result: NDArray[Any] = np.empty(sizes, dtype) if covered else np.zeros(sizes, dtype)
+    if sum(volume(shared) for _, shared in found) < volume(target):
+        result[...] = 0
     for piece, shared in found:
         bounds = shared[piece.lead]
         source = piece.spread(*bounds).transpose(piece.axes.order_of(axes))
         held = {**piece.box, piece.lead: bounds}
         copy_into(result[_slices(shared, target, axes)], source[_slices(shared, held, axes)])
-    return result.reshape(shape_of(target, axes))
 
 
 def _shared(first: Box, second: Box) -> Box | None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 
-from gptbridge.weights.layouts.paddlenlp import BLOCK, variant
-from gptbridge.weights.layouts.rules import Layout, rules
+from gptbridge.weights.layouts.paddlenlp import block, variant
+from gptbridge.weights.layouts.rules import BY_HEAD, QKV_BIAS, QKV_WEIGHT, Layout, rules
 
-_FUSED = {
-    **BLOCK,
-    "attn.c_attn.weight": ("self_attn.qkv_proj.weight", "i (n p d)"),
-    "attn.c_attn.bias": ("self_attn.qkv_proj.bias", "(n p d)"),
-}
+_FUSED = block(
+    {
+        QKV_WEIGHT: ("self_attn.qkv_proj.weight", f"i {BY_HEAD}"),
+        QKV_BIAS: ("self_attn.qkv_proj.bias", BY_HEAD),
+    }
+)
 
 
 def _without_chunk(name: str) -> str:

@@ -1,26 +1,40 @@
-"""Hugging Face GPT-2: the canonical layout, with or without the prefix `transformer.`."""
+"""Hugging Face GPT-2: the canonical weights, q, k and v in one matrix; with or without `transformer.`."""
 
 from __future__ import annotations
 
-from gptbridge.weights.layouts.rules import CANONICAL_AXES, LORA, Layout, rules, wrapped
+from gptbridge.weights.layouts.rules import CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, Table, rules, wrapped
 
-_HEADS = ("lm_head.weight", "score.weight")  # outside the base model, so never prefixed
-_TOP = ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")
+_BLOCK: Table = {
+    "ln_1.weight": ("ln_1.weight", "i"),
+    "ln_1.bias": ("ln_1.bias", "i"),
+    QKV_WEIGHT: ("attn.c_attn.weight", f"i {CONCATENATED}"),
+    QKV_BIAS: ("attn.c_attn.bias", CONCATENATED),
+    "attn.c_proj.weight": ("attn.c_proj.weight", "(m g d) o"),
+    "attn.c_proj.bias": ("attn.c_proj.bias", "o"),
+    "ln_2.weight": ("ln_2.weight", "i"),
+    "ln_2.bias": ("ln_2.bias", "i"),
+    "mlp.c_fc.weight": ("mlp.c_fc.weight", "i f"),
+    "mlp.c_fc.bias": ("mlp.c_fc.bias", "f"),
+    "mlp.c_proj.weight": ("mlp.c_proj.weight", "f o"),
+    "mlp.c_proj.bias": ("mlp.c_proj.bias", "o"),
+}
 
 
 def _variant(dialect: str, variant: str, prefix: str) -> Layout:
-    names = [(name, order) for name, order in CANONICAL_AXES.items() if name not in LORA]
     return Layout(
         dialect,
         variant,
         rules(
             top={
-                name: (prefix + name if name in _TOP else name, order)
-                for name, order in names
-                if name in _TOP + _HEADS
+                "wte.weight": (f"{prefix}wte.weight", "v i"),
+                "wpe.weight": (f"{prefix}wpe.weight", "t i"),
+                "ln_f.weight": (f"{prefix}ln_f.weight", "i"),
+                "ln_f.bias": (f"{prefix}ln_f.bias", "i"),
+                "lm_head.weight": ("lm_head.weight", "v i"),  # outside the base model, so never prefixed
+                "score.weight": ("score.weight", "c i"),
             },
-            block={name: (name, order) for name, order in names if name not in _TOP + _HEADS},
-            blocks=prefix + "h.{}.",
+            block=_BLOCK,
+            blocks=f"{prefix}h.{{}}.",
         ),
         dropped=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # causal masks of old releases
     )

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.layouts.axes import Axes
-from gptbridge.weights.layouts.rules import CANONICAL_AXES, OPTIONAL, Layout, NativeTensor
+from gptbridge.weights.architecture import BLOCK, TOP, layer_of, shifted
+from gptbridge.weights.layouts.rules import Layout, NativeTensor
+from gptbridge.weights.layouts.stored import StoredAxes
 
-_LAYER = re.compile(r"h\.(\d+)\.(.+)")
-_NEEDED = [name for name in CANONICAL_AXES if name not in OPTIONAL]
-_BLOCK = [name for name in _NEEDED if name.startswith(("ln_1", "ln_2", "attn", "mlp"))]
 RANKS_HINT = "If this is one of several ranks, give the folder of them all"
-_TOP = [name for name in _NEEDED if name not in _BLOCK]
-
 
 Stages = Sequence[Collection[str]]  # the tensor names of each pipeline stage
 
@@ -28,7 +23,7 @@ class Match:
     natives: Mapping[tuple[int, str], NativeTensor]  # by stage and the name in its file
     dropped: tuple[str, ...]
     unknown: tuple[str, ...]
-    missing: tuple[str, ...]  # canonical weights without a tensor, q, k and v told apart
+    missing: tuple[str, ...]  # tensors that are not there
     num_layers: int
 
     @property
@@ -49,25 +44,26 @@ class _Read:
 
 def _read(layout: Layout, stages: Stages) -> _Read:
     read = _Read()
-    held: dict[tuple[str, int | None], int] = {}  # the stage of each part
+    held: dict[tuple[str, ...], int] = {}  # the stage of each tensor, by the weights in it
     for stage, names in enumerate(stages):
         first = read.num_layers if layout.layers_count_from_stage else 0
-        seen: set[tuple[str, int | None]] = set()
+        seen: set[tuple[str, ...]] = set()
         for name in names:
             native = layout.find(name)
             if native is None:
                 read.strange.append(name)
                 continue
-            if layer := _LAYER.fullmatch(native.canonical):
-                number = int(layer.group(1)) + first
-                native = replace(native, canonical=f"h.{number}.{layer.group(2)}")
-                read.num_layers = max(read.num_layers, number + 1)
-            if held.setdefault((native.canonical, native.part), stage) != stage:
+            layer = layer_of(native.canonicals[0])
+            if layer is not None:
+                if first:
+                    native = replace(native, canonicals=tuple(shifted(n, first) for n in native.canonicals))
+                read.num_layers = max(read.num_layers, layer + first + 1)
+            if held.setdefault(native.canonicals, stage) != stage:
                 continue  # later stages may repeat the embedding
-            if (native.canonical, native.part) in seen:
+            if native.canonicals in seen:
                 read.doubled.append(name)
                 continue
-            seen.add((native.canonical, native.part))
+            seen.add(native.canonicals)
             read.natives[stage, name] = native
     return read
 
@@ -75,12 +71,14 @@ def _read(layout: Layout, stages: Stages) -> _Read:
 def _match(layout: Layout, read: _Read, stages: Stages) -> Match:
     count = read.num_layers
     names = sum(len(stage) for stage in stages)
-    held = {(native.canonical, native.part) for native in read.natives.values()}
-    expected = [*_TOP, *(f"h.{n}.{name}" for n in range(min(count, names + 1)) for name in _BLOCK)]
+    held = {native.canonicals for native in read.natives.values()}
+    expected = [*TOP, *(f"h.{n}.{name}" for n in range(min(count, names + 1)) for name in BLOCK)]
+    # Where each stage numbers its layers from 0, a file's name would tell of another layer.
+    by_stage = layout.layers_count_from_stage and len(stages) > 1
     missing = [
-        native.canonical if native.part is None else f"{'qkv'[native.part]} of {native.canonical}"
+        native.canonicals[0] if by_stage else native.name
         for native in layout.natives(expected, count)
-        if (native.canonical, native.part) not in held
+        if native.canonicals not in held
     ]
     dropped = dict.fromkeys(name for name in read.strange if layout.is_dropped(name))
     unknown = (*(name for name in read.strange if name not in dropped), *read.doubled)
@@ -113,7 +111,7 @@ def require_whole(match: Match, where: object) -> Match:
 
 
 def solve_sizes(
-    tensors: Sequence[tuple[str, Axes, tuple[int, ...]]], known: Mapping[str, int], where: object
+    tensors: Sequence[tuple[str, StoredAxes, tuple[int, ...]]], known: Mapping[str, int], where: object
 ) -> dict[str, int]:
     """Return the size of every letter that the shapes of (name, axes, shape) settle.
 
@@ -123,20 +121,20 @@ def solve_sizes(
     sizes = dict(known)
     source = dict.fromkeys(known, "the configuration")
     for name, layout, shape in tensors:
-        if len(shape) != len(layout.groups):
+        if len(shape) != layout.num_dims:
             raise BadInput(
-                f"{printable(name)} has shape {shape}, not {len(layout.groups)} dimensions", where=where
+                f"{printable(name)} has shape {shape}, not {layout.num_dims} dimensions", where=where
             )
-        for group, length in zip(layout.groups, shape, strict=True):
+        for letter, length in zip(layout.alone, shape, strict=True):
             if length < 1:
                 raise BadInput(f"{printable(name)} has shape {shape}", where=where)
-            if len(group) > 1:
+            if letter is None:
                 continue
-            if sizes.setdefault(group, length) != length:
+            if sizes.setdefault(letter, length) != length:
                 raise BadInput(
                     f"{printable(name)} has shape {shape}, "
-                    f"but {source[group]} says {sizes[group]}, not {length}",
+                    f"but {source[letter]} says {sizes[letter]}, not {length}",
                     where=where,
                 )
-            source.setdefault(group, printable(name))
+            source.setdefault(letter, printable(name))
     return sizes

@@ -10,10 +10,19 @@ from __future__ import annotations
 import re
 from itertools import product
 
-from gptbridge.weights.layouts.rules import Layout, Table, rules, wrapped
+from gptbridge.weights.layouts.rules import (
+    BY_HEAD,
+    CONCATENATED,
+    QKV_BIAS,
+    QKV_WEIGHT,
+    Layout,
+    Table,
+    rules,
+    wrapped,
+)
 
 _GELU = ("gelu_tanh", "gelu_erf")  # one switch chooses between them
-QKV_ROWS = {0: "(p n d)", 1: "(n d p)", 2: "(n p d)", 3: "(n p d)"}
+QKV_ROWS = {0: CONCATENATED, 1: "(m d (q:g | k: | v:))", 2: BY_HEAD, 3: BY_HEAD}
 _BUFFERS = (
     r".*\._extra_state",
     r".*\.rotary_emb\.inv_freq",
@@ -52,9 +61,9 @@ def _block(attention: str, norm: str, rows: str) -> Table:
     return {
         "ln_1.weight": (f"input_{norm}.weight", "i"),
         "ln_1.bias": (f"input_{norm}.bias", "i"),
-        "attn.c_attn.weight": (f"{attention}.query_key_value.weight", f"{rows} i"),
-        "attn.c_attn.bias": (f"{attention}.query_key_value.bias", rows),
-        "attn.c_proj.weight": (f"{attention}.dense.weight", "o (n d)"),
+        QKV_WEIGHT: (f"{attention}.query_key_value.weight", f"{rows} i"),
+        QKV_BIAS: (f"{attention}.query_key_value.bias", rows),
+        "attn.c_proj.weight": (f"{attention}.dense.weight", "o (m g d)"),
         "attn.c_proj.bias": (f"{attention}.dense.bias", "o"),
         "ln_2.weight": (f"post_attention_{norm}.weight", "i"),
         "ln_2.bias": (f"post_attention_{norm}.bias", "i"),
@@ -112,9 +121,9 @@ def _core(prefix: str, fused_norms: bool) -> Layout:
             block={
                 "ln_1.weight": (f"{ln_1}weight", "i"),
                 "ln_1.bias": (f"{ln_1}bias", "i"),
-                "attn.c_attn.weight": ("self_attention.linear_qkv.weight", "(n p d) i"),
-                "attn.c_attn.bias": ("self_attention.linear_qkv.bias", "(n p d)"),
-                "attn.c_proj.weight": ("self_attention.linear_proj.weight", "o (n d)"),
+                QKV_WEIGHT: ("self_attention.linear_qkv.weight", f"{BY_HEAD} i"),
+                QKV_BIAS: ("self_attention.linear_qkv.bias", BY_HEAD),
+                "attn.c_proj.weight": ("self_attention.linear_proj.weight", "o (m g d)"),
                 "attn.c_proj.bias": ("self_attention.linear_proj.bias", "o"),
                 "ln_2.weight": (f"{ln_2}weight", "i"),
                 "ln_2.bias": (f"{ln_2}bias", "i"),
@@ -145,7 +154,7 @@ def _base(variant: str, prefix: str) -> Layout:
                 "ln_f.weight": (f"{prefix}transformer.final_layernorm.weight", "i"),
                 "ln_f.bias": (f"{prefix}transformer.final_layernorm.bias", "i"),
             },
-            block=_block("attention", "layernorm", "(p n d)"),
+            block=_block("attention", "layernorm", CONCATENATED),
             blocks=f"{prefix}transformer.layers.{{}}.",
         ),
         dropped=_left_out(prefix),

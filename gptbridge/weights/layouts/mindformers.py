@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import re
 
-from gptbridge.weights.layouts.rules import Layout, rules, wrapped
+from gptbridge.weights.architecture import LORA_A, LORA_B
+from gptbridge.weights.layouts.rules import HEADS, Layout, Table, rules, wrapped
 
-_QKV = ("attention.dense1", "attention.dense2", "attention.dense3")
+# (name of the layer, the letters of its heads) of q, k and v
+_QKV = {part: (f"attention.dense{n}", HEADS[part]) for n, part in enumerate(HEADS, start=1)}
+
+
+def _lora() -> Table:
+    rows: dict[str | tuple[str, ...], tuple[str, str]] = {}
+    for part, (name, heads) in _QKV.items():
+        rows[f"attn.{part}{LORA_A}"] = (f"{name}.mindpet_delta_lora_a", "r i")
+        rows[f"attn.{part}{LORA_B}"] = (f"{name}.mindpet_delta_lora_b", f"({heads}) r")
+    return rows
 
 
 def _variant(name: str, prefix: str) -> Layout:
@@ -29,11 +39,13 @@ def _variant(name: str, prefix: str) -> Layout:
             block={
                 "ln_1.weight": ("layernorm1.gamma", "i"),
                 "ln_1.bias": ("layernorm1.beta", "i"),
-                "attn.c_attn.weight": (tuple(f"{name}.weight" for name in _QKV), "(n d) i"),
-                "attn.c_attn.bias": (tuple(f"{name}.bias" for name in _QKV), "(n d)"),
-                "attn.c_attn.lora_a": (tuple(f"{name}.mindpet_delta_lora_a" for name in _QKV), "r i"),
-                "attn.c_attn.lora_b": (tuple(f"{name}.mindpet_delta_lora_b" for name in _QKV), "(n d) r"),
-                "attn.c_proj.weight": ("attention.projection.weight", "(n d) o"),
+                **{
+                    f"attn.{x}.weight": (f"{name}.weight", f"({heads}) i")
+                    for x, (name, heads) in _QKV.items()
+                },
+                **{f"attn.{x}.bias": (f"{name}.bias", f"({heads})") for x, (name, heads) in _QKV.items()},
+                **_lora(),
+                "attn.c_proj.weight": ("attention.projection.weight", "(m g d) o"),
                 "attn.c_proj.bias": ("attention.projection.bias", "o"),
                 "ln_2.weight": ("layernorm2.gamma", "i"),
                 "ln_2.bias": ("layernorm2.beta", "i"),
@@ -51,7 +63,7 @@ def _variant(name: str, prefix: str) -> Layout:
         ),
         # The head is the first stage's table once more. Each tensor rank has it whole (vocab_emb_dp).
         repeated_in_last_stage=(("wte.weight", f"{prefix}embedding.word_embedding.embedding_table"),),
-        cut="nf",
+        cut="mf",
     )
 
 

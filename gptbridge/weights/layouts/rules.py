@@ -1,4 +1,4 @@
-"""A dialect's layout as data: one two-way rule for each kind of canonical weight."""
+"""A dialect's layout as data: one two-way rule for each kind of tensor."""
 
 from __future__ import annotations
 
@@ -7,68 +7,40 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from gptbridge.weights.layouts.axes import CUT, Axes, axes
+from gptbridge.weights.architecture import layer_of
+from gptbridge.weights.layouts.axes import CUT
+from gptbridge.weights.layouts.stored import StoredAxes, stored_axes
 
-# The canonical layout (Hugging Face GPT-2's), by name without `h.N.`.
-CANONICAL_AXES: dict[str, str] = {
-    "wte.weight": "v i",
-    "wpe.weight": "t i",
-    "ln_1.weight": "i",
-    "ln_1.bias": "i",
-    "attn.c_attn.weight": "i (p n d)",
-    "attn.c_attn.bias": "(p n d)",
-    "attn.c_proj.weight": "(n d) o",
-    "attn.c_proj.bias": "o",
-    "ln_2.weight": "i",
-    "ln_2.bias": "i",
-    "mlp.c_fc.weight": "i f",
-    "mlp.c_fc.bias": "f",
-    "mlp.c_proj.weight": "f o",
-    "mlp.c_proj.bias": "o",
-    "ln_f.weight": "i",
-    "ln_f.bias": "i",
-    "lm_head.weight": "v i",
-    "score.weight": "c i",
-    # LoRA of q, k and v: W + scaling * (A^T B^T), for each of the three that has one.
-    "attn.c_attn.lora_a": "p r i",
-    "attn.c_attn.lora_b": "p (n d) r",
-}
-LORA_A, LORA_B = LORA = ("attn.c_attn.lora_a", "attn.c_attn.lora_b")
-OPTIONAL = ("lm_head.weight", "score.weight", *LORA)  # absent from most checkpoints
+# What a head has of q, k and v: m key/value heads, with g query heads each.
+HEADS = {"q": "m g d", "k": "m d", "v": "m d"}
+# How the three lie in one tensor: one after the other, or all of a group of heads together.
+CONCATENATED = "(q:m g d | k:m d | v:m d)"
+BY_HEAD = "(m (q:g d | k:d | v:d))"
+QKV_WEIGHT = tuple(f"attn.{part}.weight" for part in HEADS)
+QKV_BIAS = tuple(f"attn.{part}.bias" for part in HEADS)
 _LAYER = re.compile(r"^h\.(\d+)\.")
 _NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,3})(?![^.])")  # the first part of a name that is a number
 
 
-def canonical_axes(name: str) -> Axes:
-    """Return the axes of a canonical weight, such as `h.3.attn.c_attn.weight`."""
-    return axes(CANONICAL_AXES[_LAYER.sub("", name)])
-
-
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Where a dialect keeps one kind of canonical weight.
+    """Where a dialect keeps one kind of weight, or several that it joins in one tensor.
 
-    With three native names, q, k and v are stored apart and `axes` describes each of them.
+    `canonical` names the parts of `axes`, in their order.
     """
 
-    canonical: str  # "h.{}.attn.c_attn.weight"; {} stands for the layer number
-    native: tuple[str, ...]
-    axes: Axes
+    canonical: tuple[str, ...]  # "h.{}.attn.q.weight", ...; {} stands for the layer number
+    native: str
+    axes: StoredAxes
 
 
 @dataclass(frozen=True, slots=True)
 class NativeTensor:
-    """One tensor of a dialect and what it holds of which canonical weight."""
+    """One tensor of a dialect, and the canonical weights that it holds, in the order of its parts."""
 
     name: str
-    canonical: str
-    axes: Axes
-    part: int | None  # 0, 1, 2 for q, k, v stored apart; None for the whole weight
-
-    @property
-    def box_axes(self) -> Axes:
-        """The axes with `p` in front for q, k or v stored apart, as a box of the whole weight needs."""
-        return self.axes if self.part is None else Axes(("p", *self.axes.groups))
+    canonicals: tuple[str, ...]
+    axes: StoredAxes
 
 
 @dataclass(frozen=True)
@@ -90,13 +62,14 @@ class Layout:
     )
 
     @cached_property
-    def _natives(self) -> dict[str, tuple[Rule, int | None]]:
-        """The rule and part of each native name, {} standing for its layer number."""
-        return {
-            native: (rule, part if len(rule.native) > 1 else None)
-            for rule in self.rules
-            for part, native in enumerate(rule.native)
-        }
+    def _natives(self) -> dict[str, Rule]:
+        """The rule of each native name, {} standing for its layer number."""
+        return {rule.native: rule for rule in self.rules}
+
+    @cached_property
+    def _rules(self) -> dict[str, tuple[Rule, bool]]:
+        """The rule of each canonical name, and whether the rule begins with it."""
+        return {name: (rule, not part) for rule in self.rules for part, name in enumerate(rule.canonical)}
 
     @cached_property
     def _dropped(self) -> list[re.Pattern[str]]:
@@ -108,8 +81,8 @@ class Layout:
         layer = 0 if number is None else number - self.first_layer
         if template not in self._natives or layer < 0:
             return None
-        rule, part = self._natives[template]
-        return NativeTensor(name, rule.canonical.format(layer), rule.axes, part)
+        rule = self._natives[template]
+        return NativeTensor(name, tuple(part.format(layer) for part in rule.canonical), rule.axes)
 
     def is_dropped(self, name: str) -> bool:
         """Tell whether `name` is a buffer or other tensor that is left out on purpose."""
@@ -117,15 +90,14 @@ class Layout:
         return any(pattern.fullmatch(plain) for pattern in self._dropped)
 
     def natives(self, canonical_names: Iterable[str], num_layers: int) -> Iterator[NativeTensor]:
-        """Yield the tensors to write for the given canonical weights, in their order."""
-        by_canonical = {rule.canonical: rule for rule in self.rules}
+        """Yield the tensors that hold the given canonical weights, in the order of their first ones."""
         for name in canonical_names:
-            layer = _LAYER.match(name)
-            number = self.first_layer + (int(layer.group(1)) if layer else num_layers)
-            rule = by_canonical[_LAYER.sub("h.{}.", name)]
-            apart = len(rule.native) > 1
-            for part, native in enumerate(rule.native):
-                yield NativeTensor(native.format(number), name, rule.axes, part if apart else None)
+            rule, begins = self._rules[_LAYER.sub("h.{}.", name)]
+            if begins:
+                layer = layer_of(name)
+                number = self.first_layer + (num_layers if layer is None else layer)
+                canonicals = tuple(part.format(layer) for part in rule.canonical)
+                yield NativeTensor(rule.native.format(number), canonicals, rule.axes)
 
 
 @lru_cache(1 << 16)  # a file's names are tried with every layout
@@ -143,22 +115,21 @@ def wrapped(layout: Layout, wrapper: str) -> Layout:
     return replace(layout, variant=name, plain_name=lambda name: name.removeprefix(f"{wrapper}."))
 
 
-Table = Mapping[str, tuple[str | tuple[str, ...], str]]
+Table = Mapping[str | tuple[str, ...], tuple[str, str]]
 
 
 def rules(*, top: Table, block: Table, blocks: str) -> tuple[Rule, ...]:
-    """Build rules from `canonical name: (native name or names, axes)`.
+    """Build rules from `canonical name, or those that one tensor joins: (native name, axes)`.
 
     `block` holds the weights of one layer, without `h.N.`; `blocks` is the native prefix of a
     layer, such as `transformer.h.{}.`.
     """
-    outer = [(name, native, order, "") for name, (native, order) in top.items()]
-    inner = [("h.{}." + name, native, order, blocks) for name, (native, order) in block.items()]
     return tuple(
         Rule(
-            name,
-            tuple(prefix + part for part in ((native,) if isinstance(native, str) else native)),
-            axes(order),
+            tuple(canonical + name for name in ((names,) if isinstance(names, str) else names)),
+            native + stored,
+            stored_axes(order),
         )
-        for name, native, order, prefix in (*outer, *inner)
+        for table, canonical, native in ((top, "", ""), (block, "h.{}.", blocks))
+        for names, (stored, order) in table.items()
     )

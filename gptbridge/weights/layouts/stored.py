@@ -36,6 +36,36 @@ class StoredAxes:
         """Dimensions of the stored tensor."""
         return len(self.parts[0].groups)
 
+    @property
+    def alone(self) -> list[str | None]:
+        """The letter of each dimension that is a letter by itself, None for others."""
+        joined = self.dim if len(self.parts) > 1 else None
+        return [
+            group if len(group) == 1 and number != joined else None
+            for number, group in enumerate(self.parts[0].groups)
+        ]
+
+    @property
+    def shared(self) -> str:
+        """The letters outside the join, outermost first: all of them for a tensor that is one weight."""
+        if len(self.parts) == 1:
+            return self.parts[0].letters
+        return "".join(self.parts[0].groups[: self.dim]) + self.outer
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """What decides the order of the stored bytes, however the letters are grouped."""
+        return self.shared, *(part.letters for part in self.parts)
+
+    @property
+    def cut(self) -> str | None:
+        """The letter that tensor parallelism cuts, the same for all parts."""
+        return self.parts[0].cut
+
+    def dim_of(self, letter: str) -> int:
+        """Return the dimension that `letter` lies in."""
+        return next(number for number, group in enumerate(self.parts[0].groups) if letter in group)
+
     def lengths(self, sizes: Mapping[str, int]) -> list[int]:
         """Return what each part takes of the joined dimension, within one entry of the outer letters."""
         return [math.prod(sizes[x] for x in part.groups[self.dim][len(self.outer) :]) for part in self.parts]
@@ -63,6 +93,24 @@ class StoredAxes:
         joined = array.reshape([*before, *outer, sum(lengths), *after])
         chosen = joined[(*[slice(None)] * len(before + outer), slice(start, start + lengths[number]))]
         return part.spread(chosen, sizes)
+
+    def rows(self, number: int, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """Return the row at which part `number` begins, and how many each entry of its first letter takes."""
+        inner = math.prod(sizes[x] for x in self.parts[number].groups[0][1:])
+        if len(self.parts) == 1 or self.dim > 0:
+            return 0, inner
+        lengths = self.lengths(sizes)
+        if not self.outer:
+            return sum(lengths[:number]), inner
+        return 0, math.prod(sizes[x] for x in self.outer[1:]) * sum(lengths)
+
+    def view_rows(self, rows: NDArray[Any], number: int, sizes: Mapping[str, int]) -> NDArray[Any]:
+        """Return part `number` of the stored rows that `self.rows` counts as a view, like `view`.
+
+        `sizes` has as many entries of the part's first letter as there are in `rows`.
+        """
+        alone = len(self.parts) > 1 and self.dim == 0 and not self.outer  # the rows are the part's own
+        return self.parts[number].spread(rows, sizes) if alone else self.view(rows, number, sizes)
 
 
 @cache
