@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from gptbridge.session import Device, DeviceKind, Session
+    from gptbridge.process.world import World
+    from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
     from gptbridge_specs import RunSpec
 
 hookspec = pluggy.HookspecMarker("gptbridge")
 hookimpl = pluggy.HookimplMarker("gptbridge")
 
-API_VERSION = 1  # raised when a hook or the Session protocol changes in a way that breaks a plugin
+API_VERSION = 2  # raised when a hook or a protocol of gptbridge.session changes so that plugins break
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +73,21 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
 
 
 @hookspec(firstresult=True)
-def gptbridge_open_session(spec: RunSpec, device: Device) -> Session | None:
-    """Worker: build model and optimizer on `device`. Weights are undefined until imported."""
+def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
+    """Worker: meet the other ranks of the run; without an answer this process is the only one."""
+
+
+@hookspec(firstresult=True)
+def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel | None:
+    """Worker: build the model of `spec` on `device` to be read, its weights in the type it computes in.
+
+    Weights are undefined until they are written.
+    """
+
+
+@hookspec(firstresult=True)
+def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Trainer | None:
+    """Worker: build model and optimizer on `device`. Weights are undefined until they are written."""
 
 
 @hookspec

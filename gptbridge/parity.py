@@ -19,10 +19,10 @@ from gptbridge.data.batches import open_data
 from gptbridge.errors import RunFailed, UsageError
 from gptbridge.plugins.backend import load_backend
 from gptbridge.process.worker import run_worker
-from gptbridge.rules.loss_scale import initial_state
 from gptbridge.rules.schedule import learning_rate
 from gptbridge.weights.architecture import count_parameters
 from gptbridge.weights.initial import InitialWeights
+from gptbridge.weights.shards import load
 from gptbridge_specs import RunSpec
 
 TOLERANCE = 1e-4
@@ -149,24 +149,23 @@ def measure(spec: Mapping[str, Any], backend: str, steps: int, logits_path: str)
     """Worker: write the logits of the initial weights, then train and yield each step."""
     run = RunSpec.model_validate(spec)
     with open_data(run) as data:
-        session, device = load_backend(backend).open(run)
+        trainer, device, _ = load_backend(backend).open_trainer(run)
         yield {"event": "ready", "device": device.name}
-        session.import_weights(InitialWeights(run.model, run.training.seed))
-        session.import_state(initial_state(run.precision))
+        load(trainer.shards(), InitialWeights(run.model, run.training.seed).read)
         batches = data.training(1)
         for step in range(1, min(steps, run.training.max_steps) + 1):
             batch = next(batches)
             if step == 1:
                 tokens = np.ascontiguousarray(batch.inputs[0, :_LOGITS_SAMPLES, :_LOGITS_TOKENS])
-                np.savez(logits_path, tokens=tokens, logits=session.logits(tokens))
+                np.savez(logits_path, tokens=tokens, logits=trainer.logits(tokens))
             started = time.perf_counter()
             rate = learning_rate(run.schedule, run.training.max_steps, step)
             if batch.loss_tokens:
-                result = session.step(batch, rate)
+                result = trainer.step(batch, rate)
                 seconds = time.perf_counter() - started
                 facts = {"loss": result.loss, "grad_norm": result.grad_norm, "seconds": seconds}
                 yield {"event": "step", "step": step, **facts}
-        session.close()
+        trainer.close()
 
 
 def compare(

@@ -1,8 +1,8 @@
-"""What a backend hands to the core: one rank's model and optimizer. NumPy crosses this boundary."""
+"""What a backend hands to the core: one rank's model, and its optimizer. NumPy crosses this boundary."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -10,10 +10,12 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-DeviceKind = Literal["cpu", "gpu", "ascend"]
+    from gptbridge.weights.layouts.axes import Axes
 
-EXP_AVG = ".exp_avg"
-EXP_AVG_SQ = ".exp_avg_sq"
+DeviceKind = Literal["cpu", "gpu", "ascend"]
+Kind = Literal["weight", "gradient", "exp_avg", "exp_avg_sq"]
+
+MOMENTS: tuple[Kind, ...] = ("exp_avg", "exp_avg_sq")  # AdamW's, of each trained weight
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,26 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
+class Shard:
+    """What this rank holds of one tensor of the model: a weight, its gradient or a moment of it.
+
+    `read` and `write` carry float32 arrays in the canonical shape of `box` (`axes`, sizes of the box).
+    """
+
+    name: str  # canonical, from gptbridge.weights.architecture
+    axes: Axes
+    box: Mapping[str, tuple[int, int]]  # letter of `axes` -> [start, stop) within the whole tensor
+    owned: bool  # of the ranks that hold this box, the one that saves it and counts it in norms
+    read: Callable[[], NDArray[np.float32]]
+    write: Callable[[NDArray[np.float32]], None]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The canonical shape of the box."""
+        return self.axes.shape({letter: stop - start for letter, (start, stop) in self.box.items()})
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One rank's share of one optimizer step: A micro-batches of B samples of T tokens.
 
@@ -33,16 +55,16 @@ class Batch:
     where `loss_tokens` counts the unmasked tokens of the global batch, over all ranks.
     """
 
-    step: int  # 1 is the first update; keys the dropout streams
     inputs: NDArray[np.int32]  # (A, B, T)
     labels: NDArray[np.int32]  # (A, B, T)
     loss_mask: NDArray[np.bool_]  # (A, B, T), True where the label counts
     loss_tokens: int
+    dropout_seeds: tuple[int, ...]  # A seeds below 2^63: a micro-batch's dropout depends on its own alone
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step did."""
+    """What one optimizer step did, over all ranks."""
 
     loss: float
     grad_norm: float  # global L2 norm before clipping
@@ -51,7 +73,7 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionState:
+class TrainerState:
     """The few numbers beside weights and moments that a run needs to continue on any backend."""
 
     updates: int = 0  # optimizer updates applied: AdamW's bias correction counts them
@@ -60,43 +82,67 @@ class SessionState:
 
 
 @runtime_checkable
-class Session(Protocol):
-    """One rank's model and optimizer on its device.
+class Decoder(Protocol):
+    """Rows of tokens that grow, with the keys and values of what was fed kept between calls."""
 
-    Weights carry canonical names and layout (`gptbridge.weights.canonical`) and are float32.
-    Dropout of a step depends on (seed, batch.step, micro-batch) alone, so that a resumed run
-    repeats the uninterrupted one bit for bit.
-    """
+    def feed(self, tokens: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Append to each of R rows the first `lengths` (R,) of its `tokens` (R, T); return (R, V) logits.
 
-    def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        """Accumulate gradients over the micro-batches, clip, update once."""
+        The logits are those after a row's last token; a row of length 0 has any. ValueError where a row
+        outgrows the decoder's capacity.
+        """
 
-    def gradients(self, batch: Batch) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield the gradient of the step's loss for each weight, unclipped; change nothing."""
+    def keep(self, rows: NDArray[np.int32]) -> None:
+        """Make row n what row `rows[n]` was; -1 begins an empty row. Rows that are not named are dropped."""
 
-    def token_losses(self, inputs: NDArray[np.int32], labels: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Return the (B, T) negative log likelihood of each label, without dropout."""
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """One rank's model on its device, without an optimizer."""
+
+    def shards(self, kind: Kind = "weight") -> Sequence[Shard]:
+        """Return what this rank holds of each tensor of `kind`, in the order of the architecture table.
+
+        A model has weights alone. A trainer has moments unless it is SGD, and gradients after
+        `accumulate`.
+        """
+
+    def token_losses(
+        self,
+        inputs: NDArray[np.int32],
+        labels: NDArray[np.int32],
+        at: NDArray[np.int32] | None = None,
+    ) -> NDArray[np.float32]:
+        """Return the negative log likelihood of each of (B, T) `labels`, without dropout.
+
+        With positions `at` (B, K) of the (B, T) inputs, `labels` and the result are (B, K).
+        """
 
     def logits(self, tokens: NDArray[np.int32], at: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Return (B, T, V) logits of (B, T) tokens without dropout; (B, K, V) at positions `at` (B, K)."""
 
-    def export_weights(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield every weight, one at a time, in canonical order."""
+    def decoder(self, rows: int, capacity: int) -> Decoder:
+        """Return a decoder of `rows` empty rows that hold at most `capacity` tokens each.
 
-    def import_weights(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
-        """Load every weight; KeyError for an absent or unknown name, ValueError for a wrong shape."""
-
-    def export_optimizer(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield `NAME.exp_avg` and `NAME.exp_avg_sq` of each weight, in canonical order; nothing for SGD."""
-
-    def import_optimizer(self, moments: Mapping[str, NDArray[np.float32]]) -> None:
-        """Load every moment, under the same rules as `import_weights`."""
-
-    def export_state(self) -> SessionState:
-        """Return the numbers that `import_state` needs to continue."""
-
-    def import_state(self, state: SessionState) -> None:
-        """Continue from `state`."""
+        `capacity` is at most the model's positions. It reads the weights as they are at each call.
+        """
 
     def close(self) -> None:
         """Free the device."""
+
+
+@runtime_checkable
+class Trainer(LanguageModel, Protocol):
+    """A model with its optimizer.
+
+    Dropout of a micro-batch depends on its seed in the batch alone, so that a resumed run repeats the
+    uninterrupted one bit for bit.
+    """
+
+    state: TrainerState
+
+    def step(self, batch: Batch, learning_rate: float) -> StepResult:
+        """Accumulate gradients over the micro-batches, clip, update once."""
+
+    def accumulate(self, batch: Batch) -> None:
+        """Leave the gradient of the step's loss, unclipped, in `shards("gradient")`; change nothing else."""

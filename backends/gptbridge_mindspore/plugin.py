@@ -10,7 +10,8 @@ from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, proble
 from gptbridge_mindspore import parallel
 
 if TYPE_CHECKING:
-    from gptbridge.session import Device, DeviceKind, Session
+    from gptbridge.process.world import World
+    from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
     from gptbridge_specs import RunSpec
 
 INFO = BackendInfo(
@@ -68,8 +69,16 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
 
 
 @hookimpl
-def gptbridge_open_session(spec: RunSpec, device: Device) -> Session:
-    """Build model and optimizer on `device`."""
-    from gptbridge_mindspore.session import MindSporeSession
+def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
+    """Build the model on `device`, to be read."""
+    from gptbridge_mindspore.session import MindSporeModel
 
-    return MindSporeSession(spec, device)
+    return MindSporeModel(spec, device)
+
+
+@hookimpl
+def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Trainer:
+    """Build model and optimizer on `device`."""
+    from gptbridge_mindspore.session import MindSporeTrainer
+
+    return MindSporeTrainer(spec, device)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gptbridge.rules import loss_scale
 from gptbridge.rules.dropout import dropout_seed
-from gptbridge.session import Batch, Device, SessionState, StepResult
+from gptbridge.session import Batch, Device, TrainerState, StepResult
 from gptbridge_mindspore.dropout import DropoutMasks
 from gptbridge_mindspore.loss import add_gradients
 from gptbridge_mindspore.model import GPT
@@ -98,11 +98,11 @@ class MindSporeSession:
         """Load every moment, under the same rules as `import_weights`."""
         import_tensors(self._optimizer.moments, moments)
 
-    def export_state(self) -> SessionState:
+    def export_state(self) -> TrainerState:
         """Return the numbers that `import_state` needs to continue."""
         return self._state
 
-    def import_state(self, state: SessionState) -> None:
+    def import_state(self, state: TrainerState) -> None:
         """Continue from `state`."""
         self._state = loss_scale.continued(state, self._spec.precision)
 

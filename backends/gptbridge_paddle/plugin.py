@@ -10,7 +10,8 @@ from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, proble
 from gptbridge_paddle import parallel
 
 if TYPE_CHECKING:
-    from gptbridge.session import Device, DeviceKind, Session
+    from gptbridge.process.world import World
+    from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
     from gptbridge_specs import RunSpec
 
 INFO = BackendInfo(
@@ -69,8 +70,16 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
 
 
 @hookimpl
-def gptbridge_open_session(spec: RunSpec, device: Device) -> Session:
-    """Build model and optimizer on `device`."""
-    from gptbridge_paddle.session import PaddleSession
+def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
+    """Build the model on `device`, to be read."""
+    from gptbridge_paddle.session import PaddleModel
 
-    return PaddleSession(spec, device)
+    return PaddleModel(spec, device)
+
+
+@hookimpl
+def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Trainer:
+    """Build model and optimizer on `device`."""
+    from gptbridge_paddle.session import PaddleTrainer
+
+    return PaddleTrainer(spec, device)

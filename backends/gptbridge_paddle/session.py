@@ -13,7 +13,7 @@ from paddle import Tensor
 
 from gptbridge.rules import loss_scale
 from gptbridge.rules.dropout import dropout_seed
-from gptbridge.session import Batch, Device, SessionState, StepResult
+from gptbridge.session import Batch, Device, TrainerState, StepResult
 from gptbridge_paddle.loss import linear_cross_entropy, token_losses
 from gptbridge_paddle.model import GPT
 from gptbridge_paddle.optimizer import Optimizer
@@ -85,11 +85,11 @@ class PaddleSession:
         """Load every moment, under the same rules as `import_weights`."""
         self._weights.load(self._optimizer.moments, moments)
 
-    def export_state(self) -> SessionState:
+    def export_state(self) -> TrainerState:
         """Return the numbers that `import_state` needs to continue."""
         return self._state
 
-    def import_state(self, state: SessionState) -> None:
+    def import_state(self, state: TrainerState) -> None:
         """Continue from `state`."""
         self._state = loss_scale.continued(state, self._spec.precision)
         self._optimizer.set_updates(state.updates)

@@ -7,56 +7,58 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gptbridge.session import EXP_AVG, EXP_AVG_SQ
+from gptbridge.session import MOMENTS, Kind
 from gptbridge_specs.run import OptimizerSpec
-
-MOMENTS = {EXP_AVG: "exp_avg", EXP_AVG_SQ: "exp_avg_sq"}  # suffix of the canonical name: torch's own
 
 
 class Optimizer:
     """AdamW or SGD over the parameters of a model, with global norm clipping.
 
-    SGD's weight decay in torch is added to the gradient, which without momentum is the decoupled rule.
+    `decays` are the decoupled weight decays by the parameters' names. SGD's weight decay in torch is added
+    to the gradient, which without momentum is the decoupled rule.
     """
 
-    def __init__(self, spec: OptimizerSpec, parameters: list[nn.Parameter]) -> None:
+    def __init__(
+        self, spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter], decays: Mapping[str, float]
+    ) -> None:
         self._spec = spec
         self._parameters = parameters
-        decayed = [p for p in parameters if spec.decay == "all" or p.dim() > 1]
-        others = [p for p in parameters if spec.decay != "all" and p.dim() <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": spec.weight_decay},
-            {"params": others, "weight_decay": 0.0},
+        groups: list[dict[str, object]] = [
+            {
+                "params": [parameters[name] for name in parameters if decays[name] == decay],
+                "weight_decay": decay,
+            }
+            for decay in sorted(set(decays.values()), reverse=True)
         ]
-        self._rule = _rule(spec, [group for group in groups if group["params"]])
+        self._rule = _rule(spec, groups)
+        self._updates = 0
 
     def clip(self) -> Tensor:
         """Scale the gradients to the largest norm that the spec allows; return their norm before.
 
         Not by torch's clip_grad_norm_, whose limit is 1e-6 lower than the other backends'.
         """
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if self._spec.clip_grad_norm is not None:
             torch._foreach_mul_(gradients, (self._spec.clip_grad_norm / norm).clamp(max=1.0))
         return norm
 
-    def update(self, learning_rate: float) -> None:
-        """Change the parameters by their gradients."""
+    def update(self, learning_rate: float, count: int) -> None:
+        """Change the parameters by their gradients; AdamW's bias correction goes by `count`."""
+        if self._updates != count - 1:
+            for state in self._rule.state.values():
+                if "step" in state:
+                    state["step"].fill_(count - 1)
         for group in self._rule.param_groups:
             group["lr"] = learning_rate
         self._rule.step()
+        self._updates = count
 
-    def moments(self, parameter: nn.Parameter) -> Mapping[str, Tensor]:
-        """Return the moments of one parameter by the suffix of their names; none for SGD."""
-        state = self._rule.state[parameter]
-        return {suffix: state[name] for suffix, name in MOMENTS.items() if name in state}
-
-    def set_updates(self, updates: int) -> None:
-        """Say how many updates came before: AdamW's bias correction counts them, SGD has none."""
-        for state in self._rule.state.values():
-            if "step" in state:
-                state["step"].fill_(updates)
+    def moments(self, kind: Kind) -> dict[str, Tensor]:
+        """Return the moments of `kind` by the parameters' names; none for SGD."""
+        states = {name: self._rule.state[parameter] for name, parameter in self._parameters.items()}
+        return {name: state[kind] for name, state in states.items() if kind in state}
 
 
 def _rule(spec: OptimizerSpec, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
@@ -66,9 +68,9 @@ def _rule(spec: OptimizerSpec, groups: list[dict[str, object]]) -> torch.optim.O
     rule = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=spec.epsilon, fused=True)
     for group in rule.param_groups:
         for parameter in group["params"]:
-            # As torch would at the first update; here they can be exported and imported before it.
+            # As torch would at the first update; here they can be saved and loaded before it.
             rule.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                **{name: torch.zeros_like(parameter, requires_grad=False) for name in MOMENTS.values()},
+                **{kind: torch.zeros_like(parameter, requires_grad=False) for kind in MOMENTS},
             }
     return rule

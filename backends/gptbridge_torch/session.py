@@ -1,146 +1,121 @@
-"""One device's model and optimizer in torch, behind the Session protocol."""
+"""One device's model in torch, and its optimizer, behind the protocols of `gptbridge.session`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from gptbridge.rules import loss_scale
-from gptbridge.rules.dropout import dropout_seed
-from gptbridge.session import Batch, Device, SessionState, StepResult
+from gptbridge.rules.stepping import Stepper
+from gptbridge.session import Device, Kind, Shard
+from gptbridge.weights.shards import decay_of_tensors, shards_of
 from gptbridge_specs import RunSpec
+from gptbridge_torch.cache import Cache
 from gptbridge_torch.hardware import read_back
 from gptbridge_torch.loss import linear_cross_entropy, token_losses
-from gptbridge_torch.model import GPT
+from gptbridge_torch.model import GPT, LAYOUT
 from gptbridge_torch.optimizer import Optimizer
-from gptbridge_torch.weights import Weights
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # fp16 ends at 65504, which the residual stream of a deep model can pass.
 STREAM = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float32}
 
 
-class TorchSession:
-    """A `gptbridge.session.Session`. Parameters are fp32; lower precision happens in autocast regions."""
+class TorchMemory:
+    """How torch's tensors are reached from the host: a `gptbridge.weights.shards.Memory`."""
 
-    def __init__(self, spec: RunSpec, device: Device) -> None:
+    def download(self, tensor: Tensor) -> NDArray[np.float32]:
+        """Return the tensor as float32; on a CPU it shares the memory of an fp32 tensor."""
+        return tensor.detach().float().cpu().numpy()
+
+    def upload(self, tensor: Tensor, array: NDArray[np.float32]) -> None:
+        """Fill the tensor from a float32 array of its shape."""
+        tensor.detach().copy_(torch.from_numpy(array))
+
+
+class TorchModel:
+    """A `gptbridge.session.LanguageModel`: weights in the type that the model computes in.
+
+    A trainer's are fp32, and lower precision happens in autocast regions.
+    """
+
+    def __init__(self, spec: RunSpec, device: Device, *, weight_dtype: torch.dtype | None = None) -> None:
         self._spec = spec
         self._device: torch.device = device.handle
         self._dtype = COMPUTE[spec.precision.compute]
-        with torch.device("meta"):  # draws no initial weights: they are imported
-            model = GPT(spec.model, spec.training.recompute, STREAM[spec.precision.compute])
-        self._model = model.to_empty(device=self._device)
-        self._random = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
-        self._weights = Weights(spec.model, self._model)
-        self._optimizer = Optimizer(spec.optimizer, list(self._weights.table.values()))
-        compiled = spec.training.compile
-        self._loss = torch.compile(self._masked_sum, dynamic=False) if compiled else self._masked_sum
-        self._state = loss_scale.initial_state(spec.precision)
+        layers = range(spec.model.num_layers)
+        stream = STREAM[spec.precision.compute]
+        with torch.device("meta"):  # draws no initial weights: they are written
+            model = GPT(
+                spec.model,
+                layers,
+                first=True,
+                last=True,
+                recompute=spec.training.recompute,
+                stream_dtype=stream,
+            )
+        self._model = model.to_empty(device=self._device).to(weight_dtype or self._dtype)
 
-    def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        """Accumulate gradients over the micro-batches, clip, update once."""
-        scale = self._state.loss_scale
-        loss = self._accumulate(batch)
-        measured = read_back(torch.stack((loss, self._optimizer.clip())))
-        # Only an fp16 step must be seen before it is applied; otherwise the update is queued first.
-        overflowed = scale is not None and not all(map(math.isfinite, measured()))
-        if not overflowed:
-            self._optimizer.update(learning_rate)
-        self._state = loss_scale.after_step(self._state, self._spec.precision, overflowed=overflowed)
-        loss_value, grad_norm = measured()
-        return StepResult(loss_value, grad_norm, overflowed, scale)
+    def shards(self, kind: Kind = "weight") -> list[Shard]:
+        """Return what this rank holds of each tensor of `kind`."""
+        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), TorchMemory())
 
-    def gradients(self, batch: Batch) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield the gradient of the step's loss for each weight, unclipped; change nothing."""
-        self._accumulate(batch)
-        yield from self._weights.export(_gradient)
-        self._model.zero_grad()
-
-    def token_losses(self, inputs: NDArray[np.int32], labels: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Return the (B, T) negative log likelihood of each label, without dropout."""
-        hidden = self._evaluate(inputs).flatten(0, 1)
+    def token_losses(
+        self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
+    ) -> NDArray[np.float32]:
+        """Return the negative log likelihood of each of (B, T) `labels`; of (B, K) at positions `at`."""
+        hidden = self._at(self._evaluate(inputs), at).flatten(0, 1)
         losses = token_losses(hidden, self._model.head, self._to_device(labels).flatten())
         return losses.view(labels.shape).cpu().numpy()
 
     def logits(self, tokens: NDArray[np.int32], at: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
-        """Return (B, T, V) logits of (B, T) tokens without dropout; (B, K, V) at positions `at` (B, K)."""
-        hidden = self._evaluate(tokens)
-        if at is not None:
-            hidden = hidden.take_along_dim(self._to_device(at)[:, :, None], 1)
-        with torch.inference_mode():
-            return (hidden @ self._model.head.to(hidden.dtype).t()).float().cpu().numpy()
+        """Return (B, T, V) logits of (B, T) tokens; (B, K, V) at positions `at` (B, K)."""
+        return self._project(self._at(self._evaluate(tokens), at))
 
-    def export_weights(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield every weight, one at a time, in canonical order."""
-        return self._weights.export(_weight)
+    def decoder(self, rows: int, capacity: int) -> TorchDecoder:
+        """Return a decoder of `rows` empty rows of at most `capacity` tokens."""
+        return TorchDecoder(self, Cache(self._spec.model, rows, capacity, self._dtype, self._device))
 
-    def import_weights(self, weights: Mapping[str, NDArray[np.float32]]) -> None:
-        """Load every weight; KeyError for an absent or unknown name, ValueError for a wrong shape."""
-        self._weights.load(_weight, weights)
-
-    def export_optimizer(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        """Yield `NAME.exp_avg` and `NAME.exp_avg_sq` of every weight; nothing for SGD."""
-        return self._weights.export(self._optimizer.moments)
-
-    def import_optimizer(self, moments: Mapping[str, NDArray[np.float32]]) -> None:
-        """Load every moment, under the same rules as `import_weights`."""
-        self._weights.load(self._optimizer.moments, moments)
-
-    def export_state(self) -> SessionState:
-        """Return the numbers that `import_state` needs to continue."""
-        return self._state
-
-    def import_state(self, state: SessionState) -> None:
-        """Continue from `state`."""
-        self._state = loss_scale.continued(state, self._spec.precision)
-        self._optimizer.set_updates(state.updates)
+    def decode(self, tokens: NDArray[np.int32], cache: Cache) -> NDArray[np.float32]:
+        """Return (R, V) logits after the last of the (R, T) `tokens` that `cache` was prepared for."""
+        hidden = self._evaluate(tokens, cache)
+        return self._project(hidden.take_along_dim(cache.last[:, None, None], 1)[:, 0])
 
     def close(self) -> None:
         """Free the device."""
-        del self._model, self._weights, self._optimizer, self._loss
+        del self._model
         if self._device.type != "cpu":
             torch.get_device_module(self._device).empty_cache()
 
-    def _accumulate(self, batch: Batch) -> Tensor:
-        """Leave the gradient of the step's loss in the parameters; return the loss, still on the device."""
-        self._model.train()
-        self._model.zero_grad()
-        inputs, mask = self._to_device(batch.inputs), self._to_device(batch.loss_mask)
-        labels = self._to_device(np.where(batch.loss_mask, batch.labels, 0))
-        scale = self._state.loss_scale or 1.0
-        total = torch.zeros((), device=self._device)
-        for n in range(len(inputs)):
-            if self._random:
-                torch.manual_seed(dropout_seed(self._spec.training.seed, batch.step, n))
-            loss = self._loss(inputs[n], labels[n], mask[n])
-            torch.autograd.backward(loss * (scale / batch.loss_tokens))
-            total += loss.detach()
-        if scale != 1.0:
-            torch._foreach_mul_([p.grad for p in self._model.parameters() if p.grad is not None], 1 / scale)
-        return total / batch.loss_tokens
+    def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
+        return dict(self._model.named_parameters()) if kind == "weight" else {}
 
-    def _masked_sum(self, inputs: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """Return the sum of the unmasked tokens' negative log likelihood; all arguments (B, T)."""
-        hidden = self._hidden(inputs).flatten(0, 1)
-        return linear_cross_entropy(
-            hidden, self._model.head, labels.flatten(), mask.flatten().to(hidden.dtype)
-        )
-
-    def _evaluate(self, tokens: NDArray[np.int32]) -> Tensor:
+    def _evaluate(self, tokens: NDArray[np.int32], cache: Cache | None = None) -> Tensor:
         """Return the final hidden states of (B, T) tokens without dropout and without a graph."""
         self._model.eval()
         with torch.inference_mode():
-            return self._hidden(self._to_device(tokens))
+            return self._hidden(self._to_device(tokens), cache)
 
-    def _hidden(self, tokens: Tensor) -> Tensor:
+    def _hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Return the final hidden states (B, T, H) in the compute type."""
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            return self._model(tokens).to(self._dtype)  # type: ignore[no-any-return]
+        with self._autocast():
+            hidden = self._model(tokens, cache.positions if cache else None, cache)
+            return hidden.to(self._dtype)  # type: ignore[no-any-return]
+
+    def _autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+
+    def _at(self, hidden: Tensor, at: NDArray[np.int32] | None) -> Tensor:
+        """Return the hidden states (B, K, H) at positions `at` (B, K); all of them for None."""
+        return hidden if at is None else hidden.take_along_dim(self._to_device(at)[:, :, None], 1)
+
+    @torch.inference_mode()
+    def _project(self, hidden: Tensor) -> NDArray[np.float32]:
+        return (hidden @ self._model.head.to(hidden.dtype).t()).float().cpu().numpy()
 
     def _to_device(self, array: NDArray[np.generic]) -> Tensor:
         """Return a copy on the device without waiting for it; integers become int64."""
@@ -150,9 +125,85 @@ class TorchSession:
         return copy.pin_memory().to(self._device, non_blocking=True)
 
 
-def _weight(parameter: nn.Parameter) -> dict[str, Tensor]:
-    return {"": parameter}
+class TorchDecoder:
+    """A `gptbridge.session.Decoder`."""
+
+    def __init__(self, model: TorchModel, cache: Cache) -> None:
+        self._model = model
+        self._cache = cache
+
+    def feed(self, tokens: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Append the first `lengths` (R,) of each row's `tokens` (R, T); return (R, V) logits."""
+        self._cache.place(lengths, tokens.shape[1])
+        return self._model.decode(tokens, self._cache)
+
+    def keep(self, rows: NDArray[np.int32]) -> None:
+        """Make row n what row `rows[n]` was; -1 begins an empty row."""
+        self._cache.keep(rows)
 
 
-def _gradient(parameter: nn.Parameter) -> dict[str, Tensor]:
-    return {} if parameter.grad is None else {"": parameter.grad}
+class TorchTrainer(TorchModel, Stepper[Tensor]):
+    """A `gptbridge.session.Trainer`."""
+
+    def __init__(self, spec: RunSpec, device: Device) -> None:
+        TorchModel.__init__(self, spec, device, weight_dtype=torch.float32)
+        Stepper.__init__(self, spec)
+        self._random = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
+        parameters = dict(self._model.named_parameters())
+        decays = decay_of_tensors(spec.model, LAYOUT, parameters, spec.optimizer)
+        self._optimizer = Optimizer(spec.optimizer, parameters, decays)
+        compiled = spec.training.compile
+        self._loss = torch.compile(self._masked_sum, dynamic=False) if compiled else self._masked_sum
+
+    def clear_gradients(self) -> None:
+        """Drop every gradient."""
+        self._model.zero_grad()
+
+    def backward(
+        self,
+        inputs: NDArray[np.int32],
+        labels: NDArray[np.int32],
+        mask: NDArray[np.bool_],
+        factor: float,
+        seed: int,
+    ) -> Tensor:
+        """Add the gradient of `factor` x the masked sum of losses; return that sum, still on the device."""
+        self._model.train()
+        if self._random:
+            torch.manual_seed(seed)
+        loss = self._loss(self._to_device(inputs), self._to_device(labels), self._to_device(mask))
+        torch.autograd.backward(loss * factor)
+        return loss.detach()
+
+    def scale_gradients(self, factor: float) -> None:
+        """Multiply every gradient by `factor`."""
+        torch._foreach_mul_([p.grad for p in self._model.parameters() if p.grad is not None], factor)
+
+    def clip(self) -> Tensor:
+        """Clip the gradients; return their norm before."""
+        return self._optimizer.clip()
+
+    def update(self, learning_rate: float, count: int) -> None:
+        """Change the weights by their gradients."""
+        self._optimizer.update(learning_rate, count)
+
+    def measure(self, *scalars: Tensor) -> Callable[[], list[float]]:
+        """Start to read `scalars`; return a function that waits for them."""
+        return read_back(torch.stack(scalars))
+
+    def close(self) -> None:
+        """Free the device."""
+        del self._optimizer, self._loss
+        super().close()
+
+    def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
+        if kind == "gradient":
+            return {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
+        return super()._tensors(kind) if kind == "weight" else self._optimizer.moments(kind)
+
+    def _masked_sum(self, inputs: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+        """Return the sum of the unmasked tokens' negative log likelihood; all arguments (B, T)."""
+        hidden = self._hidden(inputs).flatten(0, 1)
+        return linear_cross_entropy(
+            hidden, self._model.head, labels.flatten(), mask.flatten().to(hidden.dtype)
+        )

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import read_json, write_json
-from gptbridge.session import SessionState
+from gptbridge.session import TrainerState
 from gptbridge_specs import RunSpec
 from gptbridge_specs.base import Part
 
@@ -57,14 +57,14 @@ class TrainingState(Part):
     spec_sha256: str
     spec: RunSpec
 
-    def session_state(self) -> SessionState:
-        """Return what `Session.import_state` takes."""
+    def trainer_state(self) -> TrainerState:
+        """Return what a trainer of the run goes on from."""
         own = self.optimizer
-        return SessionState(own.updates, own.loss_scale, own.good_steps)
+        return TrainerState(own.updates, own.loss_scale, own.good_steps)
 
 
 def state_after(
-    step: int, spec: RunSpec, session: SessionState, *, backend: str, digest: str, tokenizer: str
+    step: int, spec: RunSpec, trainer: TrainerState, *, backend: str, digest: str, tokenizer: str
 ) -> TrainingState:
     """Return the state of a run of `spec` that has done `step` steps."""
     samples = step * spec.training.global_batch_size
@@ -74,7 +74,7 @@ def state_after(
         data=DataPosition(digest=digest, tokenizer=tokenizer, samples=samples),
         rng=RngState(seed=spec.training.seed, step=step),
         optimizer=OptimizerState(
-            updates=session.updates, loss_scale=session.loss_scale, good_steps=session.good_steps
+            updates=trainer.updates, loss_scale=trainer.loss_scale, good_steps=trainer.good_steps
         ),
         backend=backend,
         spec_sha256=spec_hash(spec),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, islice
 
 import numpy as np
@@ -16,6 +16,7 @@ from gptbridge.data.sampling import SPLITS, Samples, Split, split_bounds
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.data.tokens import Ids, TokenDataset, beyond, sampled_blocks
 from gptbridge.errors import UsageError
+from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import Batch
 from gptbridge_specs import RunSpec
 
@@ -35,6 +36,10 @@ class RunData:
     rank: int
     ranks: int
     thread: ThreadPoolExecutor  # one: it makes the next batch
+
+    def of_rank(self, rank: int, ranks: int) -> RunData:
+        """Return the same data for one of `ranks` replicas."""
+        return replace(self, rank=rank, ranks=ranks)
 
     @property
     def digest(self) -> str:
@@ -91,7 +96,19 @@ class RunData:
             mask &= inputs != end
             everyone = self._read(starts[counted], samples.seq_length)
             loss_tokens -= int((everyone == end).sum())
-        return Batch(step, np.ascontiguousarray(inputs), np.ascontiguousarray(labels), mask, loss_tokens)
+        return Batch(
+            np.ascontiguousarray(inputs),
+            np.ascontiguousarray(labels),
+            mask,
+            loss_tokens,
+            self._dropout_seeds(step, len(inputs)),
+        )
+
+    def _dropout_seeds(self, step: int, micro_batches: int) -> tuple[int, ...]:
+        """Return a seed for each micro-batch of a step, by its number among those of all ranks."""
+        seed = self.spec.training.seed
+        numbers = (a * self.ranks + self.rank for a in range(micro_batches))
+        return tuple(dropout_seed(seed, step, number) for number in numbers)
 
     def _share(self, size: int) -> NDArray[np.int64]:
         """Return which samples of a global batch are this rank's, (A, B)."""

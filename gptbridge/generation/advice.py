@@ -13,17 +13,18 @@ _FOR_TRAINING = ("data", "optimizer", "schedule", "checkpoint", "evaluation")
 _OF_TRAINING_HEEDED = ("device", "compile")
 
 
-def advise(spec: RunSpec, overrides: Sequence[str], contexts: Sequence[Sequence[int]]) -> list[str]:
+def advise(
+    spec: RunSpec, overrides: Sequence[str], contexts: Sequence[Sequence[int]], window: int
+) -> list[str]:
     """Return what to warn of before `contexts` are continued under `spec`, which `overrides` made."""
     warnings = []
     for override in overrides:
         if reason := _unheeded(spec, *parse_override(override)[0]):
             warnings.append(f"-o {override} changes nothing: {reason}")
-    positions = spec.model.max_position_embeddings
     for number, context in enumerate(contexts, start=1):
-        if len(context) > positions:
+        if len(context) > window:
             warnings.append(
-                f"prompt {number} has {len(context)} tokens: the model sees the last {positions} of them"
+                f"prompt {number} has {len(context)} tokens: the model sees the last {window} of them"
             )
     return warnings
 

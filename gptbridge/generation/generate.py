@@ -1,4 +1,4 @@
-"""Continue texts with a session: one token a pass, every prompt of the batch at once."""
+"""Continue texts with a model: one token a pass, every prompt of the batch at once."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from gptbridge.errors import BadInput, UsageError
 from gptbridge.generation.advice import advise
 from gptbridge.plugins.backend import load_backend
 from gptbridge.rules.decoding import next_token
-from gptbridge.session import Session
+from gptbridge.session import LanguageModel
+from gptbridge.weights.shards import load
 from gptbridge_specs import RunSpec
 from gptbridge_specs.loading import build
 from gptbridge_specs.overrides import apply_overrides
 from gptbridge_specs.run import GenerationSpec
-
-# Backends that compile do it once for each length: contexts are padded to powers of two.
-_SHORTEST = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +56,16 @@ def generate(
     spec = _spec(opened, overrides)
     tokenizer = opened.tokenizer()
     contexts = [_encoded(text, tokenizer, spec.model.vocab_size) for text in prompts]
-    for message in advise(spec, overrides, contexts):
+    window = _window(spec, opened)
+    for message in advise(spec, overrides, contexts, window):
         warn(message)
-    session, _ = plugin.open(spec)
-    with closing(session):
-        session.import_weights(opened.weights)
+    with closing(plugin.open_model(spec)) as model:
+        load(model.shards(), opened.read_weight)
         written = continue_tokens(
-            session,
+            model,
             contexts,
             spec.generation,
-            max_positions=spec.model.max_position_embeddings,
+            window=window,
             vocab_size=min(tokenizer.vocab_size, spec.model.vocab_size),
             end_of_text=tokenizer.end_of_text,
         )
@@ -84,50 +82,51 @@ def visible(text: str) -> str:
 
 
 def continue_tokens(
-    session: Session,
+    model: LanguageModel,
     contexts: Sequence[Sequence[int]],
     spec: GenerationSpec,
     *,
-    max_positions: int,
+    window: int,
     vocab_size: int,
     end_of_text: int | None,
 ) -> list[list[int]]:
     """Return the new tokens of each context, up to `end_of_text` (left out) or spec.max_new_tokens.
 
-    A context longer than the model's positions is cut from the left. Tokens from `vocab_size` on,
-    which the tokenizer does not know, are never chosen.
+    The model sees the last `window` tokens: a longer context is cut from the left. Tokens from
+    `vocab_size` on, which the tokenizer does not know, are never chosen.
     """
     written: list[list[int]] = [[] for _ in contexts]
-    open_rows = set(range(len(contexts)))
+    rows = list(range(len(contexts)))  # the contexts that are still being continued
+    new = [list(context[-window:]) for context in contexts]  # what each of them has to be fed
+    decoder = model.decoder(len(rows), min(window, max(map(len, new)) + spec.max_new_tokens))
     for position in range(spec.max_new_tokens):
-        windows = [[*c, *w][-max_positions:] for c, w in zip(contexts, written, strict=True)]
-        logits = session.logits(_padded(windows, max_positions), _last_positions(windows))
-        for row in sorted(open_rows):
-            token = next_token(logits[row, 0, :vocab_size], spec, row=row, position=position)
-            if token == end_of_text:
-                open_rows.discard(row)
-            else:
-                written[row].append(token)
-        if not open_rows:
+        logits = decoder.feed(*_padded(new))
+        tokens = [
+            next_token(scores[:vocab_size], spec, row=row, position=position)
+            for row, scores in zip(rows, logits, strict=True)
+        ]
+        kept = [place for place, token in enumerate(tokens) if token != end_of_text]
+        for place in kept:
+            written[rows[place]].append(tokens[place])
+        rows = [rows[place] for place in kept]
+        if not rows:
             break
+        seen = [[*contexts[row], *written[row]][-window - 1 :] for row in rows]
+        full = [len(tokens) > window for tokens in seen]  # learned positions: the window is read anew
+        new = [tokens[1:] if slides else tokens[-1:] for tokens, slides in zip(seen, full, strict=True)]
+        if len(kept) < len(tokens) or any(full):
+            before = [-1 if slides else place for place, slides in zip(kept, full, strict=True)]
+            decoder.keep(np.array(before, np.int32))
     return written
 
 
-def _padded(windows: Sequence[Sequence[int]], max_positions: int) -> NDArray[np.int32]:
-    """Return the windows as (B, T), T a power of two or max_positions; what fills them is never seen.
-
-    Attention is causal, so tokens on the right change nothing on the left.
-    """
-    longest = max(len(window) for window in windows)
-    length = min(max(_SHORTEST, 1 << (longest - 1).bit_length()), max_positions)
-    tokens = np.zeros((len(windows), length), np.int32)
-    for row, window in zip(tokens, windows, strict=True):
-        row[: len(window)] = window
-    return tokens
-
-
-def _last_positions(windows: Sequence[Sequence[int]]) -> NDArray[np.int32]:
-    return np.array([[len(window) - 1] for window in windows], np.int32)
+def _padded(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the rows as (R, T) with zeros after them, and their lengths (R,)."""
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = np.zeros((len(rows), lengths.max()), np.int32)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: len(row)] = row
+    return tokens, lengths
 
 
 def _encoded(text: str, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
@@ -149,16 +148,21 @@ def _encoded(text: str, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
 
 
 def _spec(checkpoint: Checkpoint, overrides: Sequence[str]) -> RunSpec:
-    """Return the spec of a session that only reads: no moments, no dropout, fp32 unless overridden."""
-    model = checkpoint.model.model_dump()
-    content: dict[str, Any] = {
-        "model": model,
-        "optimizer": {"name": "sgd"},
-        "training": {"seq_length": 1, "global_batch_size": 1},
-    }
+    """Return the spec under which a checkpoint is read: decoding as in its run, fp32 unless overridden."""
+    content: dict[str, Any] = {"model": checkpoint.model.model_dump(), "training": {"seq_length": 1}}
     if checkpoint.state is not None:
         content["generation"] = checkpoint.state.spec.generation.model_dump()
     spec = build(RunSpec, apply_overrides(content, overrides))
     if spec.model != checkpoint.model:
         raise UsageError("the checkpoint decides the model: -o model.* has no place here", where="-o")
     return spec
+
+
+def _window(spec: RunSpec, checkpoint: Checkpoint) -> int:
+    """Return how many tokens the model may see: no more than it was trained at, unless told otherwise."""
+    positions = spec.model.max_position_embeddings
+    asked = spec.generation.window
+    if asked is not None and asked > positions:
+        raise UsageError(f"{asked} is more than the model's {positions} positions", where="generation.window")
+    trained = checkpoint.state.spec.training.seq_length if checkpoint.state is not None else positions
+    return asked or trained

@@ -15,7 +15,8 @@ from gptbridge.plugins.finding import backend_names, find, hardware_names, missi
 from gptbridge.plugins.loading import call, describe, load_hardware, load_module, new_manager, register
 
 if TYPE_CHECKING:
-    from gptbridge.session import Device, DeviceKind, Session
+    from gptbridge.process.world import World
+    from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
     from gptbridge_specs import RunSpec
 
 _log = logging.getLogger(__name__)
@@ -86,22 +87,44 @@ class Backend:
         self._refuse_second_framework()
         return dict(self._work(self._manager.hook.gptbridge_probe) or {})
 
-    def open(self, spec: RunSpec) -> tuple[Session, Device]:
-        """Import the framework, choose the device and build the model of `spec` on it.
+    def open_model(self, spec: RunSpec) -> LanguageModel:
+        """Import the framework, choose the device and build the model of `spec` on it, to be read.
+
+        Raises as `open_trainer` does. The weights are undefined until they are written.
+        """
+        from gptbridge.session import LanguageModel
+
+        device, world = self._enter(spec)
+        open_model = self._manager.hook.gptbridge_open_model
+        model: LanguageModel = self._answer(LanguageModel, open_model, spec=spec, device=device, world=world)
+        return model
+
+    def open_trainer(self, spec: RunSpec) -> tuple[Trainer, Device, World]:
+        """Import the framework, choose the device, meet the other ranks, build model and optimizer.
 
         Raises UsageError for what the backend cannot do, BackendBroken when the framework does not
-        work. The weights are undefined until they are imported.
+        work. The weights are undefined until they are written.
         """
-        from gptbridge.session import Device, Session
+        from gptbridge.session import Trainer
+
+        device, world = self._enter(spec)
+        open_trainer = self._manager.hook.gptbridge_open_trainer
+        trainer: Trainer = self._answer(Trainer, open_trainer, spec=spec, device=device, world=world)
+        return trainer, device, world
+
+    def _enter(self, spec: RunSpec) -> tuple[Device, World]:
+        """Prepare this process and return its device and its place among the ranks."""
+        from gptbridge.process.world import World
+        from gptbridge.session import Device
 
         self.check(spec)
         self._refuse_second_framework()
         self._register_hardware(spec.training.device)
         hook = self._manager.hook
-        device = self._answer(Device, hook.gptbridge_setup_hardware, spec=spec)
+        device: Device = self._answer(Device, hook.gptbridge_setup_hardware, spec=spec)
         self.check(spec, device.kind)
-        session: Session = self._answer(Session, hook.gptbridge_open_session, spec=spec, device=device)
-        return session, device
+        world = self._work(hook.gptbridge_join, spec=spec, device=device)
+        return device, World() if world is None else world
 
     def notify(self, event: Mapping[str, Any]) -> None:
         """Show one event to the plugin; a plugin that fails to watch never ends a run."""

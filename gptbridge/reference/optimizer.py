@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.reference.gpt import Array, Weights
-from gptbridge.session import EXP_AVG, EXP_AVG_SQ
 from gptbridge.weights.architecture import parameters, weight_decay
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.run import OptimizerSpec
@@ -59,12 +58,12 @@ def adamw_step(
     new_weights: dict[str, Array] = {}
     new_moments: dict[str, Array] = {}
     for name, g in clip(gradients, optimizer.clip_grad_norm).items():
-        m = beta1 * moments.get(name + EXP_AVG, 0.0) + (1 - beta1) * g
-        v = beta2 * moments.get(name + EXP_AVG_SQ, 0.0) + (1 - beta2) * g * g
+        m = beta1 * moments.get(f"{name}.exp_avg", 0.0) + (1 - beta1) * g
+        v = beta2 * moments.get(f"{name}.exp_avg_sq", 0.0) + (1 - beta2) * g * g
         m_hat, v_hat = m / (1 - beta1**update), v / (1 - beta2**update)
         change = m_hat / (np.sqrt(v_hat) + optimizer.epsilon)
         new_weights[name] = weights[name] * kept[name] - learning_rate * change
-        new_moments |= {name + EXP_AVG: m, name + EXP_AVG_SQ: v}
+        new_moments |= {f"{name}.exp_avg": m, f"{name}.exp_avg_sq": v}
     return new_weights, new_moments
 
 

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge import reference
-from gptbridge.session import EXP_AVG, EXP_AVG_SQ, Batch
-from gptbridge.weights.canonical import parameters
+from gptbridge.rules.dropout import dropout_seed
+from gptbridge.session import MOMENTS, Batch
+from gptbridge.weights.architecture import parameters, shapes
 from gptbridge_specs import ModelSpec, RunSpec
 
 Arrays = dict[str, NDArray[np.float32]]
@@ -45,20 +46,21 @@ def weights(model: ModelSpec, seed: int = 1) -> Arrays:
     """Return seeded weights of every parameter; LayerNorm scales lie around 1."""
     stream = np.random.default_rng(seed)
     table: Arrays = {}
+    sizes = shapes(model)
     for p in parameters(model):
-        centre, spread = (1.0, 0.3) if p.initial == "ones" else (0.0, 0.4 if p.is_matrix else 0.3)
-        table[p.name] = (centre + spread * stream.standard_normal(p.shape)).astype(np.float32)
+        centre, spread = (1.0, 0.3) if p.initial == "ones" else (0.0, 0.4 if p.decay else 0.3)
+        table[p.name] = (centre + spread * stream.standard_normal(sizes[p.name])).astype(np.float32)
     return table
 
 
 def moments(model: ModelSpec, seed: int = 2) -> Arrays:
-    """Return seeded AdamW moments; second moments are well above zero."""
+    """Return seeded AdamW moments as NAME.exp_avg and NAME.exp_avg_sq; the second are well above zero."""
     stream = np.random.default_rng(seed)
     table: Arrays = {}
-    for p in parameters(model):
-        first, second = stream.standard_normal((2, *p.shape))
-        table[p.name + EXP_AVG] = (0.05 * first).astype(np.float32)
-        table[p.name + EXP_AVG_SQ] = (0.01 * second**2 + 0.002).astype(np.float32)
+    for name, shape in shapes(model).items():
+        first, second = stream.standard_normal((2, *shape))
+        values = (0.05 * first, 0.01 * second**2 + 0.002)
+        table |= {f"{name}.{kind}": v.astype(np.float32) for kind, v in zip(MOMENTS, values, strict=True)}
     return table
 
 
@@ -78,12 +80,17 @@ def batch(model: ModelSpec, *, micro_batches: int = 2, step: int = 1, kept: floa
     mask = stream.random((SAMPLES, LENGTH)) < share
     shape = (micro_batches, SAMPLES // micro_batches, LENGTH)
     return Batch(
-        step=step,
         inputs=np.ascontiguousarray(tokens[:, :-1]).reshape(shape),
         labels=np.ascontiguousarray(tokens[:, 1:]).reshape(shape),
         loss_mask=mask.reshape(shape),
         loss_tokens=int(mask.sum()),
+        dropout_seeds=seeds(step, micro_batches),
     )
+
+
+def seeds(step: int, micro_batches: int) -> tuple[int, ...]:
+    """Return the dropout seeds of a step's micro-batches."""
+    return tuple(dropout_seed(1, step, number) for number in range(micro_batches))
 
 
 def without_blocks(model: ModelSpec) -> Arrays:
@@ -94,7 +101,8 @@ def without_blocks(model: ModelSpec) -> Arrays:
 def one_token(step: int, *, micro_batches: int = 1) -> Batch:
     """Return a batch whose every micro-batch is the same sample of one token."""
     tokens = np.full((micro_batches, 1, 1), 5, np.int32)
-    return Batch(step, tokens, tokens + 4, np.ones(tokens.shape, np.bool_), micro_batches)
+    mask = np.ones(tokens.shape, np.bool_)
+    return Batch(tokens, tokens + 4, mask, micro_batches, seeds(step, micro_batches))
 
 
 def one_token_gradient(model: ModelSpec, weights: Arrays, dropout: NDArray[Any]) -> NDArray[Any]:

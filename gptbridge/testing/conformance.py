@@ -6,7 +6,8 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ from gptbridge import reference
 from gptbridge.errors import BridgeError, UsageError
 from gptbridge.hookspecs import API_VERSION
 from gptbridge.plugins.finding import backend_names, hardware_names
-from gptbridge.session import EXP_AVG, Session, SessionState, StepResult
+from gptbridge.session import LanguageModel, StepResult, Trainer, TrainerState
 from gptbridge.testing import cases, mistakes
 from gptbridge.testing.comparison import require, require_equal_bits, require_share
-from gptbridge.testing.harness import MODELS, Harness
+from gptbridge.testing.decoding import DecoderTests
+from gptbridge.testing.harness import MODELS, fill, fill_moments, gradients_of, moments_of, weights_of
+from gptbridge.testing.sharding import ShardTests
 
 LEARNING_RATE = 0.5
 
@@ -45,7 +48,7 @@ print(json.dumps([name for name in backend.info.modules if name in sys.modules])
 """
 
 
-class BackendConformance(Harness):
+class BackendConformance(ShardTests, DecoderTests):
     """Subclass it in a pytest file and name the backend: every test here then runs against it.
 
     Each comparison also proves that it would notice the mistakes of `gptbridge.testing.mistakes`.
@@ -74,11 +77,15 @@ class BackendConformance(Harness):
         imported = json.loads(run.stdout.splitlines()[-1])
         require(not imported, f"loading or checking the plugin imports {imported}: import it in worker hooks")
 
-    def test_session_has_every_method(self) -> None:
-        """The session implements the whole protocol, and the backend opens a second one beside it."""
-        session = self._open(self._spec("gelu_tanh-tied"))
-        require(isinstance(session, Session), "the session lacks methods of gptbridge.session.Session")
-        session.close()
+    def test_sessions_have_every_method(self) -> None:
+        """Model and trainer implement their whole protocols, and one opens beside another."""
+        spec = self._spec("gelu_tanh-tied")
+        for name, kind, session in (
+            ("trainer", Trainer, self._open(spec)),
+            ("model", LanguageModel, self._plugin().open_model(spec)),
+        ):
+            require(isinstance(session, kind), f"the {name} lacks methods of {kind.__name__}")
+            session.close()
 
     # The model
 
@@ -114,10 +121,10 @@ class BackendConformance(Harness):
         spec = self._spec(model)
         weights, batch = cases.weights(spec.model), cases.batch(spec.model)
         session = self._start(spec, weights)
-        found = {name: np.array(gradient) for name, gradient in session.gradients(batch)}
+        found = gradients_of(session, batch)
         _, expected = reference.loss_and_gradients(spec.model, weights, batch)
         self._compare_all("gradient", found, expected, mistakes.in_gradients(spec.model, weights, batch))
-        require_equal_bits("weights after gradients()", dict(session.export_weights()), weights)
+        require_equal_bits("weights after accumulate()", weights_of(session), weights)
 
     def test_token_losses_match_the_reference(self) -> None:
         """`token_losses` is the negative log likelihood of each label, masked or not."""
@@ -127,8 +134,12 @@ class BackendConformance(Harness):
         expected = reference.token_losses(spec.model, weights, inputs, labels)
         shifted = reference.token_losses(spec.model, weights, inputs, np.roll(labels, 1, 1))
         wrong = {"labels are shifted": {"token losses": shifted}}
-        found = self._start(spec, weights).token_losses(inputs, labels)
-        self._compare("token losses", found, expected, wrong)
+        session = self._start(spec, weights)
+        self._compare("token losses", session.token_losses(inputs, labels), expected, wrong)
+        at = np.array([[10, 0], [3, 7], [5, 5]], np.int32)
+        chosen = session.token_losses(inputs, np.take_along_axis(labels, at, 1), at)
+        wrong = {"row": {"token losses at": expected[:, :2]}}
+        self._compare("token losses at", chosen, np.take_along_axis(expected, at, 1), wrong)
 
     # The step
 
@@ -147,9 +158,9 @@ class BackendConformance(Harness):
         clipped = reference.clip(gradients, 1.0)
         wrong["gradients are clipped to 1"] = {key: -LEARNING_RATE * g for key, g in clipped.items()}
         updated = reference.sgd_step(spec.model, spec.optimizer, weights, gradients, LEARNING_RATE)
-        found = _change(dict(session.export_weights()), weights)
+        found = _change(weights_of(session), weights)
         self._compare_all("change of", found, _change(updated, weights), wrong)
-        require(not list(session.export_optimizer()), "SGD has no moments to export")
+        require(not moments_of(session), "SGD has no moments to export")
 
     def test_adamw_step_matches_the_reference(self) -> None:
         """The fifth update of AdamW from given moments, with clipping and decoupled decay."""
@@ -164,15 +175,15 @@ class BackendConformance(Harness):
             return {**_change(new_weights, weights), **new_moments}
 
         session = self._start(spec, weights)
-        session.import_optimizer(moments)
-        session.import_state(SessionState(updates=4))
+        fill_moments(session, spec.model, moments)
+        session.state = TrainerState(updates=4)
         self._compare_result(session.step(batch, LEARNING_RATE), loss, gradients)
-        found = {**_change(dict(session.export_weights()), weights), **dict(session.export_optimizer())}
+        found = {**_change(weights_of(session), weights), **moments_of(session)}
         wrong = {name: updated(bad) for name, bad in mistakes.in_adamw(spec.optimizer).items()}
         wrong["the update is not counted"] = updated(spec.optimizer, 4)
         wrong["moments are not corrected for their bias"] = updated(spec.optimizer, 10**9)
         self._compare_all("AdamW:", found, updated(spec.optimizer), wrong)
-        require(session.export_state().updates == 5, "export_state().updates does not count the update")
+        require(session.state.updates == 5, "state.updates does not count the update")
 
     def test_clipping_has_a_threshold(self) -> None:
         """Gradients above the largest norm are scaled down to it, others are left as they are."""
@@ -186,7 +197,7 @@ class BackendConformance(Harness):
             session = self._start(spec, weights)
             self._compare_result(session.step(batch, LEARNING_RATE), loss, gradients)
             updated = reference.sgd_step(spec.model, spec.optimizer, weights, gradients, LEARNING_RATE)
-            found = _change(dict(session.export_weights()), weights)
+            found = _change(weights_of(session), weights)
             self._compare_all("change of", found, _change(updated, weights), {})
         require(len(sides) == 2, f"the kit's batches lie on one side of {limit}: {sides}")
 
@@ -208,12 +219,14 @@ class BackendConformance(Harness):
         session = self._start(spec, cases.weights(spec.model, seed=7))
         for seed in (8, 7):  # the second import proves that the first was not merely remembered
             weights = cases.weights(spec.model, seed=seed)
-            session.import_weights(weights)
-            exported = dict(session.export_weights())
+            fill(session, spec.model, weights)
+            exported = weights_of(session)
             require_equal_bits("exported weights", exported, weights)
         session.step(cases.batch(spec.model), LEARNING_RATE)
         require_equal_bits("weights exported before a step", exported, weights)
-        moved = [name for name, array in session.export_weights() if not np.array_equal(array, weights[name])]
+        moved = [
+            name for name, array in weights_of(session).items() if not np.array_equal(array, weights[name])
+        ]
         require(len(moved) == len(weights), f"a step leaves {sorted(set(weights) - set(moved))} unchanged")
 
     def test_moments_survive_a_round_trip(self) -> None:
@@ -221,38 +234,11 @@ class BackendConformance(Harness):
         spec = self._spec("gelu_erf-untied")
         session = self._start(spec, cases.weights(spec.model))
         for seed, updates in ((2, 3), (5, 11)):
-            moments, state = cases.moments(spec.model, seed), SessionState(updates=updates)
-            session.import_optimizer(moments)
-            session.import_state(state)
-            require_equal_bits("exported moments", dict(session.export_optimizer()), moments)
-            require(session.export_state() == state, f"exported state is {session.export_state()}")
-
-    @pytest.mark.parametrize("method", ["import_weights", "import_optimizer"])
-    def test_wrong_names_and_shapes_are_refused(self, method: str) -> None:
-        """KeyError for an absent or unknown name, ValueError for a wrong shape; each names the tensor."""
-        spec = self._spec("gelu_erf-untied")
-        right = {"import_weights": cases.weights, "import_optimizer": cases.moments}[method](spec.model)
-        session = self._start(spec, cases.weights(spec.model))
-        load = getattr(session, method)
-        matrix = next(name for name in right if name.startswith("h.1.attn.c_proj.weight"))
-        vector = next(name for name in right if name.startswith("h.1.mlp.c_fc.bias"))
-        attempts = {
-            "an absent tensor": (KeyError, matrix, {k: v for k, v in right.items() if k != matrix}),
-            "an unknown tensor": (KeyError, "h.9.odd", {**right, "h.9.odd": right[vector]}),
-            "a cut tensor": (ValueError, vector, {**right, vector: right[vector][:-1]}),
-            "a tensor with one more axis": (ValueError, matrix, {**right, matrix: right[matrix][None]}),
-        }
-        for what, (error, name, tensors) in attempts.items():
-            try:
-                load(tensors)
-            except error as refusal:
-                weight = name.removesuffix(EXP_AVG)
-                require(
-                    weight in str(refusal), f"{method}: the error for {what} names no {weight}: {refusal}"
-                )
-            else:
-                raise AssertionError(f"{method} accepts {what}: {name}")
-        load(right)
+            moments, state = cases.moments(spec.model, seed), TrainerState(updates=updates)
+            fill_moments(session, spec.model, moments)
+            session.state = state
+            require_equal_bits("exported moments", moments_of(session), moments)
+            require(session.state == state, f"exported state is {session.state}")
 
     def test_resume_repeats_every_bit(self) -> None:
         """A new session with the weights, moments and state of step 2 repeats steps 3 and 4, with dropout."""
@@ -260,28 +246,54 @@ class BackendConformance(Harness):
         first = self._start(spec, cases.weights(spec.model))
         for step in (1, 2):
             first.step(cases.batch(spec.model, step=step), 0.01)
-        weights, moments = dict(first.export_weights()), dict(first.export_optimizer())
-        state = first.export_state()
+        weights, moments = weights_of(first), moments_of(first)
+        state = first.state
         expected = [first.step(cases.batch(spec.model, step=step), 0.01) for step in (3, 4)]
         second = self._open(spec)
 
         def resume(moments: Mapping[str, NDArray[np.float32]], *steps: int) -> list[StepResult]:
-            second.import_weights(weights)
-            second.import_optimizer(moments)
-            second.import_state(state)
+            fill(second, spec.model, weights)
+            fill_moments(second, spec.model, moments)
+            second.state = state
             return [second.step(cases.batch(spec.model, step=step), 0.01) for step in steps]
 
         forgotten = resume(cases.zero_moments(spec.model), 3, 4)
         require(forgotten[1] != expected[1], "the moments make no difference: this test could not fail")
         found = resume(moments, 3, 4)
         require(found == expected, f"resumed steps give {found}, uninterrupted ones {expected}")
-        require_equal_bits(
-            "weights after step 4", dict(second.export_weights()), dict(first.export_weights())
-        )
+        require_equal_bits("weights after step 4", weights_of(second), weights_of(first))
         if has_dropout:
             other = resume(moments, 5)[0]
             require(other.loss != expected[0].loss, "dropout does not depend on the step")
         second.close()
+
+    def test_dropout_of_a_micro_batch_depends_on_its_seed_alone(self) -> None:
+        """Two micro-batches in one step, or apart as two replicas have them, see the same dropout."""
+        spec, has_dropout = self._dropout_spec()
+        if not has_dropout:
+            pytest.skip(f"{self.backend} declares that it has no dropout")
+        session = self._start(spec, cases.weights(spec.model))
+        both = cases.batch(spec.model)
+
+        def one(number: int, seed: int) -> cases.Arrays:
+            half = slice(number, number + 1)
+            return gradients_of(
+                session,
+                replace(
+                    both,
+                    inputs=both.inputs[half],
+                    labels=both.labels[half],
+                    loss_mask=both.loss_mask[half],
+                    dropout_seeds=(both.dropout_seeds[seed],),
+                ),
+            )
+
+        def summed(*seeds: int) -> cases.Arrays:
+            parts = [one(number, seed) for number, seed in enumerate(seeds)]
+            return {name: sum(part[name] for part in parts) for name in parts[0]}
+
+        wrong = {"every replica draws the same": summed(0, 0), "seeds are exchanged": summed(1, 0)}
+        self._compare_all("gradient of two replicas", gradients_of(session, both), summed(0, 1), wrong)
 
     def test_evaluation_has_no_dropout(self) -> None:
         """`logits` and `token_losses` ignore the dropout that `step` applies."""
@@ -292,7 +304,7 @@ class BackendConformance(Harness):
         loss, _ = reference.loss_and_gradients(spec.model, weights, batch)
         if has_dropout:
             require(abs(trained - loss) > 1e-3, "a training step applies no dropout")
-        session.import_weights(weights)
+        fill(session, spec.model, weights)
         tokens, labels = batch.inputs[0], batch.labels[0]
         self._compare("logits", session.logits(tokens), reference.logits(spec.model, weights, tokens), {})
         expected = reference.token_losses(spec.model, weights, tokens, labels)
@@ -310,14 +322,14 @@ class BackendConformance(Harness):
         places = ["wpe.weight", *(name for name in weights if name.endswith("c_proj.bias"))]
         zeros, both_zero = [], []
         for step in range(1, 11):
-            found = _first_rows(session.gradients(cases.one_token(step)), places)
+            found = _first_rows(gradients_of(session, cases.one_token(step)), places)
             kept = found["wpe.weight"] != 0
             expected = cases.one_token_gradient(model, weights, kept / (1 - p))
             passed = {name: np.where(found[name] != 0, expected / (1 - p), 0) for name in places}
             unscaled = {"what is kept is not scaled": {n: g * (1 - p) for n, g in passed.items()}}
             self._compare_all("gradient under dropout", found, passed, unscaled)
             zeros += [gradient == 0 for gradient in found.values()]
-            two = _first_rows(session.gradients(cases.one_token(step, micro_batches=2)), places)
+            two = _first_rows(gradients_of(session, cases.one_token(step, micro_batches=2)), places)
             both_zero += [gradient == 0 for gradient in two.values()]
         require_share("zeros under one dropout", np.array(zeros), p)
         require_share("zeros under two dropouts", np.array(both_zero), p * p)
@@ -335,15 +347,15 @@ class BackendConformance(Harness):
         _, right = reference.loss_and_gradients(model, weights, cases.one_token(1))
         zeros, both_zero = [], []
         for step in range(1, 21):
-            found = _by_head(session.gradients(cases.one_token(step)), places, heads)
+            found = _by_head(gradients_of(session, cases.one_token(step)), places, heads)
             kept = {name: gradient.any(1) for name, gradient in found.items()}
-            undropped = _by_head(right.items(), places, heads)
+            undropped = _by_head(right, places, heads)
             unscaled = {name: gradient * kept[name][:, None] for name, gradient in undropped.items()}
             passed = {name: gradient / (1 - p) for name, gradient in unscaled.items()}
             wrong = {"what is kept is not scaled": unscaled}
             self._compare_all("gradient by head under attention dropout", found, passed, wrong)
             zeros += [~head for head in kept.values()]
-            two = _by_head(session.gradients(cases.one_token(step, micro_batches=2)), places, heads)
+            two = _by_head(gradients_of(session, cases.one_token(step, micro_batches=2)), places, heads)
             both_zero += [~gradient.any(1) for gradient in two.values()]
         require_share("heads dropped by one dropout", np.array(zeros), p)
         require_share("heads dropped by two dropouts", np.array(both_zero), p * p)
@@ -360,28 +372,24 @@ class BackendConformance(Harness):
         problems = backend.problems(spec)
         if not problems:  # then it must not train on one device as if nothing had been asked
             with pytest.raises(BridgeError):
-                backend.open(spec)
+                backend.open_trainer(spec)
             return
         require([p.field for p in problems] == [field], f"problems are {problems}, not one on {field}")
         require(len(problems[0].reason) > 10, f"{field}: the reason is {problems[0].reason!r}")
         with pytest.raises(UsageError, match=field):
-            backend.open(spec)
+            backend.open_trainer(spec)
 
 
-def _first_rows(
-    gradients: Iterable[tuple[str, NDArray[Any]]], names: Sequence[str]
-) -> dict[str, NDArray[Any]]:
+def _first_rows(gradients: Mapping[str, NDArray[Any]], names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Return the gradients called `names`, of matrices the first row."""
-    return {
-        name: gradient[0] if gradient.ndim > 1 else gradient for name, gradient in gradients if name in names
-    }
+    return {name: gradients[name][0] if gradients[name].ndim > 1 else gradients[name] for name in names}
 
 
 def _by_head(
-    gradients: Iterable[tuple[str, NDArray[Any]]], names: Sequence[str], heads: int
+    gradients: Mapping[str, NDArray[Any]], names: Sequence[str], heads: int
 ) -> dict[str, NDArray[Any]]:
     """Return the gradients called `names`, all that belongs to a head in its row."""
-    return {name: gradient.reshape(heads, -1) for name, gradient in gradients if name in names}
+    return {name: gradients[name].reshape(heads, -1) for name in names}
 
 
 def _rows(logits: NDArray[Any], at: NDArray[np.int32]) -> NDArray[Any]:

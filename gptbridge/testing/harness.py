@@ -1,4 +1,4 @@
-"""How the kit's tests reach a backend: its specs, its shared sessions, its tolerance."""
+"""How the kit's tests reach a backend: its specs, its shared trainers, its tolerance."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from gptbridge import reference
 from gptbridge.plugins.backend import Backend, load_backend
-from gptbridge.session import Session, SessionState, StepResult
+from gptbridge.session import MOMENTS, Batch, LanguageModel, StepResult, Trainer, TrainerState
 from gptbridge.testing import cases
 from gptbridge.testing.comparison import require, require_close
+from gptbridge.weights import shards
 from gptbridge_specs import ModelSpec, RunSpec
 
 # Three models cover each activation, and a tied and a separate head.
@@ -22,7 +23,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "gelu_erf-untied": {"activation": "gelu_erf", "tie_word_embeddings": False},
     "quick_gelu-tied": {"activation": "quick_gelu"},
 }
-# Each model trains with another optimizer, so that three sessions serve nearly every test.
+# Each model trains with another optimizer, so that three trainers serve nearly every test.
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "gelu_tanh-tied": {},
     "gelu_erf-untied": {
@@ -45,17 +46,17 @@ class Harness:
     device: ClassVar[str] = "auto"
     tolerance: ClassVar[float] = 2e-5
 
-    _sessions: ClassVar[dict[str, Session]] = {}
+    _trainers: ClassVar[dict[str, Trainer]] = {}
 
     def __init_subclass__(cls) -> None:
-        cls._sessions = {}
+        cls._trainers = {}
 
     @classmethod
     def teardown_class(cls) -> None:
-        """Close the shared sessions."""
-        for session in cls._sessions.values():
-            session.close()
-        cls._sessions.clear()
+        """Close the shared trainers."""
+        for trainer in cls._trainers.values():
+            trainer.close()
+        cls._trainers.clear()
 
     @classmethod
     def _plugin(cls) -> Backend:
@@ -77,23 +78,23 @@ class Harness:
             return spec, True
         return cases.run_spec(self.device, optimizer=optimizer), False
 
-    def _open(self, spec: RunSpec) -> Session:
-        return self._plugin().open(spec)[0]
+    def _open(self, spec: RunSpec) -> Trainer:
+        return self._plugin().open_trainer(spec)[0]
 
-    def _start(self, spec: RunSpec, weights: cases.Arrays) -> Session:
-        """Return the shared session of `spec` as if it were new. Compilers make new ones expensive."""
+    def _start(self, spec: RunSpec, weights: cases.Arrays) -> Trainer:
+        """Return the shared trainer of `spec` as if it were new. Compilers make new ones expensive."""
         key = spec.model_dump_json()
-        if key not in self._sessions:
-            self._sessions[key] = self._open(spec)
-        session = self._sessions[key]
-        session.import_weights(weights)
+        if key not in self._trainers:
+            self._trainers[key] = self._open(spec)
+        trainer = self._trainers[key]
+        fill(trainer, spec.model, weights)
         if spec.optimizer.name == "adamw":
-            session.import_optimizer(cases.zero_moments(spec.model))
-        session.import_state(SessionState())
-        return session
+            fill_moments(trainer, spec.model, cases.zero_moments(spec.model))
+        trainer.state = TrainerState()
+        return trainer
 
-    def _start_dropout(self, fields: dict[str, Any]) -> tuple[Session, ModelSpec, cases.Arrays]:
-        """Return a session for `cases.one_token`, its model under a dropout, and weights without blocks."""
+    def _start_dropout(self, fields: dict[str, Any]) -> tuple[Trainer, ModelSpec, cases.Arrays]:
+        """Return a trainer for `cases.one_token`, its model under a dropout, and weights without blocks."""
         lone = {"global_batch_size": 1, "seq_length": 1}
         spec = cases.run_spec(self.device, {"num_layers": 3, **fields}, training=lone)
         if self._plugin().problems(spec):
@@ -113,7 +114,13 @@ class Harness:
         expected: Mapping[str, NDArray[Any]],
         wrong: Mapping[str, Any],
     ) -> None:
-        require_close(f"{self.backend}: {what}", found, expected, wrong, self.tolerance)
+        require_close(
+            f"{self.backend}: {what}",
+            _with_joined_biases(found),
+            _with_joined_biases(expected),
+            {mistake: _with_joined_biases(tensors) for mistake, tensors in wrong.items()},
+            self.tolerance,
+        )
 
     def _compare_result(self, result: StepResult, loss: float, gradients: Mapping[str, NDArray[Any]]) -> None:
         norm = reference.gradient_norm(gradients)
@@ -125,3 +132,49 @@ class Harness:
         }
         self._compare_all("step", found, expected, wrong)
         require(not result.skipped, "the step says that it was skipped")
+
+
+def _with_joined_biases(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return `tensors` with the biases of q, k and v joined.
+
+    A key's bias moves all scores of a softmax alike, so its gradient is 0 but for rounding, which has no
+    scale of its own to be compared by.
+    """
+    joined = dict(tensors)
+    for name in tensors:
+        if name.partition("attn.k.bias")[1]:
+            parts = [name.replace("attn.k.bias", f"attn.{part}.bias") for part in "qkv"]
+            joined[name.replace("attn.k.bias", "attn.{q,k,v}.bias")] = np.concatenate(
+                [joined.pop(part) for part in parts]
+            )
+    return joined
+
+
+def fill(model: LanguageModel, spec: ModelSpec, weights: cases.Arrays) -> None:
+    """Write every weight of `model`."""
+    shards.load(model.shards(), shards.from_arrays(spec, weights))
+
+
+def fill_moments(trainer: Trainer, spec: ModelSpec, moments: cases.Arrays) -> None:
+    """Write every moment of `trainer` from arrays called NAME.exp_avg and NAME.exp_avg_sq."""
+    for kind in MOMENTS:
+        suffix = f".{kind}"
+        own = {n.removesuffix(suffix): array for n, array in moments.items() if n.endswith(suffix)}
+        shards.load(trainer.shards(kind), shards.from_arrays(spec, own))
+
+
+def weights_of(model: LanguageModel) -> cases.Arrays:
+    """Return every weight by name."""
+    return shards.arrays(model.shards())
+
+
+def moments_of(trainer: Trainer) -> cases.Arrays:
+    """Return every moment, NAME.exp_avg and NAME.exp_avg_sq, weight by weight."""
+    by_kind = {kind: shards.arrays(trainer.shards(kind)) for kind in MOMENTS}
+    return {f"{name}.{kind}": by_kind[kind][name] for name in by_kind[MOMENTS[0]] for kind in MOMENTS}
+
+
+def gradients_of(trainer: Trainer, batch: Batch) -> cases.Arrays:
+    """Return the gradient of the step's loss for each weight by name."""
+    trainer.accumulate(batch)
+    return shards.arrays(trainer.shards("gradient"))

@@ -24,17 +24,19 @@ def in_weights(model: ModelSpec, weights: Weights) -> dict[str, tuple[ModelSpec,
     def changed(name: str, change: Callable[[NDArray[Any]], NDArray[Any]]) -> tuple[ModelSpec, Weights]:
         return model, {**weights, name: change(weights[name])}
 
-    def interleave(qkv: NDArray[Any]) -> NDArray[Any]:
-        return qkv.reshape(hidden, 3, heads, size).swapaxes(1, 2).reshape(hidden, 3 * hidden)
+    def interleaved() -> tuple[ModelSpec, Weights]:
+        names = [f"h.1.attn.{part}.weight" for part in "qkv"]
+        fused = np.concatenate([weights[name].reshape(hidden, heads, 1, size) for name in names], 2)
+        return model, {**weights, **dict(zip(names, np.split(fused.reshape(hidden, -1), 3, 1), strict=True))}
 
-    def head_last(qkv: NDArray[Any]) -> NDArray[Any]:
-        return qkv.reshape(hidden, 3, heads, size).swapaxes(2, 3).reshape(hidden, 3 * hidden)
+    def head_last(matrix: NDArray[Any]) -> NDArray[Any]:
+        return matrix.reshape(hidden, heads, size).swapaxes(1, 2).reshape(hidden, hidden)
 
     other = "quick_gelu" if model.activation != "quick_gelu" else "gelu_tanh"
     return {
         "attn.c_proj.weight is transposed": changed("h.0.attn.c_proj.weight", np.transpose),
-        "q, k and v are interleaved by head": changed("h.1.attn.c_attn.weight", interleave),
-        "heads and head sizes are swapped": changed("h.0.attn.c_attn.weight", head_last),
+        "q, k and v are interleaved by head": interleaved(),
+        "heads and head sizes are swapped": changed("h.0.attn.k.weight", head_last),
         "positions start at 1": changed("wpe.weight", lambda wpe: np.roll(wpe, -1, 0)),
         "ln_1 and ln_2 are swapped": (
             model,

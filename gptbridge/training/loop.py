@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps on one session, events out."""
+"""The training loop: batches in, steps of one trainer, events out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from gptbridge.checkpoint.writing import write_checkpoint
 from gptbridge.data.batches import RunData
 from gptbridge.errors import BadInput, Interrupted, RunFailed
 from gptbridge.process.signals import StopRequest
+from gptbridge.process.world import World
 from gptbridge.rules.schedule import learning_rate
-from gptbridge.session import Batch, Session, StepResult
+from gptbridge.session import Batch, StepResult, Trainer
 from gptbridge.training.evaluate import mean_loss
 from gptbridge.training.events import Events
 from gptbridge_specs import RunSpec
@@ -26,10 +27,11 @@ Reason = Literal["complete", "stopped"]
 
 @dataclass(frozen=True)
 class Loop:
-    """One run on one session, from the step after `done` to its end."""
+    """One run on one rank's trainer, from the step after `done` to its end."""
 
     spec: RunSpec
-    session: Session
+    trainer: Trainer
+    world: World
     data: RunData
     store: CheckpointStore
     events: Events
@@ -47,11 +49,12 @@ class Loop:
         batches = self.data.training(done + 1)
         for step in range(done + 1, last + 1):
             self._step(step, *self._next_batch(step, batches))
-            if self._due(step, self.spec.evaluation.interval) and not self.stop.received:
+            if self._due(step, self.spec.evaluation.interval) and not self._stopping():
                 self._evaluate(step)
-            if step == last or self.stop.received or step % self.spec.checkpoint.interval == 0:
+            stopping = self._stopping()
+            if step == last or stopping or step % self.spec.checkpoint.interval == 0:
                 self.save(step)
-            if self.stop.received and step < last:
+            if stopping and step < last:
                 self._interrupt(step)
         step = max(done, last)
         return step, "complete" if step >= training.max_steps else "stopped"
@@ -62,12 +65,12 @@ class Loop:
         state = state_after(
             step,
             self.spec,
-            self.session.export_state(),
+            self.trainer.state,
             backend=self.backend,
             digest=self.data.digest,
             tokenizer=self.data.tokenizer.identity,
         )
-        write = partial(write_checkpoint, session=self.session, state=state, tokenizer=self.data.tokenizer)
+        write = partial(write_checkpoint, trainer=self.trainer, state=state, tokenizer=self.data.tokenizer)
         path = self.store.save(step, write)
         self.store.prune(self.spec.checkpoint)
         seconds = time.perf_counter() - started
@@ -86,7 +89,7 @@ class Loop:
     def _step(self, step: int, batch: Batch, waited: float) -> None:
         started = time.perf_counter()
         rate = learning_rate(self.spec.schedule, self.spec.training.max_steps, step)
-        result = self.session.step(batch, rate) if batch.loss_tokens else None
+        result = self.trainer.step(batch, rate) if batch.loss_tokens else None
         seconds = waited + time.perf_counter() - started
         facts = {
             "learning_rate": rate,
@@ -120,7 +123,7 @@ class Loop:
 
     def _evaluate(self, step: int) -> None:
         started = time.perf_counter()
-        loss, tokens = mean_loss(self.session, self.data.validation())
+        loss, tokens = mean_loss(self.trainer, self.data.validation(), self.world)
         if not tokens:
             self.events.emit("warning", step=step, message="every token of the validation split is masked")
             return
@@ -132,6 +135,10 @@ class Loop:
             tokens=tokens,
             seconds=round(time.perf_counter() - started, 3),
         )
+
+    def _stopping(self) -> bool:
+        """Tell whether a signal has come to any rank, so that all of them end at the same step."""
+        return self.world.any(self.stop.received is not None)
 
     def _due(self, step: int, interval: int) -> bool:
         return bool(interval) and (step % interval == 0 or step == self.spec.training.max_steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from gptbridge.errors import BadInput, BridgeError, Interrupted
 from gptbridge.plugins.backend import Backend, load_backend
 from gptbridge.process.signals import StopRequest
 from gptbridge.rules.loss_scale import continued, initial_state
-from gptbridge.session import Session
+from gptbridge.session import MOMENTS, Trainer
 from gptbridge.training.advice import advise
 from gptbridge.training.environment import describe_environment
 from gptbridge.training.events import EventLog, Events, Observer
@@ -24,6 +25,7 @@ from gptbridge.training.resume import allow_resume
 from gptbridge.training.run_folder import locked
 from gptbridge.training.start import choose_checkpoint
 from gptbridge.weights.initial import InitialWeights
+from gptbridge.weights.shards import load
 from gptbridge_specs import RunSpec
 
 
@@ -74,9 +76,10 @@ def _train(
     source = choose_checkpoint(folder, resume, warnings.append)
     data = stack.enter_context(open_data(spec))
     checkpoint = None if source is None else _open_allowed(source, spec, data, warnings)
-    session, device = plugin.open(spec)
-    stack.callback(session.close)
-    done = _load(session, spec, checkpoint)
+    trainer, device, world = plugin.open_trainer(spec)
+    stack.callback(trainer.close)
+    data = data.of_rank(world.replica, world.replicas)
+    done = _load(trainer, spec, checkpoint)
     warnings += advise(spec, tokenizer_vocab_size=data.tokenizer.vocab_size, done=done)
     environment = describe_environment(plugin, device)
     folder.describe(spec, environment)
@@ -85,7 +88,7 @@ def _train(
     events = Events([log, plugin.notify, *observers])
     facts = {**spec_facts(spec), **_data_facts(data), **environment, "run": str(run)}
     with _end_told(events), StopRequest() as stop:
-        loop = Loop(spec, session, data, folder.store, events, stop, plugin.name)
+        loop = Loop(spec, trainer, world, data, folder.store, events, stop, plugin.name)
         if checkpoint is not None and checkpoint.folder.parent != folder.store.folder:
             loop.save(done)  # first of all: a branch must not depend on the run that it came from
         _announce(events, facts, checkpoint, done, warnings)
@@ -105,16 +108,16 @@ def _open_allowed(source: Path, spec: RunSpec, data: RunData, warnings: list[str
     return checkpoint
 
 
-def _load(session: Session, spec: RunSpec, checkpoint: Checkpoint | None) -> int:
-    """Fill the session with the initial weights or the checkpoint's; return the steps already done."""
+def _load(trainer: Trainer, spec: RunSpec, checkpoint: Checkpoint | None) -> int:
+    """Fill the trainer with the initial weights or the checkpoint's; return the steps already done."""
     if checkpoint is None or checkpoint.state is None:
-        session.import_weights(InitialWeights(spec.model, spec.training.seed))
-        session.import_state(initial_state(spec.precision))
+        load(trainer.shards(), InitialWeights(spec.model, spec.training.seed).read)
+        trainer.state = initial_state(spec.precision)
         return 0
-    session.import_weights(checkpoint.weights)
-    if checkpoint.moments is not None:
-        session.import_optimizer(checkpoint.moments)
-    session.import_state(continued(checkpoint.state.session_state(), spec.precision))
+    load(trainer.shards(), checkpoint.read_weight)
+    for kind in MOMENTS:
+        load(trainer.shards(kind), partial(checkpoint.read_moment, kind))
+    trainer.state = continued(checkpoint.state.trainer_state(), spec.precision)
     return checkpoint.state.step
 
 

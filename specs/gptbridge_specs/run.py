@@ -199,6 +199,12 @@ class GenerationSpec(Part):
     top_k: int = Field(0, ge=0, description="Draw from the k likeliest tokens; ties are kept; 0: all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that reach this share.")
     seed: int = Field(1234, ge=0, lt=2**63, description="Seed of the draws.")
+    window: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens that the model sees at the most; absent: the seq_length that it was trained at, "
+        "where its checkpoint says it, else all its positions.",
+    )
 
 
 class EvaluationSpec(Part):

@@ -15,7 +15,7 @@ from gptbridge.checkpoint.state import TrainingState, state_after
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.checkpoint.writing import write_checkpoint
 from gptbridge.data.tokenizers import load_tokenizer
-from gptbridge.session import Session, SessionState
+from gptbridge.session import Session, TrainerState
 from gptbridge.testing.cases import moments, weights
 from gptbridge_specs import RunSpec
 
@@ -42,7 +42,7 @@ def spec_of(**model: Any) -> RunSpec:
 
 
 def state_of(spec: RunSpec, step: int) -> TrainingState:
-    session = SessionState(updates=step)
+    session = TrainerState(updates=step)
     return state_after(step, spec, session, backend="torch", digest="d", tokenizer=TOKENIZER.identity)
 
 

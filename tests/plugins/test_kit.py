@@ -30,7 +30,7 @@ def gptbridge_backend_info():
 @hookimpl
 def gptbridge_open_session(spec, device):
     from gptbridge_numpy.session import NumpySession
-    from gptbridge.session import SessionState
+    from gptbridge.session import TrainerState
     import numpy as np
 
     class Mutant(NumpySession):
@@ -98,9 +98,9 @@ MUTANTS = {
         "Nearest known mistake: moments are not corrected for their bias",
         """
         def step(self, batch, learning_rate):
-            state, self._state = self._state, SessionState(updates=10**9)
+            state, self._state = self._state, TrainerState(updates=10**9)
             result = super().step(batch, learning_rate)
-            self._state = SessionState(updates=state.updates + 1)
+            self._state = TrainerState(updates=state.updates + 1)
             return result
         """,
     ),
@@ -147,7 +147,7 @@ MUTANTS = {
         "resumed steps give",
         """
         def import_state(self, state):
-            super().import_state(SessionState())
+            super().import_state(TrainerState())
         """,
     ),
     "exports are views": (

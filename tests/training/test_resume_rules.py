@@ -6,7 +6,7 @@ import pytest
 
 from gptbridge.checkpoint.state import TrainingState, state_after
 from gptbridge.errors import UsageError
-from gptbridge.session import SessionState
+from gptbridge.session import TrainerState
 from gptbridge.training.resume import MAY_CHANGE, allow_resume, changes
 from gptbridge_specs import RunSpec, load_run
 
@@ -15,7 +15,7 @@ BEFORE = load_run("gpt2-tiny", ["training.max_steps=100"])
 
 def state(spec: RunSpec = BEFORE) -> TrainingState:
     return state_after(
-        50, spec, SessionState(updates=50), backend="torch", digest="d" * 64, tokenizer="t" * 64
+        50, spec, TrainerState(updates=50), backend="torch", digest="d" * 64, tokenizer="t" * 64
     )
 
 

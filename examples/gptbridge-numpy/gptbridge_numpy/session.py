@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge import reference
-from gptbridge.session import EXP_AVG, EXP_AVG_SQ, Batch, SessionState, StepResult
+from gptbridge.session import EXP_AVG, EXP_AVG_SQ, Batch, TrainerState, StepResult
 from gptbridge.weights.canonical import parameters
 from gptbridge_specs import RunSpec
 
@@ -28,7 +28,7 @@ class NumpySession:
             for name, array in self._weights.items()
             for suffix in suffixes
         }
-        self._state = SessionState()
+        self._state = TrainerState()
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         """Accumulate gradients over the micro-batches, clip, update once."""
@@ -83,11 +83,11 @@ class NumpySession:
         """Load every moment, under the same rules as `import_weights`."""
         _load(self._moments, moments)
 
-    def export_state(self) -> SessionState:
+    def export_state(self) -> TrainerState:
         """Return the number of updates."""
         return self._state
 
-    def import_state(self, state: SessionState) -> None:
+    def import_state(self, state: TrainerState) -> None:
         """Continue from `state`."""
         self._state = state
 

@@ -1,0 +1,86 @@
+"""The parts of a transformer block in torch. Shapes: B samples, T tokens, H wide, N heads of D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gptbridge_specs import ModelSpec
+from gptbridge_torch.cache import Cache
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_erf": F.gelu,
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+def norm(model: ModelSpec) -> nn.Module:
+    """Return the normalisation of the residual stream."""
+    return nn.LayerNorm(model.hidden_size, model.layernorm_epsilon)
+
+
+def dropout(probability: float) -> nn.Module:
+    """Return a dropout that costs nothing at probability 0."""
+    return nn.Dropout(probability) if probability else nn.Identity()
+
+
+class Recompute:
+    """Calls a function and, where the spec says so, forgets its activations until the backward pass."""
+
+    def __init__(self, granularity: str, model: ModelSpec) -> None:
+        self._granularity = granularity
+        self._random = model.hidden_dropout_prob > 0 or model.attention_probs_dropout_prob > 0
+
+    def __call__(self, granularity: str, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        """Return `function(*inputs)`, recomputed if `granularity` is the one that is asked for."""
+        if granularity != self._granularity or not torch.is_grad_enabled():
+            return function(*inputs)
+        recomputed: Any = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=self._random)
+        return recomputed  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Causal self-attention of layer `layer`."""
+
+    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_size = model.head_size
+        self.dropout_prob = model.attention_probs_dropout_prob
+        self.recompute = recompute
+        self.c_attn = nn.Linear(model.hidden_size, 3 * model.hidden_size)
+        self.c_proj = nn.Linear(model.hidden_size, model.hidden_size)
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        """Attend; x and the result are (B, T, H). With a cache, to what it holds as well."""
+        q, k, v = self.c_attn(x).unflatten(-1, (3, -1, self.head_size)).permute(2, 0, 3, 1, 4)
+        if cache is None:
+            y = self.recompute("core_attn", self._attend, q, k, v)
+        else:
+            k, v = cache.update(self.layer, k, v)
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.visible)
+        return self.c_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        dropout_p = self.dropout_prob if self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers around the activation."""
+
+    def __init__(self, model: ModelSpec) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(model.hidden_size, model.ffn_size)
+        self.activation = ACTIVATIONS[model.activation]
+        self.c_proj = nn.Linear(model.ffn_size, model.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Widen, activate, narrow; x and the result are (B, T, H)."""
+        return self.c_proj(self.activation(self.c_fc(x)))  # type: ignore[no-any-return]

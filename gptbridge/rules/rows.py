@@ -1,0 +1,55 @@
+"""Where the tokens of a decoder's rows stand: the arithmetic of every cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The places of T new tokens in each of R rows, S being the tokens of the longest row after them."""
+
+    positions: NDArray[np.int64]  # (R, T), of what fills up a row some position that exists
+    slots: NDArray[np.int64]  # (R, T), where in the cache; what fills up a row goes to `capacity`
+    visible: NDArray[np.bool_]  # (R, T, S), which cached tokens each new one attends to
+    last: NDArray[np.int64]  # (R,), which of the new tokens is the row's last
+
+
+class Rows:
+    """How many tokens each row holds."""
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        self.capacity = capacity
+        self.lengths: NDArray[np.int64] = np.zeros(rows, np.int64)
+
+    def place(self, lengths: NDArray[np.int32], width: int, span: int | None = None) -> Placed:
+        """Append `lengths` (R,) of `width` new tokens to each row; return where they go.
+
+        `span` fixes S, for what compiles each shape anew. ValueError where a row outgrows its capacity.
+        """
+        added = lengths.astype(np.int64)
+        after = self.lengths + added
+        if added.shape != self.lengths.shape or added.max(initial=0) > width:
+            raise ValueError(
+                f"{len(lengths)} lengths up to {added.max(initial=0)}, {len(after)} rows of {width}"
+            )
+        if after.max(initial=0) > self.capacity:
+            raise ValueError(f"a row of {after.max()} tokens exceeds the capacity of {self.capacity}")
+        offsets = np.arange(width)
+        positions = self.lengths[:, None] + offsets
+        real = offsets < added[:, None]
+        visible = np.arange(span or max(1, after.max(initial=0))) <= positions[..., None]
+        self.lengths = after
+        return Placed(
+            np.minimum(positions, self.capacity - 1),
+            np.where(real, positions, self.capacity),
+            visible,
+            np.maximum(added - 1, 0),
+        )
+
+    def keep(self, rows: NDArray[np.int32]) -> None:
+        """Make row n what row `rows[n]` was; -1 begins an empty row."""
+        self.lengths = np.where(rows < 0, 0, self.lengths[np.maximum(rows, 0)])

@@ -1,0 +1,131 @@
+"""Shards of the tensors that a backend computes with, and moving weights in and out of them.
+
+A backend is a dialect in memory: its layout says which canonical weights each of its tensors holds, and
+how. What is the same for all of them, transposing, taking q, k and v out of one matrix, checks of names
+and shapes, is done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptbridge.errors import BackendBroken
+from gptbridge.session import Shard
+from gptbridge.weights.architecture import parameters, sizes, weight_axes, weight_decay
+from gptbridge.weights.layouts.axes import Axes
+from gptbridge.weights.layouts.rules import Layout, NativeTensor
+from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import OptimizerSpec
+
+Array = NDArray[np.float32]
+Box = Mapping[str, tuple[int, int]]
+Read = Callable[[str, Box], Array]  # canonical name and box -> that slice in its canonical shape
+
+T = TypeVar("T")
+
+
+class Memory(Protocol[T]):
+    """How a framework's tensors are reached from the host."""
+
+    def download(self, tensor: T) -> Array:
+        """Return the tensor as float32, writable; it may share the tensor's memory."""
+
+    def upload(self, tensor: T, array: Array) -> None:
+        """Fill the tensor, whatever its type, from a float32 array of its shape."""
+
+
+def shards_of(model: ModelSpec, layout: Layout, tensors: Mapping[str, T], memory: Memory[T]) -> list[Shard]:
+    """Return a shard for each canonical weight, in canonical order, that `tensors` hold under `layout`.
+
+    No tensors have no shards: gradients before the first step, moments of SGD. BackendBroken for a
+    tensor that the layout does not know, or a weight that no tensor holds.
+    """
+    if not tensors:
+        return []
+    whole = sizes(model)
+    found: dict[str, Shard] = {}
+    for name, tensor in tensors.items():
+        native = layout.find(name)
+        if native is None:
+            raise BackendBroken("is no weight of this model, by the backend's layout", where=name)
+        for number, canonical in enumerate(native.canonicals):
+            found[canonical] = _shard(native, number, whole, tensor, memory)
+    names = [parameter.name for parameter in parameters(model)]
+    for name in names:
+        if name not in found:
+            raise BackendBroken("is held by no tensor of the backend", where=name)
+    return [found[name] for name in names]
+
+
+def decay_of_tensors(
+    model: ModelSpec, layout: Layout, names: Iterable[str], optimizer: OptimizerSpec
+) -> dict[str, float]:
+    """Return the decoupled weight decay of each of a backend's tensors, by name."""
+    decays = {parameter.name: weight_decay(parameter, optimizer) for parameter in parameters(model)}
+    natives = {name: layout.find(name) for name in names}
+    return {name: decays[native.canonicals[0]] for name, native in natives.items() if native is not None}
+
+
+def load(shards: Sequence[Shard], read: Read) -> None:
+    """Fill each of `shards` with its slice of what `read` has."""
+    for shard in shards:
+        shard.write(read(shard.name, shard.box))
+
+
+def arrays(shards: Sequence[Shard]) -> dict[str, Array]:
+    """Return what `shards` hold, by canonical name."""
+    return {shard.name: shard.read() for shard in shards}
+
+
+def from_arrays(model: ModelSpec, weights: Mapping[str, Array]) -> Read:
+    """Return a function that reads slices of whole canonical arrays.
+
+    It raises KeyError for an absent name, ValueError for a wrong shape.
+    """
+    whole = sizes(model)
+
+    def read(name: str, box: Box) -> Array:
+        order, array = weight_axes(name), weights[name]
+        if array.shape != order.shape(whole):
+            raise ValueError(f"{name} has shape {array.shape}, the model {order.shape(whole)}")
+        return _slice(array, order, whole, box)
+
+    return read
+
+
+def from_shards(model: ModelSpec, shards: Sequence[Shard]) -> Read:
+    """Return a function that reads slices of `shards`, each of which holds its tensor whole."""
+    whole = sizes(model)
+    by_name = {shard.name: shard for shard in shards}
+    return lambda name, box: _slice(by_name[name].read(), by_name[name].axes, whole, box)
+
+
+def _slice(array: Array, order: Axes, whole: Mapping[str, int], box: Box) -> Array:
+    chosen = order.spread(array, whole)[tuple(slice(*box[letter]) for letter in order.letters)]
+    return chosen.reshape(order.shape({letter: stop - start for letter, (start, stop) in box.items()}))
+
+
+def _shard(
+    native: NativeTensor, number: int, whole: Mapping[str, int], tensor: T, memory: Memory[T]
+) -> Shard:
+    canonical = native.canonicals[number]
+    order = weight_axes(canonical)
+    turned = native.axes.parts[number].order_of(order)
+
+    def read() -> Array:
+        part = native.axes.view(memory.download(tensor), number, whole).transpose(turned)
+        return np.array(part, order="C").reshape(order.shape(whole))
+
+    def write(array: Array) -> None:
+        if array.shape != order.shape(whole):
+            raise ValueError(f"{canonical} has shape {array.shape}, the model {order.shape(whole)}")
+        content = memory.download(tensor)
+        native.axes.view(content, number, whole).transpose(turned)[...] = order.spread(array, whole)
+        memory.upload(tensor, content)
+
+    box = {letter: (0, whole[letter]) for letter in order.letters}
+    return Shard(canonical, order, box, owned=True, read=read, write=write)
