@@ -236,7 +236,7 @@ class _Piece:
 def _attend(
     q: Array, k: Array, v: Array, size: int
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
-    """Return causal attention of q (B, T, M G D) to k and v (B, T, M D), heads of D = `size`: (B, T, M G D)."""
+    """Return causal attention (B, T, M G D) of q (B, T, M G D) to k and v (B, T, M D), D = `size`."""
     samples, length, width = k.shape
     heads = width // size
 

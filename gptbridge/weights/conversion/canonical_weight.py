@@ -45,7 +45,9 @@ class CanonicalWeight:
     name: str
     dtype: str
     pieces: tuple[Piece, ...]
-    stored: tuple[StoredTensor, ...] = ()  # those of its tensors that hold a box each, or one of several weights
+    stored: tuple[
+        StoredTensor, ...
+    ] = ()  # those of its tensors that hold a box each, or one of several weights
     delta: Delta | None = None
 
     def read(self, box: Box, axes: Axes, dtype: str | None = None) -> NDArray[Any]:
@@ -79,7 +81,7 @@ class CanonicalWeight:
 def unchanged(
     weights: Sequence[CanonicalWeight], boxes: Sequence[Box], axes: StoredAxes, dtype: str
 ) -> Chunks | None:
-    """Return the bytes of a tensor that joins `boxes` of `weights` as some file holds them, None if none does."""
+    """Return the bytes of a tensor of `boxes` of `weights` as some file holds them, None if none does."""
     if any(weight.dtype != dtype or weight.delta is not None for weight in weights):
         return None
     names = tuple(weight.name for weight in weights)

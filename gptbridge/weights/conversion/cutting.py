@@ -118,7 +118,9 @@ class StrategyCutting:
         if len(native.axes.parts) == 1:
             return list(cut_boxes(native.axes.parts[0], ranges, sizes))
         if any(count > 1 for _, count in parts):
-            raise BadInput(f"{printable(native.name)} is cut, and holds q, k and v together", where=self.where)
+            raise BadInput(
+                f"{printable(native.name)} is cut, and holds q, k and v together", where=self.where
+            )
         return [CutBox(whole_boxes(native.axes, sizes), (slice(None),) * native.axes.num_dims)]
 
     def _ranges(

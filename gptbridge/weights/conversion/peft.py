@@ -210,7 +210,7 @@ def _fused(
     parts: tuple[int, ...],
     info: TensorInfo,
 ) -> list[NDArray[Any]]:
-    """Return the A of all pairs, one below the other, or their B, block-diagonal; zeros for an absent pair."""
+    """Return the A of all pairs, one below the other, or their B, block-diagonal; an absent pair is zeros."""
     result = np.zeros(info.shape, info.storage_dtype)
     whole = {**sizes(model), "r": rank}
     for part, weight in blocks.items():

@@ -208,8 +208,7 @@ def _stage_natives(target: Target, stage: int) -> list[NativeTensor]:
     if stages > 1 and stage == stages - 1 and target.model.tie_word_embeddings:
         rules = {rule.canonical: rule for rule in layout.rules}
         listed += [
-            NativeTensor(native, (name,), rules[name,].axes)
-            for name, native in layout.repeated_in_last_stage
+            NativeTensor(native, (name,), rules[name,].axes) for name, native in layout.repeated_in_last_stage
         ]
     return listed
 

@@ -39,7 +39,10 @@ def _variant(name: str, prefix: str) -> Layout:
             block={
                 "ln_1.weight": ("layernorm1.gamma", "i"),
                 "ln_1.bias": ("layernorm1.beta", "i"),
-                **{f"attn.{x}.weight": (f"{name}.weight", f"({heads}) i") for x, (name, heads) in _QKV.items()},
+                **{
+                    f"attn.{x}.weight": (f"{name}.weight", f"({heads}) i")
+                    for x, (name, heads) in _QKV.items()
+                },
                 **{f"attn.{x}.bias": (f"{name}.bias", f"({heads})") for x, (name, heads) in _QKV.items()},
                 **_lora(),
                 "attn.c_proj.weight": ("attention.projection.weight", "(m g d) o"),
