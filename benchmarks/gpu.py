@@ -2,7 +2,7 @@
 
 First the numbers are checked against the NumPy reference, then each model and micro-batch is timed
 in a process of its own: bf16, 1024 tokens, random tokens, dropout 0. One JSON line each. MFU counts
-6N + 12LhT FLOPs a token (`flops_per_token` of the architecture) against the dense bf16 peak of an H100 or H200.
+6N + 12LhT FLOPs a token (`flops_per_token`) against the dense bf16 peak of an H100 or H200.
 """
 
 from __future__ import annotations

@@ -64,6 +64,31 @@ def hugging_face_shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
     return shapes if model.tie_word_embeddings else {**shapes, "lm_head.weight": (model.vocab_size, h)}
 
 
+def apart(weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Hugging Face's weights with q, k and v apart, as the canonical ones are."""
+    result: dict[str, NDArray[Any]] = {}
+    for name, array in weights.items():
+        if ".c_attn." in name:
+            parts = np.split(array, 3, -1)
+            result |= {name.replace("c_attn", x): part for x, part in zip("qkv", parts, strict=True)}
+        else:
+            result[name] = array
+    return result
+
+
+def together(weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Canonical weights with q, k and v in one matrix, as Hugging Face has them."""
+    result: dict[str, NDArray[Any]] = {}
+    for name, array in weights.items():
+        before, part, kind = name.partition(".attn.q.")
+        if part:
+            parts = [weights[f"{before}.attn.{x}.{kind}"] for x in "qkv"]
+            result[f"{before}.attn.c_attn.{kind}"] = np.concatenate(parts, -1)
+        elif ".attn.k." not in name and ".attn.v." not in name:
+            result[name] = array
+    return result
+
+
 def write_hugging_face(folder: Path, model: ModelSpec, weights: dict[str, NDArray[np.float32]]) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(to_hf_config(model)))
