@@ -17,7 +17,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Zero, initializer
 from workload import BETAS, CLIP, EPSILON, LEARNING_RATE, SEED, WEIGHT_DECAY, Tokens, measure, read_arguments
 
-from gptbridge.weights.canonical import InitialWeights
+from gptbridge.weights.initial import InitialWeights
 from gptbridge_specs import ModelSpec
 
 

@@ -16,7 +16,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 from workload import BETAS, CLIP, EPSILON, LEARNING_RATE, SEED, WEIGHT_DECAY, Tokens, measure, read_arguments
 
-from gptbridge.weights.canonical import InitialWeights
+from gptbridge.weights.initial import InitialWeights
 from gptbridge_specs import ModelSpec
 
 

@@ -25,7 +25,7 @@ from workload import (
     report,
 )
 
-from gptbridge.weights.canonical import InitialWeights
+from gptbridge.weights.initial import InitialWeights
 
 
 def build(workload: Workload) -> Any:
