@@ -195,8 +195,8 @@ def write_source(folder: Path, layers: int) -> int:
     import numpy as np
 
     from gptbridge.weights.canonical import parameters
+    from gptbridge.weights.dialects.huggingface import config_of
     from gptbridge.weights.formats import Entry, TensorInfo, write_safetensors
-    from gptbridge.weights.hf_config import to_hf_config
     from gptbridge_specs import ModelSpec
 
     model = ModelSpec(
@@ -207,7 +207,7 @@ def write_source(folder: Path, layers: int) -> int:
         max_position_embeddings=POSITIONS,
     )
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(to_hf_config(model)))
+    (folder / "config.json").write_text(json.dumps(config_of(model)))
     stream = np.random.default_rng(0)
 
     def entry(name: str, shape: tuple[int, ...]) -> Entry:

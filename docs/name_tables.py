@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from gptbridge.weights.dialects.registry import find_dialect
 from gptbridge.weights.layouts.axes import Axes, axes
-from gptbridge.weights.layouts.registry import MEGATRON_VERSION, layouts_of
 from gptbridge.weights.layouts.rules import CANONICAL_AXES, Layout, Rule
 
 PAGES = Path(__file__).with_name("dialects")
@@ -44,13 +44,6 @@ _QKV_ORDER = {"npd": "head by head q, k, v", "ndp": "head by head, number by num
 Row = tuple[str, str, str, str]  # canonical name, native name, shape, what changes
 
 
-def layouts(dialect: str) -> list[Layout]:
-    """Return every layout of a dialect, those that are written by default first."""
-    versions = range(MEGATRON_VERSION, -1, -1) if dialect == "megatron" else (MEGATRON_VERSION,)
-    found = [layout for version in versions for layout in layouts_of(dialect, checkpoint_version=version)]
-    return list({layout.variant: layout for layout in found}.values())
-
-
 def tables(dialect: str) -> str:
     """Return the tables of a dialect in Markdown. What an earlier table has is left out of a later one."""
     shown: set[Row] = set()
@@ -73,7 +66,7 @@ def with_tables(page: str, dialect: str) -> str:
 
 
 def _chosen(dialect: str, variants: Sequence[str]) -> list[Layout]:
-    return [layout for layout in layouts(dialect) if layout.variant.split()[0] in variants]
+    return [layout for layout in find_dialect(dialect).layouts if layout.variant.split()[0] in variants]
 
 
 def _rows(chosen: Sequence[Layout]) -> Iterator[Row]:

@@ -19,8 +19,8 @@ from gptbridge.errors import BadInput, printable
 from gptbridge.files import nearby
 from gptbridge.session import EXP_AVG, EXP_AVG_SQ
 from gptbridge.weights.canonical import parameters
+from gptbridge.weights.dialects.gptbridge import read_model
 from gptbridge.weights.formats import WeightFile, open_weights
-from gptbridge.weights.hf_config import read_hf_config
 from gptbridge_specs import ModelSpec
 
 _PREFIX = "transformer."
@@ -74,7 +74,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     ours = (folder / STATE_FILE).exists() or (folder / MANIFEST_FILE).exists()
     if ours:
         verify(folder)
-    model = read_hf_config(folder / CONFIG_FILE)
+    model = read_model(folder / CONFIG_FILE)
     shapes = {p.name: p.shape for p in parameters(model)}
     weights = _Renamed(_tensor_files(folder, WEIGHTS_STEM), shapes)
     if not ours:

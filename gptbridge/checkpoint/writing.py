@@ -10,7 +10,7 @@ from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.files import write_json
 from gptbridge.session import EXP_AVG, EXP_AVG_SQ, Session
 from gptbridge.weights.canonical import parameters
-from gptbridge.weights.hf_config import to_hf_config
+from gptbridge.weights.dialects.gptbridge import config_of
 
 CONFIG_FILE = "config.json"
 WEIGHTS_STEM = "model"
@@ -23,7 +23,7 @@ def write_checkpoint(folder: Path, session: Session, state: TrainingState, token
     Tensors stream from the session to the disk one at a time, under their canonical names.
     """
     spec = state.spec
-    write_json(folder / CONFIG_FILE, to_hf_config(spec.model, end_of_text=tokenizer.end_of_text))
+    write_json(folder / CONFIG_FILE, config_of(spec.model, end_of_text=tokenizer.end_of_text))
     shapes = {p.name: p.shape for p in parameters(spec.model)}
     write_tensors(folder, WEIGHTS_STEM, shapes, session.export_weights())
     if spec.optimizer.name != "sgd":
