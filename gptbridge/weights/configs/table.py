@@ -55,6 +55,12 @@ class ConfigTable:
     complete: bool = False
     unsaid: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse rows that read the same field, with ValueError."""
+        fields = [name for row in self.rows for name in row.fields]
+        if twice := {name for name in fields if fields.count(name) > 1}:
+            raise ValueError(f"{min(twice)} belongs to two rows")
+
     def read(self, content: Content, where: object) -> ConfigFacts:
         """Return what `content` says; BadInput, naming the key, for another architecture or nonsense."""
         fields = self._fields(content, where)
