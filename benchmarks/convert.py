@@ -195,9 +195,9 @@ def write_source(folder: Path, layers: int) -> int:
     import numpy as np
 
     from gptbridge.weights.architecture import parameters, sizes
+    from gptbridge.weights.dialects.gptbridge import DIALECT
+    from gptbridge.weights.dialects.huggingface import config_of
     from gptbridge.weights.formats import Entry, TensorInfo, write_safetensors
-    from gptbridge.weights.hf_config import to_hf_config
-    from gptbridge.weights.layouts.huggingface import GPTBRIDGE
     from gptbridge_specs import ModelSpec
 
     model = ModelSpec(
@@ -208,13 +208,13 @@ def write_source(folder: Path, layers: int) -> int:
         max_position_embeddings=POSITIONS,
     )
     folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(to_hf_config(model)))
+    (folder / "config.json").write_text(json.dumps(config_of(model)))
     stream = np.random.default_rng(0)
 
     def entry(name: str, shape: tuple[int, ...]) -> Entry:
         return TensorInfo(name, "float32", shape), lambda: [stream.standard_normal(shape, np.float32)]
 
-    natives = GPTBRIDGE[0].natives([p.name for p in parameters(model)], layers)
+    natives = DIALECT.layouts[0].natives([p.name for p in parameters(model)], layers)
     shapes = {native.name: native.axes.shape(sizes(model)) for native in natives}
     write_safetensors(folder / "model.safetensors", [entry(name, shape) for name, shape in shapes.items()])
     return (folder / "model.safetensors").stat().st_size

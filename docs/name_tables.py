@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from gptbridge.weights.architecture import weight_axes
-from gptbridge.weights.layouts.registry import MEGATRON_VERSION, layouts_of
+from gptbridge.weights.dialects.registry import find_dialect
 from gptbridge.weights.layouts.rules import Layout, Rule
 from gptbridge.weights.layouts.stored import StoredAxes
 
@@ -50,13 +50,6 @@ _JOINS = {
 Row = tuple[str, str, str, str]  # canonical name, native name, shape, what changes
 
 
-def layouts(dialect: str) -> list[Layout]:
-    """Return every layout of a dialect, those that are written by default first."""
-    versions = range(MEGATRON_VERSION, -1, -1) if dialect == "megatron" else (MEGATRON_VERSION,)
-    found = [layout for version in versions for layout in layouts_of(dialect, checkpoint_version=version)]
-    return list({layout.variant: layout for layout in found}.values())
-
-
 def tables(dialect: str) -> str:
     """Return the tables of a dialect in Markdown. What an earlier table has is left out of a later one."""
     shown: set[Row] = set()
@@ -79,7 +72,7 @@ def with_tables(page: str, dialect: str) -> str:
 
 
 def _chosen(dialect: str, variants: Sequence[str]) -> list[Layout]:
-    return [layout for layout in layouts(dialect) if layout.variant.split()[0] in variants]
+    return [layout for layout in find_dialect(dialect).layouts if layout.variant.split()[0] in variants]
 
 
 def _rows(chosen: Sequence[Layout]) -> Iterator[Row]:

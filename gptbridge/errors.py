@@ -70,6 +70,12 @@ class BackendBroken(BridgeError):
     exit_code = 4
 
 
+class DialectBroken(BridgeError):
+    """A dialect's module does not load, or two packages register it."""
+
+    exit_code = 4
+
+
 class BadInput(BridgeError):
     """A file is missing, damaged, malicious or not what it claims to be."""
 

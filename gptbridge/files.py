@@ -7,6 +7,7 @@ import json
 import os
 import stat
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gptbridge.errors import BadInput, printable
 
 CONFIG_LIMIT = 1 << 20
 INDEX_LIMIT = 64 << 20
+_MAX_ENTRIES = 1 << 18
 
 
 def nearby(path: Path) -> str:
@@ -38,6 +40,18 @@ def require_regular_file(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise BadInput("not a regular file", where=path, hint="What comes through a pipe must be saved first")
     return status.st_size
+
+
+def list_folder(folder: Path) -> list[str]:
+    """Return the sorted names in a folder; BadInput for one that is absurdly full or cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in islice(entries, _MAX_ENTRIES + 1)]
+    except OSError as error:
+        raise BadInput(f"cannot be listed: {error.strerror}", where=folder) from error
+    if len(names) > _MAX_ENTRIES:
+        raise BadInput("holds too many files", where=folder, allowed=f"at most {_MAX_ENTRIES}")
+    return sorted(names)
 
 
 def read_json(path: Path, *, limit: int = CONFIG_LIMIT) -> dict[str, Any]:

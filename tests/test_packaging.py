@@ -42,4 +42,9 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
         assert expected <= names
     for name in ("torch", "paddle", "mindspore"):
         assert f"{name} = gptbridge_{name}.plugin" in text
+    for name in (
+        "torch = gptbridge.weights.dialects.huggingface",
+        "fleetx = gptbridge.weights.dialects.fleetx",
+    ):
+        assert f"{name}:DIALECT" in text
     assert "gptbridge = gptbridge_cli.main:main" in text

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gptbridge.rules import loss_scale
 from gptbridge.rules.dropout import dropout_seed
-from gptbridge.session import Batch, Device, TrainerState, StepResult
+from gptbridge.session import Batch, Device, StepResult, TrainerState
 from gptbridge_mindspore.dropout import DropoutMasks
 from gptbridge_mindspore.loss import add_gradients
 from gptbridge_mindspore.model import GPT

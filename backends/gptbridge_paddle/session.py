@@ -13,7 +13,7 @@ from paddle import Tensor
 
 from gptbridge.rules import loss_scale
 from gptbridge.rules.dropout import dropout_seed
-from gptbridge.session import Batch, Device, TrainerState, StepResult
+from gptbridge.session import Batch, Device, StepResult, TrainerState
 from gptbridge_paddle.loss import linear_cross_entropy, token_losses
 from gptbridge_paddle.model import GPT
 from gptbridge_paddle.optimizer import Optimizer

@@ -112,13 +112,13 @@ def _told(
     lora_alpha: float | None,
 ) -> Told:
     """Return what the options state about a checkpoint."""
-    from gptbridge.weights.configs.reading import Declared
+    from gptbridge.weights.configs.table import ConfigFacts
     from gptbridge.weights.conversion.source import Told
-    from gptbridge.weights.layouts.registry import require_dialect
+    from gptbridge.weights.dialects.registry import find_dialect
     from gptbridge_specs import load_model
 
     fields = load_model(model).model_dump() if model else {}
     if num_attention_heads is not None:
         fields["num_attention_heads"] = num_attention_heads
-    given = Declared(fields, f"--model {model}" if model else "--num-attention-heads")
-    return Told(require_dialect(dialect) if dialect else None, given, strategy, lora_alpha)
+    given = ConfigFacts(fields, f"--model {model}" if model else "--num-attention-heads")
+    return Told(find_dialect(dialect).name if dialect else None, given, strategy, lora_alpha)

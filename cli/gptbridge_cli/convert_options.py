@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
-_DIALECTS = "torch, paddle, mindspore, fleetx, modelscope, megatron or gptbridge"
+_DIALECTS = "DIALECTS"  # stands for their names in the help
 
 Input = Annotated[Path, typer.Argument(metavar="IN", help="A weight file, or the folder of a checkpoint.")]
 Output = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")]
@@ -40,3 +41,17 @@ Verify = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+
+
+class DialectCommand(TyperCommand):
+    """A command whose help lists the dialects that are registered; nothing is looked for before it runs."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the command's parameters."""
+        from gptbridge.weights.dialects.registry import dialect_names
+
+        params: list[Any] = super().get_params(ctx)
+        for param in params:
+            if isinstance(param, TyperOption) and param.help:
+                param.help = param.help.replace(_DIALECTS, ", ".join(dialect_names()))
+        return params

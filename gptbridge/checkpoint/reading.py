@@ -18,7 +18,7 @@ from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import BadInput
 from gptbridge.files import nearby
 from gptbridge.session import MOMENTS
-from gptbridge.weights.hf_config import read_hf_config
+from gptbridge.weights.dialects.gptbridge import read_model
 from gptbridge.weights.layouts.boxes import Box
 from gptbridge_specs import ModelSpec
 
@@ -73,7 +73,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     ours = (folder / STATE_FILE).exists() or (folder / MANIFEST_FILE).exists()
     if ours:
         verify(folder)
-    model = read_hf_config(folder / CONFIG_FILE)
+    model = read_model(folder / CONFIG_FILE)
     weights = open_tensors(folder, WEIGHTS_STEM, model, "")[""]
     if not ours:
         return Checkpoint(folder, model, weights, {}, None)

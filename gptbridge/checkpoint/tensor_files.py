@@ -19,17 +19,18 @@ from gptbridge.weights.architecture import parameters, sizes, weight_axes
 from gptbridge.weights.conversion.assembly import assemble
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
 from gptbridge.weights.conversion.cutting import LetterCutting, Stage
+from gptbridge.weights.dialects.gptbridge import DIALECT as OWN
+from gptbridge.weights.dialects.huggingface import DIALECT as HUGGING_FACE
 from gptbridge.weights.formats import Entry, TensorInfo, WeightFile, open_weights
 from gptbridge.weights.formats.safetensors import write_safetensors
 from gptbridge.weights.formats.shards import SHARD_BYTES, write_sharded
 from gptbridge.weights.layouts.arrays import Read, stored_array
 from gptbridge.weights.layouts.boxes import Box
-from gptbridge.weights.layouts.huggingface import GPTBRIDGE, TORCH
 from gptbridge.weights.layouts.matching import best_match, require_whole
 from gptbridge.weights.layouts.rules import Layout, NativeTensor
 from gptbridge_specs import ModelSpec
 
-_LAYOUT = GPTBRIDGE[0]
+_LAYOUT = OWN.layouts[0]
 
 
 def write_tensors(
@@ -104,7 +105,9 @@ def open_tensors(folder: Path, stem: str, model: ModelSpec, *ends: str) -> dict[
 
 def _weights(files: WeightFile, model: ModelSpec, end: str) -> dict[str, CanonicalWeight]:
     names = tuple(name for name in files.tensors if name.endswith(end))
-    match = require_whole(best_match([_ending(layout, end) for layout in TORCH], [names]), files.path)
+    match = require_whole(
+        best_match([_ending(layout, end) for layout in HUGGING_FACE.layouts], [names]), files.path
+    )
     wanted = [parameter.name for parameter in parameters(model)]
     held = {native.canonicals[0]: native for native in match.natives.values()}
     if model.tie_word_embeddings:

@@ -9,7 +9,7 @@ from gptbridge.checkpoint.state import TrainingState, write_state
 from gptbridge.checkpoint.tensor_files import write_tensors
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.files import write_json
-from gptbridge.weights.hf_config import to_hf_config
+from gptbridge.weights.dialects.gptbridge import config_of
 from gptbridge.weights.layouts.arrays import Read
 
 CONFIG_FILE = "config.json"
@@ -26,7 +26,7 @@ def write_checkpoint(
     is asked for one tensor after the other, as they go to the disk.
     """
     model = state.spec.model
-    write_json(folder / CONFIG_FILE, to_hf_config(model, end_of_text=tokenizer.end_of_text))
+    write_json(folder / CONFIG_FILE, config_of(model, end_of_text=tokenizer.end_of_text))
     write_tensors(folder, WEIGHTS_STEM, model, {"": weights})
     if moments:
         write_tensors(folder, MOMENTS_STEM, model, {f".{kind}": read for kind, read in moments.items()})

@@ -11,8 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptbridge.errors import BadInput
-from gptbridge.weights.hf_config import from_hf_config, read_hf_config, to_hf_config
+from gptbridge.weights.dialects.huggingface import CONFIG, config_of, read_model
 from gptbridge_specs import ModelSpec
+
+
+def model_of(content: dict[str, Any]) -> ModelSpec:
+    return CONFIG.model(content, "config.json")
+
 
 MODELS = st.builds(
     ModelSpec,
@@ -32,14 +37,14 @@ MODELS = st.builds(
 
 @given(MODELS)
 def test_both_ways(model: ModelSpec) -> None:
-    assert from_hf_config(json.loads(json.dumps(to_hf_config(model)))) == model
+    assert model_of(json.loads(json.dumps(config_of(model)))) == model
 
 
 def test_what_transformers_leaves_out_is_its_default() -> None:
-    model = from_hf_config({"model_type": "gpt2"})
+    model = model_of({"model_type": "gpt2"})
     assert (model.vocab_size, model.hidden_size, model.num_layers) == (50257, 768, 12)
     assert model.max_position_embeddings == 1024
-    assert from_hf_config({"n_ctx": 77}).max_position_embeddings == 77
+    assert model_of({"n_ctx": 77}).max_position_embeddings == 77
 
 
 @pytest.mark.parametrize(
@@ -60,7 +65,7 @@ def test_what_transformers_leaves_out_is_its_default() -> None:
 )
 def test_anything_else_is_refused_by_name(changed: dict[str, Any], named: str) -> None:
     with pytest.raises(BadInput, match=named):
-        from_hf_config({**to_hf_config(ModelSpec()), **changed})
+        model_of({**config_of(ModelSpec()), **changed})
 
 
 @pytest.mark.parametrize(
@@ -81,6 +86,6 @@ def test_a_broken_file_is_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(BadInput) as caught:
-        read_hf_config(path)
+        read_model(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput
 from gptbridge.weights.architecture import shapes, sizes, weight_axes
+from gptbridge.weights.dialects.huggingface import DIALECT as TORCH
+from gptbridge.weights.dialects.registry import find_dialect, known_dialects
 from gptbridge.weights.layouts.arrays import stored_arrays
 from gptbridge.weights.layouts.axes import Axes, axes
 from gptbridge.weights.layouts.boxes import Box, Piece, gather, gather_into, shape_of, sizes_of, slabs
 from gptbridge.weights.layouts.matching import best_match, require_whole, solve_sizes
-from gptbridge.weights.layouts.registry import DIALECTS, layouts_of
 from gptbridge.weights.layouts.rules import Layout
 from gptbridge.weights.layouts.stored import StoredAxes, stored_axes
 from gptbridge_specs import ModelSpec
@@ -33,12 +34,7 @@ MODEL = ModelSpec(
     max_position_embeddings=5,
 )
 SIZES = sizes(MODEL)
-LAYOUTS = [
-    layout
-    for dialect in DIALECTS
-    for version in ((0, 1, 2, 3) if dialect == "megatron" else (3,))
-    for layout in layouts_of(dialect, checkpoint_version=version)
-]
+LAYOUTS = [layout for dialect in known_dialects().dialects for layout in dialect.layouts]
 Arrays = dict[str, NDArray[np.float32]]
 
 
@@ -98,59 +94,54 @@ CORE = "model.decoder.layers.1.self_attention.linear_qkv"
 
 
 @pytest.mark.parametrize(
-    ("dialect", "version", "variant", "transposed", "columns"),
+    ("dialect", "variant", "transposed", "columns"),
     [
-        ("torch", 3, "GPT2Model", False, {"h.1.attn.c_attn": PLAIN}),
+        ("torch", "GPT2Model", False, {"h.1.attn.c_attn": PLAIN}),
         (
             "paddle",
-            3,
             "GPTForPretraining",
             False,
             {f"gpt.decoder.layers.1.self_attn.{'qkv'[p]}_proj": APART[p] for p in PARTS},
         ),
-        ("fleetx", 3, "fused", False, {"gpt.decoder.layers.1.self_attn.qkv_proj": BY_HEAD}),
+        ("fleetx", "fused", False, {"gpt.decoder.layers.1.self_attn.qkv_proj": BY_HEAD}),
         (
             "fleetx",
-            3,
             "split",
             False,
             {f"gpt.decoder.layers.1.self_attn.{'qkv'[p]}_proj": APART[p] for p in PARTS},
         ),
-        ("fleetx", 3, "pipeline", False, {"2.self_attn.qkv_proj": BY_HEAD}),
+        ("fleetx", "pipeline", False, {"2.self_attn.qkv_proj": BY_HEAD}),
         (
             "mindspore",
-            3,
             "GPT2LMHeadModel",
             True,
             {f"backbone.blocks.1.attention.dense{p + 1}": APART[p] for p in PARTS},
         ),
         (
             "modelscope",
-            3,
             "large",
             True,
             {"module.language_model.encoder.layers.1.self_attention.query_key_value": BY_HEAD},
         ),
         (
             "modelscope",
-            3,
             "base",
             True,
             {"language_model.transformer.layers.1.attention.query_key_value": PLAIN},
         ),
-        ("megatron", 0, "version-0", True, {CLASSIC: PLAIN}),
-        ("megatron", 1, "version-1", True, {CLASSIC: INTERLEAVED}),
-        ("megatron", 2, "version-2", True, {CLASSIC: BY_HEAD}),
-        ("megatron", 3, "version-3", True, {CLASSIC: BY_HEAD}),
-        *(("megatron", version, "core", True, {CORE: BY_HEAD}) for version in range(4)),
-        *(("megatron", version, "core-fused-norms", True, {CORE: BY_HEAD}) for version in range(4)),
+        ("megatron", "version-0", True, {CLASSIC: PLAIN}),
+        ("megatron", "version-1", True, {CLASSIC: INTERLEAVED}),
+        ("megatron", "version-2", True, {CLASSIC: BY_HEAD}),
+        ("megatron", "version-3", True, {CLASSIC: BY_HEAD}),
+        ("megatron", "core", True, {CORE: BY_HEAD}),
+        ("megatron", "core-fused-norms", True, {CORE: BY_HEAD}),
     ],
 )
 def test_q_k_and_v_lie_as_each_systems_own_code_has_them(
-    dialect: str, version: int, variant: str, transposed: bool, columns: dict[str, list[int]]
+    dialect: str, variant: str, transposed: bool, columns: dict[str, list[int]]
 ) -> None:
     """Its names in the order of q, k, v, and which column of [q|k|v] each of its columns is."""
-    layouts = {layout.variant: layout for layout in layouts_of(dialect, checkpoint_version=version)}
+    layouts = {layout.variant: layout for layout in find_dialect(dialect).layouts}
     parts = [f"h.1.attn.{part}.{kind}" for kind in ("weight", "bias") for part in "qkv"]
     weights = {name: numbered()[name] for name in parts}
     matrix, bias = (np.concatenate([weights[name] for name in names], -1) for names in (parts[:3], parts[3:]))
@@ -289,14 +280,14 @@ def test_large_transposition_goes_through_tiles() -> None:
 def test_missing_and_left_over_tensors_are_named(change: object, words: str) -> None:
     names = change(set(hugging_face_shapes(MODEL)))  # type: ignore[operator]
     with pytest.raises(BadInput) as caught:
-        require_whole(best_match(layouts_of("torch"), [sorted(names)]), "file")
+        require_whole(best_match(TORCH.layouts, [sorted(names)]), "file")
     assert words in str(caught.value)
 
 
 def test_mask_buffers_of_old_releases_are_dropped() -> None:
     names = list(hugging_face_shapes(MODEL))
     names += ["h.0.attn.bias", "h.0.attn.masked_bias"]
-    match = require_whole(best_match(layouts_of("torch"), [names]), "file")
+    match = require_whole(best_match(TORCH.layouts, [names]), "file")
     assert set(match.dropped) == {"h.0.attn.bias", "h.0.attn.masked_bias"}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge import reference
-from gptbridge.session import EXP_AVG, EXP_AVG_SQ, Batch, TrainerState, StepResult
+from gptbridge.session import EXP_AVG, EXP_AVG_SQ, Batch, StepResult, TrainerState
 from gptbridge.weights.canonical import parameters
 from gptbridge_specs import RunSpec
 

@@ -1,1 +1,1 @@
-"""What each dialect's configuration file says about the model, read and written."""
+"""What a configuration says of a model, as rows that are read and written: the engine, no system's words."""

@@ -13,16 +13,15 @@ from pydantic import ValidationError
 
 from gptbridge.errors import UsageError
 from gptbridge.process.cores import usable_cores
-from gptbridge.weights.configs.writing import holds_tokens, not_computed
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.companions import write_companions
 from gptbridge.weights.conversion.output_folder import new_folder, refuse_output
 from gptbridge.weights.conversion.source import Source, Told, open_source
 from gptbridge.weights.conversion.streaming import Stream
 from gptbridge.weights.conversion.target import Split, Target, TargetFile, plan_files
-from gptbridge.weights.conversion.writers import WRITERS
-from gptbridge.weights.formats import Chunks
-from gptbridge.weights.layouts.registry import MEGATRON_VERSION, layouts_of, require_dialect
+from gptbridge.weights.dialects.dialect import Dialect
+from gptbridge.weights.dialects.registry import find_dialect
+from gptbridge.weights.formats import TREE_WRITERS, WRITERS, Chunks
 from gptbridge.weights.layouts.rules import Layout
 from gptbridge_specs import ModelSpec
 
@@ -61,16 +60,17 @@ class Converted:
 
 def convert_checkpoint(request: Request, progress: Progress | None = None) -> Converted:
     """Convert; raises BadInput for the source, UsageError for what is asked, RunFailed for the disk."""
-    layout = choose_layout(require_dialect(request.to), request.variant, request.split)
+    dialect = find_dialect(request.to)
+    layout = choose_layout(dialect, request.variant, request.split)
     refuse_output(request.output, request.source, overwrite=request.overwrite)
     with ExitStack() as stack:
         source = open_source(request.source, stack, request.told, verify=False)
         source = _merged(source) if request.merge_lora else source
-        target = _target(source, layout, request)
+        target = _target(source, dialect, layout, request)
         files = plan_files(target)
         nbytes = sum(tensor.info.nbytes for file in files for tensor in file.tensors)
         with new_folder(request.output, nbytes) as folder, _verifying(source):
-            _Writing(source, target, nbytes, progress).write(files, folder)
+            _Writing(source, nbytes, progress).write(files, folder)
             companions = write_companions(source, target, files, folder)
     return Converted(
         source.dialect,
@@ -94,28 +94,29 @@ def _notes(source: Source, target: Target, told: Told) -> Iterator[str]:
         fields = ("layernorm_epsilon",) if source.activation_is_fixed else ("activation", "layernorm_epsilon")
         taken = " and ".join(f"{name}={getattr(model, name)}" for name in fields)
         yield f"no configuration beside the weights: {taken} taken, --model PRESET|FILE says otherwise"
-    if source.tokens and not holds_tokens(target.dialect):
-        named = ", ".join(f"{name}={token}" for name, token in source.tokens.items())
-        yield f"{target.dialect}'s configuration has no place for {named}"
-    yield from not_computed(model, target.dialect)
+    config, name = target.dialect.config, target.dialect.name
+    if source.tokens and not config.holds_tokens:
+        named = ", ".join(f"{token}={number}" for token, number in source.tokens.items())
+        yield f"{name}'s configuration has no place for {named}"
+    for difference in config.not_computed(model):
+        yield f"{name} itself always computes {difference}"
 
 
-def choose_layout(dialect: str, variant: str | None, split: Split) -> Layout:
+def choose_layout(dialect: Dialect, variant: str | None, split: Split) -> Layout:
     """Return the layout to write; UsageError names the variants that there are."""
-    stages = dialect == "fleetx" and split.pipeline > 1  # they have a layout of their own
-    if variant is None:
-        return layouts_of(dialect)[2 if stages else 0]
-    versions = range(MEGATRON_VERSION + 1) if dialect == "megatron" else (MEGATRON_VERSION,)
-    found = [layout for version in versions for layout in layouts_of(dialect, checkpoint_version=version)]
-    layouts = {layout.variant: layout for layout in found if " " not in layout.variant}
-    if variant not in layouts:
-        raise UsageError(f"{dialect} has no variant {variant!r}", allowed=", ".join(layouts))
-    if stages != (variant == "pipeline"):
+    layouts = {layout.variant: layout for layout in dialect.written_layouts}
+    if variant is not None and variant not in layouts:
+        raise UsageError(f"{dialect.name} has no variant {variant!r}", allowed=", ".join(layouts))
+    fitting = [layout for layout in layouts.values() if layout.staged in (None, split.pipeline > 1)]
+    if not fitting:
+        raise UsageError(f"{dialect.name} has no pipeline parallelism", hint="Leave out --pipeline-parallel")
+    chosen = fitting[0] if variant is None else layouts[variant]
+    if chosen not in fitting:
         raise UsageError(
-            f"{dialect} has no --variant {variant} with --pipeline-parallel {split.pipeline}",
+            f"{dialect.name} has no --variant {variant} with --pipeline-parallel {split.pipeline}",
             hint="Leave out --variant",
         )
-    return layouts[variant]
+    return chosen
 
 
 def _merged(source: Source) -> Source:
@@ -124,13 +125,14 @@ def _merged(source: Source) -> Source:
     return source.merged()
 
 
-def _target(source: Source, layout: Layout, request: Request) -> Target:
+def _target(source: Source, dialect: Dialect, layout: Layout, request: Request) -> Target:
     model = source.model
     if request.vocab_size is not None:
         model = _with_vocabulary(source, request.vocab_size)
     if source.lora is not None:
         source.lora.require_alpha()
     return Target(
+        dialect,
         layout,
         model,
         {name: request.dtype or weight.dtype for name, weight in source.all_weights.items()},
@@ -168,9 +170,8 @@ def _verifying(source: Source) -> Iterator[None]:
 class _Writing:
     """Writes the planned files of one conversion, `nbytes` of tensors in all."""
 
-    def __init__(self, source: Source, target: Target, nbytes: int, progress: Progress | None) -> None:
+    def __init__(self, source: Source, nbytes: int, progress: Progress | None) -> None:
         self._source = source
-        self._target = target
         self._nbytes = nbytes
         self._progress = progress
         self._done = 0
@@ -186,7 +187,10 @@ class _Writing:
                     (tensor.info, partial(self._chunks, stream, number, file.name))
                     for number, tensor in enumerate(file.tensors)
                 ]
-                WRITERS[file.format](path, entries, self._target)
+                if file.tree is None:
+                    WRITERS[file.format](path, entries)
+                else:
+                    TREE_WRITERS[file.format](path, entries, file.tree)
 
     def _chunks(self, stream: Stream, number: int, name: str) -> Chunks:
         for chunk in stream.chunks(number):

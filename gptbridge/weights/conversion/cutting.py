@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.conversion.strategies import TensorLayout
+from gptbridge.weights.dialects.mindspore.strategies import TensorLayout
 from gptbridge.weights.formats import TensorInfo, WeightFile
 from gptbridge.weights.layouts.axes import CUT
 from gptbridge.weights.layouts.boxes import CutBox, cut_boxes, whole_boxes

@@ -14,17 +14,13 @@ from pathlib import Path
 
 from gptbridge.errors import BridgeError, RunFailed, UsageError, printable
 from gptbridge.files import sync_folder
+from gptbridge.weights.dialects.registry import known_dialects
 
-# What a checkpoint consists of, in any dialect: names of files and folders, at any depth.
-_CHECKPOINT_NAME = re.compile(
-    r"""[\w.-]+\.(safetensors|bin|pt|pth|pdparams|ckpt|index\.json)
-    | (adapter_|model_|generation_|tokenizer_)?config\.json | configuration\.json
-    | tokenizer\.(json|model) | (special_tokens_map|added_tokens|vocab|manifest|state)\.json
-    | merges\.txt | vocab\.txt | sentencepiece\.model | model\.yaml | latest_checkpointed_iteration\.txt
-    | release | iter_\d{7} | model | adapter | strategy
-    | rank_\d+ | mp_rank_\d+(_\d+)? | mp_\d+_sharding_\d+_pp_\d+
-    """,
-    re.VERBOSE | re.ASCII,
+# What a checkpoint consists of, beside its dialect's own files: names of files at any depth.
+_COMMON = (
+    r"[\w.-]+\.(safetensors|bin|pt|pth|pdparams|ckpt|index\.json)",
+    r"(special_tokens_map|added_tokens|vocab|manifest|state|(generation_|tokenizer_)config)\.json",
+    r"tokenizer\.(json|model)|merges\.txt|vocab\.txt|sentencepiece\.model",
 )
 _MOST_ENTRIES = 1 << 18
 # renameat2 exchanges two names; Python has no call for it.
@@ -63,13 +59,20 @@ def _same(first: Path, second: Path) -> bool:
         return False
 
 
+def _checkpoint_name() -> re.Pattern[str]:
+    """Return what matches the names of files and folders, at any depth, of a checkpoint of any dialect."""
+    names = [name for dialect in known_dialects().dialects for name in dialect.own_names()]
+    return re.compile("|".join(f"(?:{name})" for name in (*_COMMON, *names)), re.ASCII)
+
+
 def _first_stranger(folder: Path) -> str | None:
     """Return an entry that no checkpoint has, or None."""
+    known = _checkpoint_name()
     count = 0
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             count += 1
-            if not _CHECKPOINT_NAME.fullmatch(name) or count > _MOST_ENTRIES:
+            if not known.fullmatch(name) or count > _MOST_ENTRIES:
                 return os.path.relpath(Path(parent, name), folder)
     return None
 

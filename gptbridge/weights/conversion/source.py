@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,28 +11,24 @@ from pathlib import Path
 from gptbridge.checkpoint import manifest
 from gptbridge.checkpoint.state import STATE_FILE
 from gptbridge.checkpoint.store import CheckpointStore
-from gptbridge.errors import BadInput, UsageError, printable
+from gptbridge.errors import BadInput, printable
 from gptbridge.weights.architecture import parameters, weight_axes
 from gptbridge.weights.architecture import sizes as letter_sizes
-from gptbridge.weights.configs.reading import Declared, build_model
+from gptbridge.weights.configs.model import build_model
+from gptbridge.weights.configs.table import ConfigFacts
 from gptbridge.weights.conversion.assembly import assemble, stored_sizes
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
-from gptbridge.weights.conversion.cutting import LetterCutting, Stage
-from gptbridge.weights.conversion.declaring import declared_beside
-from gptbridge.weights.conversion.discovery import Found, find_files
+from gptbridge.weights.conversion.configuration import find_configuration
+from gptbridge.weights.conversion.cutting import Stage
+from gptbridge.weights.conversion.discovery import find_files
+from gptbridge.weights.conversion.identifying import Identified, identify
 from gptbridge.weights.conversion.lora import Lora, split_lora
-from gptbridge.weights.conversion.mindformers_ranks import mindformers_stages
-from gptbridge.weights.conversion.peft import read_adapter
 from gptbridge.weights.formats import WeightFile, open_weights
 from gptbridge.weights.layouts.boxes import slabs
-from gptbridge.weights.layouts.matching import RANKS_HINT, Match, best_match, require_whole
-from gptbridge.weights.layouts.megatron import chunk_of
-from gptbridge.weights.layouts.registry import layouts_of
+from gptbridge.weights.layouts.matching import RANKS_HINT
 from gptbridge.weights.layouts.stored import StoredAxes
 from gptbridge_specs import ModelSpec
 
-# Dialects whose embedding is padded to a round size that the configuration may not state.
-PADDED = ("megatron", "modelscope", "fleetx", "mindspore")
 _COMPARED_ITEMS = 1 << 20
 _SPARE_FILES = 256
 
@@ -42,8 +38,8 @@ class Told:
     """What the user says about a checkpoint, because it does not say so itself."""
 
     dialect: str | None = None
-    model: Declared = field(default_factory=Declared)
-    strategy: Path | None = None  # MindSpore's strategy file, or the folder of them
+    model: ConfigFacts = field(default_factory=ConfigFacts)
+    strategy: Path | None = None  # the strategy file of ranks, or the folder of them
     lora_alpha: float | None = None
 
 
@@ -122,32 +118,32 @@ def _open(path: Path, stack: ExitStack, told: Told, verify: bool) -> Source:
     found = find_files(path)
     _allow_open_files(len(found.files))
     files = [stack.enter_context(open_weights(file, verify=verify)) for file in found.files]
-    stages = _stages(found, files, told)
-    match = _match(found, stages, told, path)
-    declared, config_file = declared_beside(found.root, files[0], match.layout.dialect)
+    what = identify(found, files, dialect=told.dialect, strategy=told.strategy, where=path)
+    dialect, match, stages = what.dialect, what.match, what.stages
+    declared, config_file = find_configuration(found.root, files[0], dialect)
     stored = stored_sizes(match, stages, path)
-    model = _model(match, stored, declared, told.model, path)
+    model = _model(what, stored, declared, told.model, path)
     sizes = {**letter_sizes(model), **{x: stored[x] for x in "vcr" if x in stored}}
     alpha = told.lora_alpha if told.lora_alpha is not None else declared.lora_alpha
     weights, lora = split_lora(assemble(match, stages, sizes), sizes["r"], alpha, path)
-    if lora is None and match.layout.dialect in ("torch", "gptbridge"):
-        lora = read_adapter(found.root, model, stack, alpha=told.lora_alpha)
+    if lora is None and dialect.adapters is not None:
+        lora = dialect.adapters.read(found.root, model, stack, alpha=told.lora_alpha)
     tied = _drop_tied_head(weights, sizes, declared, path)
     _check_labels(weights, sizes, declared, path)
     return Source(
         path,
-        match.layout.dialect,
+        dialect.name,
         match.layout.variant,
         model.model_copy(update={"tie_word_embeddings": tied}),
         sizes,
         weights,
         lora,
-        tuple(stages),
+        stages,
         match.dropped,
         config_file,
         {key: token for key, token in declared.tokens.items() if token < model.vocab_size},
         len(match.layout.activations) == 1,
-        tuple(_overruled(declared, told.model) if config_file else ()),
+        (*what.warnings, *(_overruled(declared, told.model) if config_file else ())),
     )
 
 
@@ -162,66 +158,13 @@ def _allow_open_files(count: int) -> None:
         )
 
 
-def _stages(found: Found, files: Sequence[WeightFile], told: Told) -> list[Stage]:
-    if found.by_rank:
-        return mindformers_stages(files, found.root, told.strategy)
-    by_chunk = [(ranks, _chunks(ranks[0])) for ranks in _runs(files, found.tensor)]
-    cutting = LetterCutting(found.tensor, found.root)
-    return [
-        Stage(ranks, chunks[number], cutting)
-        for number in range(max(len(chunks) for _, chunks in by_chunk))
-        for ranks, chunks in by_chunk
-        if number < len(chunks)
-    ]
-
-
-def _chunks(weights: WeightFile) -> list[tuple[str, ...]]:
-    """Return the tensors of each virtual pipeline stage of a Megatron rank: `model0`, `model1`, ...
-
-    The first chunk of every rank comes before the second of any. What is in no chunk is in the first.
-    """
-    chunks: dict[int, list[str]] = {0: []}
-    for name in weights.tensors:
-        chunks.setdefault(chunk_of(name), []).append(name)
-    return [tuple(chunks[number]) for number in sorted(chunks)]
-
-
-def _runs(files: Sequence[WeightFile], length: int) -> Iterable[tuple[WeightFile, ...]]:
-    return (tuple(files[start : start + length]) for start in range(0, len(files), length))
-
-
-def _match(found: Found, stages: Sequence[Stage], told: Told, where: Path) -> Match:
-    """Return what the tensors are by the dialect's layouts; of every dialect if none is known."""
-    names = [stage.names for stage in stages]
-    version = _checkpoint_version(stages[0].ranks[0])
-    match = best_match(layouts_of(told.dialect or found.dialect, checkpoint_version=version), names)
-    if told.dialect is not None and not match.whole:
-        other = best_match(layouts_of(None, checkpoint_version=version), names)
-        if other.whole:
-            raise UsageError(
-                f"holds {other.layout.dialect} ({other.layout.variant}), not {told.dialect}",
-                where=where,
-                hint=f"Leave out --from {told.dialect}",
-            )
-    return require_whole(match, where)
-
-
-def _checkpoint_version(weights: WeightFile) -> int:
-    """Return Megatron's checkpoint_version; a file without one is version 0, as Megatron reads it."""
-    tree = weights.tree
-    value = tree.get("checkpoint_version", 0) if isinstance(tree, dict) else 0
-    if value in (0, 1, 2, 3) and not isinstance(value, bool):
-        return int(value)  # type: ignore[arg-type]
-    raise BadInput(f"checkpoint_version is {printable(value)}", where=weights.path, allowed="0, 1, 2, 3")
-
-
 def _model(
-    match: Match, sizes: Mapping[str, int], declared: Declared, given: Declared, where: Path
+    what: Identified, sizes: Mapping[str, int], declared: ConfigFacts, given: ConfigFacts, where: Path
 ) -> ModelSpec:
     """Return the model that tensors, files and user say together; BadInput where two disagree."""
     stored = {
         "hidden_size": sizes["i"],
-        "num_layers": match.num_layers,
+        "num_layers": what.match.num_layers,
         "max_position_embeddings": sizes["t"],
         "ffn_hidden_size": sizes["f"],
     }
@@ -238,7 +181,7 @@ def _model(
             )
     rows = sizes["v"]
     vocabulary = said.fields.get("vocab_size", rows)
-    padded = match.layout.dialect in PADDED or "vocab_size" in given.fields
+    padded = what.dialect.padded or "vocab_size" in given.fields
     if vocabulary != rows and not (padded and type(vocabulary) is int and 0 < vocabulary < rows):
         raise BadInput(
             f"{printable(said.where)} says vocab_size={printable(vocabulary)}, "
@@ -246,12 +189,12 @@ def _model(
             where=where,
         )
     fields = {**said.fields, **stored, "vocab_size": vocabulary}
-    if len(match.layout.activations) == 1:
-        (fields["activation"],) = match.layout.activations  # whatever the configuration says
+    if len(what.match.layout.activations) == 1:
+        (fields["activation"],) = what.match.layout.activations  # whatever the configuration says
     return build_model(fields, where)
 
 
-def _require_agreement(declared: Declared, given: Declared, where: Path) -> None:
+def _require_agreement(declared: ConfigFacts, given: ConfigFacts, where: Path) -> None:
     """Refuse a number of heads that the user and the checkpoint's own configuration say differently."""
     name = "num_attention_heads"
     own, told = declared.fields.get(name), given.fields.get(name)
@@ -263,7 +206,7 @@ def _require_agreement(declared: Declared, given: Declared, where: Path) -> None
         )
 
 
-def _overruled(declared: Declared, given: Declared) -> Iterator[str]:
+def _overruled(declared: ConfigFacts, given: ConfigFacts) -> Iterator[str]:
     """Yield what the user says otherwise than the checkpoint's own configuration, where that may be."""
     for name in ("activation", "layernorm_epsilon"):
         own, told = declared.fields.get(name), given.fields.get(name)
@@ -273,7 +216,7 @@ def _overruled(declared: Declared, given: Declared) -> Iterator[str]:
 
 
 def _drop_tied_head(
-    weights: dict[str, CanonicalWeight], sizes: Mapping[str, int], declared: Declared, where: Path
+    weights: dict[str, CanonicalWeight], sizes: Mapping[str, int], declared: ConfigFacts, where: Path
 ) -> bool:
     """Remove a head that only repeats the embedding; tell whether the model's head is tied."""
     head = weights.get("lm_head.weight")
@@ -300,7 +243,7 @@ def _equal(first: CanonicalWeight, second: CanonicalWeight, sizes: Mapping[str, 
 
 
 def _check_labels(
-    weights: Mapping[str, CanonicalWeight], sizes: Mapping[str, int], declared: Declared, where: Path
+    weights: Mapping[str, CanonicalWeight], sizes: Mapping[str, int], declared: ConfigFacts, where: Path
 ) -> None:
     """Refuse a configuration of a classifier that has another number of classes than the head."""
     if "score.weight" in weights and declared.num_labels not in (None, sizes["c"]):

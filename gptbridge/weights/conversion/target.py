@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptbridge.errors import UsageError
 from gptbridge.weights.architecture import LORA_A, LORA_B, layer_of, parameters, shifted
 from gptbridge.weights.architecture import sizes as letter_sizes
-from gptbridge.weights.configs.writing import config_content
+from gptbridge.weights.configs.rows import Described
 from gptbridge.weights.conversion.lora import Lora
-from gptbridge.weights.formats import TensorInfo
+from gptbridge.weights.dialects.dialect import Dialect
+from gptbridge.weights.dialects.files import Place
+from gptbridge.weights.formats import TensorInfo, Tree
 from gptbridge.weights.layouts.boxes import Box, sizes_of, whole_boxes
 from gptbridge.weights.layouts.rules import Layout, NativeTensor
 from gptbridge.weights.layouts.stored import StoredAxes
 from gptbridge_specs import ModelSpec
 
-_PADDING_UNIT = 128  # Megatron and FleetX pad the vocabulary to a multiple of this x tensor ranks
+_PADDING_UNIT = 128  # systems that cut the vocabulary pad it to a multiple of this x tensor ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Split:
 class Target:
     """What one conversion writes."""
 
+    dialect: Dialect
     layout: Layout
     model: ModelSpec
     dtypes: Mapping[str, str]  # the element type of each canonical weight; those are written
@@ -46,13 +49,16 @@ class Target:
     lora: Lora | None = None  # kept apart
 
     @property
-    def dialect(self) -> str:
-        """The dialect that is written."""
-        return self.layout.dialect
+    def name(self) -> str:
+        """The dialect and its variant, for people."""
+        return f"{self.dialect.name} ({self.layout.variant})"
 
     def config(self) -> dict[str, Any]:
         """Return the model's part of the dialect's configuration."""
-        return config_content(self.model, self.dialect, num_labels=self.num_labels, tokens=self.tokens)
+        dtype = self.dtypes["wte.weight"]
+        return self.dialect.config.write(
+            Described(self.model, self.num_labels, self.tokens, dtype, self.lora)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,47 +77,12 @@ class TargetTensor:
 
 @dataclass(frozen=True, slots=True)
 class TargetFile:
-    """A file to write, relative to the output folder."""
+    """A file to write, relative to the output folder, and the structure around its tensors, if it nests."""
 
     name: str
     format: str
     tensors: tuple[TargetTensor, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a dialect puts the weights of tensor rank t of stage p, and in which format."""
-
-    format: str
-    whole: str
-    ranked: Callable[[int, int, Split], str] | None = None  # None: cannot be split
-
-
-_PLACES: Mapping[str, _Place] = {
-    "torch": _Place("safetensors", "model.safetensors"),
-    "gptbridge": _Place("safetensors", "model.safetensors"),
-    "paddle": _Place("pdparams", "model_state.pdparams"),
-    "mindspore": _Place("ckpt", "gpt2.ckpt", lambda t, p, split: f"rank_{p * split.tensor + t}/gpt2.ckpt"),
-    "fleetx": _Place(
-        "pdparams",
-        "model.pdparams",
-        lambda t, p, split: f"mp_{t:02d}_sharding_00_pp_{p:02d}/model.pdparams",
-    ),
-    "modelscope": _Place(
-        "torch",
-        "model/mp_rank_00_model_states.pt",
-        lambda t, p, split: f"model/mp_rank_{t:02d}_model_states.pt",
-    ),
-    "megatron": _Place(
-        "torch",
-        "release/mp_rank_00/model_optim_rng.pt",
-        lambda t, p, split: (
-            f"release/mp_rank_{t:02d}{f'_{p:03d}' if split.pipeline > 1 else ''}/model_optim_rng.pt"
-        ),
-    ),
-}
-
-_BASE = _Place("torch", "pytorch_model.bin")  # ModelScope's base and large sizes
+    tree: Tree = None
 
 
 def plan_files(target: Target) -> list[TargetFile]:
@@ -121,7 +92,7 @@ def plan_files(target: Target) -> list[TargetFile]:
     """
     _check_places(target)
     target.config()  # refuses what the dialect's configuration has no word for
-    place = _BASE if target.layout.variant == "base" else _PLACES[target.dialect]
+    place = target.dialect.files.place(target.layout.variant)
     _check_split(target, place)
     split = target.split
     sizes = {**letter_sizes(target.model), "c": target.num_labels or 1}
@@ -134,19 +105,18 @@ def plan_files(target: Target) -> list[TargetFile]:
             name = place.whole if split.whole or place.ranked is None else place.ranked(rank, stage, split)
             tensors = [_tensor(native, sizes, rank, target) for native in natives]
             tensors.sort(key=lambda tensor: -tensor.info.storage_dtype.itemsize)  # as safetensors has them
-            files.append(TargetFile(name, place.format, tuple(tensors)))
+            tree = place.tree([tensor.info.name for tensor in tensors], target) if place.tree else None
+            files.append(TargetFile(name, place.format, tuple(tensors), tree))
     return files
 
 
-def _check_split(target: Target, place: _Place) -> None:
+def _check_split(target: Target, place: Place) -> None:
     model, split = target.model, target.split
     if not split.whole and place.ranked is None:
         raise UsageError(
-            f"{target.dialect} ({target.layout.variant}) checkpoints are never split",
+            f"{target.name} checkpoints are never split",
             hint="Leave out --tensor-parallel and --pipeline-parallel",
         )
-    if split.pipeline > 1 and target.dialect == "modelscope":
-        raise UsageError("ModelScope has no pipeline parallelism", hint="Leave out --pipeline-parallel")
     if model.num_layers % split.pipeline:
         raise UsageError(f"--pipeline-parallel {split.pipeline} does not divide {model.num_layers} layers")
     for size, what in (
@@ -166,7 +136,7 @@ def _check_split(target: Target, place: _Place) -> None:
 
 def _check_places(target: Target) -> None:
     held = {name for rule in target.layout.rules for name in rule.canonical}
-    where = f"{target.dialect} ({target.layout.variant})"
+    where = target.name
     for name, what in (("lm_head.weight", "a head of its own"), ("score.weight", "a classifier's head")):
         if name in target.dtypes and name not in held:
             raise UsageError(f"the model has {what} ({name}), and {where} has no place for it")
@@ -176,16 +146,11 @@ def _check_places(target: Target) -> None:
             f"the model computes {target.model.activation}, which {where} does not",
             allowed=" or ".join(known),
         )
-    if target.lora is not None and not keeps_lora(target.layout):
+    if target.lora is not None and not (holds_lora(target.layout) or target.dialect.adapters):
         raise UsageError(
             f"the checkpoint has LoRA beside its weights, and {where} has no place for it",
             hint="Add it to the weights: --merge-lora",
         )
-
-
-def keeps_lora(layout: Layout) -> bool:
-    """Tell whether a layout's checkpoints may hold LoRA apart: in their files, or as a PEFT adapter."""
-    return holds_lora(layout) or layout.dialect in ("torch", "gptbridge")
 
 
 def holds_lora(layout: Layout) -> bool:

@@ -1,7 +1,8 @@
 """Weight file formats, decoded and encoded from their bytes: no framework, no object from a pickle.
 
 Reading: `with open_weights(path) as weights:` gives `weights.tensors`, `read`, `rows`, `chunks`, `tree`.
-Writing: `WRITERS[format](path, entries)`, each entry a TensorInfo and a call that gives its chunks.
+Writing: `WRITERS[format](path, entries)`, each entry a TensorInfo and a call that gives its chunks; or
+`TREE_WRITERS[format](path, entries, tree)`, where the file nests.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,12 @@ from gptbridge.weights.formats.tensor import (
 from gptbridge.weights.formats.torch_writer import write_torch, write_torch_legacy
 from gptbridge.weights.formats.weight_file import WeightFile
 
+# Formats that nest: None is a dict of the tensors by name.
+TREE_WRITERS: Mapping[str, Callable[[Path, Iterable[Entry], Tree], None]] = {
+    "torch": write_torch,
+    "torch-legacy": write_torch_legacy,
+    "pdparams": write_pdparams,
+}
 WRITERS: Mapping[str, Callable[[Path, Iterable[Entry]], None]] = {
     "safetensors": write_safetensors,
     "torch": write_torch,
@@ -35,6 +42,7 @@ WRITERS: Mapping[str, Callable[[Path, Iterable[Entry]], None]] = {
 
 __all__ = [
     "STORAGE_DTYPES",
+    "TREE_WRITERS",
     "WRITERS",
     "Chunks",
     "Entry",

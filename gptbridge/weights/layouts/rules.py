@@ -56,6 +56,7 @@ class Layout:
     repeated_in_last_stage: tuple[tuple[str, str], ...] = ()
     first_layer: int = 0  # the number of the first layer; what follows the layers has the next one
     cut: str = CUT  # the letters that tensor parallelism cuts when this layout is written
+    staged: bool | None = None  # written for several pipeline stages alone, for one alone, or for both
     activations: tuple[str, ...] = ()  # those that its software computes, if its configuration has no word
     plain_name: Callable[[str], str] = (
         str  # from a name within a wrapper, or a virtual stage, to that without

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from gptbridge.weights.configs.reading import Declared
+from gptbridge.weights.configs.table import ConfigFacts
 from gptbridge.weights.conversion.arrays import digest
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
 from gptbridge.weights.conversion.source import Told, open_source
 from gptbridge.weights.conversion.target import Split
+from gptbridge.weights.dialects.huggingface import config_of
 from gptbridge.weights.formats import Entry, TensorInfo, Tree, open_weights, write_ckpt, write_torch
-from gptbridge.weights.hf_config import to_hf_config
 from gptbridge_specs import ModelSpec
 
 MODEL = ModelSpec(
@@ -32,7 +32,7 @@ MODEL = ModelSpec(
     hidden_dropout_prob=0,
     attention_probs_dropout_prob=0,
 )
-HEADS = Told(model=Declared({"num_attention_heads": MODEL.num_attention_heads}, "test"))
+HEADS = Told(model=ConfigFacts({"num_attention_heads": MODEL.num_attention_heads}, "test"))
 
 
 def random_weights(model: ModelSpec, seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -91,7 +91,7 @@ def together(weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 def write_hugging_face(folder: Path, model: ModelSpec, weights: dict[str, NDArray[np.float32]]) -> Path:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(to_hf_config(model)))
+    (folder / "config.json").write_text(json.dumps(config_of(model)))
     (folder / "vocab.json").write_text("{}")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     return folder

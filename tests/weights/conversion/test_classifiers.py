@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.verifying import verify
-from gptbridge.weights.hf_config import to_hf_config
+from gptbridge.weights.dialects.huggingface import config_of
 from tests.weights.conversion.checkpoints import (
     MODEL,
     assert_identical,
@@ -47,7 +47,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     weights["score.weight"] = stream.normal(size=(LABELS, MODEL.hidden_size)).astype(np.float32)
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     config = {
-        **to_hf_config(MODEL),
+        **config_of(MODEL),
         "architectures": ["GPT2ForSequenceClassification"],
         "id2label": {str(n): f"LABEL_{n}" for n in range(LABELS)},
         "label2id": {f"LABEL_{n}": n for n in range(LABELS)},

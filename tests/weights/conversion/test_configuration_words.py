@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from gptbridge.errors import BadInput
-from gptbridge.weights.configs.reading import build_model, declared_by, read_config_file
+from gptbridge.weights.configs.model import build_model
+from gptbridge.weights.dialects.registry import find_dialect
 from gptbridge.weights.formats import open_weights
 from gptbridge_specs import ModelSpec
 from tests.weights.conversion.checkpoints import converted, random_weights, write_hugging_face
@@ -161,16 +162,17 @@ def holds(whole: object, part: object) -> bool:
 @pytest.mark.parametrize(("dialect", "name", "text"), FILES)
 def test_a_systems_own_file_is_understood(dialect: str, name: str | None, text: str, tmp_path: Path) -> None:
     if name is None:
-        declared = declared_by(json.loads(text), dialect, "args")
+        facts = find_dialect(dialect).config.read(json.loads(text), "args")
     else:
         (tmp_path / name).write_text(text)
-        declared = read_config_file(tmp_path / name, dialect)
-    assert build_model(declared.fields, "the file") == MODEL
+        facts = find_dialect(dialect).config.read_file(tmp_path / name)
+    assert build_model(facts.fields, "the file") == MODEL
 
 
 @pytest.mark.parametrize(("dialect", "text"), OTHER_WORDS.items())
 def test_its_other_words_are_understood(dialect: str, text: str) -> None:
-    assert build_model(declared_by(json.loads(text), dialect, "the file").fields, "the file") == MODEL
+    facts = find_dialect(dialect).config.read(json.loads(text), "the file")
+    assert build_model(facts.fields, "the file") == MODEL
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +219,7 @@ def test_the_file_that_is_written_has_those_words(
 def test_the_activation_is_what_the_system_computes(
     dialect: str, words: dict[str, Any], activation: str
 ) -> None:
-    assert declared_by(words, dialect, "the file").fields["activation"] == activation
+    assert find_dialect(dialect).config.read(words, "the file").fields["activation"] == activation
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_the_activation_is_what_the_system_computes(
 def test_another_architecture_is_refused_by_its_switch(dialect: str, key: str, value: Any) -> None:
     words = json.loads(OTHER_WORDS[dialect])
     with pytest.raises(BadInput, match=rf"^the file: {key} is {value} \(allowed: "):
-        declared_by({**words, key: value}, dialect, "the file")
+        find_dialect(dialect).config.read({**words, key: value}, "the file")
 
 
 def test_what_a_file_holds_is_told_from_what_it_lacks() -> None:

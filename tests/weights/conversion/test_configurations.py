@@ -12,7 +12,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.weights.configs.reading import Declared
+from gptbridge.weights.configs.table import ConfigFacts
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.source import Told
@@ -103,7 +103,7 @@ def test_what_is_taken_for_granted_without_a_configuration_is_told(tmp_path: Pat
     (source / "config.json").unlink()
     (note,) = convert_checkpoint(Request(source, tmp_path / "out", "torch", HEADS)).notes
     assert "activation=gelu_tanh and layernorm_epsilon=1e-05 taken" in note
-    whole = Told(model=Declared(MODEL.model_dump()))
+    whole = Told(model=ConfigFacts(MODEL.model_dump()))
     assert convert_checkpoint(Request(source, tmp_path / "more", "torch", whole)).notes == ()
 
 
@@ -219,14 +219,14 @@ def test_modelscope_is_found_from_the_folder_of_its_ranks(original: Path, tmp_pa
 
 
 def test_heads_that_file_and_user_say_differently_are_refused(original: Path, tmp_path: Path) -> None:
-    other = Told(model=Declared({"num_attention_heads": 6}, "--num-attention-heads"))
+    other = Told(model=ConfigFacts({"num_attention_heads": 6}, "--num-attention-heads"))
     with pytest.raises(BadInput, match=r"config\.json says num_attention_heads=4, but .* says 6"):
         convert_checkpoint(Request(original, tmp_path / "out", "torch", other))
     assert not (tmp_path / "out").exists()
 
 
 def test_what_the_user_overrules_is_told(original: Path, tmp_path: Path) -> None:
-    other = Told(model=Declared({"activation": "gelu_erf"}, "--model m.yaml"))
+    other = Told(model=ConfigFacts({"activation": "gelu_erf"}, "--model m.yaml"))
     (note,) = convert_checkpoint(Request(original, tmp_path / "out", "torch", other)).notes
     assert "config.json means activation=gelu_tanh: --model m.yaml's gelu_erf is taken" in note
 

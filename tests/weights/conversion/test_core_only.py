@@ -23,7 +23,7 @@ from gptbridge.weights.conversion.arrays import digest
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
 from gptbridge.weights.conversion.source import Told, open_source
 from gptbridge.weights.conversion.target import Split
-from gptbridge.weights.layouts.registry import DIALECTS
+from gptbridge.weights.dialects.registry import dialect_names
 
 def digest_of(path):
     with ExitStack() as stack:
@@ -31,11 +31,12 @@ def digest_of(path):
 
 source, folder = Path(sys.argv[1]), Path(sys.argv[2])
 absent = ("torch", "paddle", "mindspore", "transformers", "peft", "google.protobuf")
+dialects = dialect_names()
 found = [name for name in absent if importlib.util.find_spec(name.split(".")[0])]
 digests = {"source": digest_of(source)}
-for dialect in DIALECTS:
+for dialect in dialects:
     convert_checkpoint(Request(source, folder / dialect, dialect))
-for first, second in itertools.product(DIALECTS, DIALECTS):
+for first, second in itertools.product(dialects, dialects):
     output = folder / f"{first}-{second}"
     convert_checkpoint(Request(folder / first, output, second, Told(first)))
     digests[output.name] = digest_of(output)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gptbridge.errors import BadInput
-from gptbridge.weights.configs.reading import build_model
+from gptbridge.weights.configs.model import build_model
 from gptbridge.weights.conversion.discovery import find_files
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.source import Told

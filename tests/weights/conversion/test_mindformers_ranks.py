@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from gptbridge.errors import BadInput
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.source import Told
-from gptbridge.weights.conversion.strategies import TensorLayout
-from gptbridge.weights.conversion.strategy_files import encode_strategy, read_strategies
+from gptbridge.weights.dialects.mindspore.strategies import TensorLayout
+from gptbridge.weights.dialects.mindspore.strategy_files import encode_strategy, read_strategies
 from gptbridge.weights.formats import open_weights
 from tests.weights.conversion.checkpoints import HEADS, converted, digest_of, rewrite_ckpt
 

@@ -14,12 +14,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from docs.name_tables import END, PAGES, START, TABLES, layouts, with_tables
+from docs.name_tables import END, PAGES, START, TABLES, with_tables
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.plugins.finding import backend_names
-from gptbridge.weights.configs.reading import Declared
+from gptbridge.weights.configs.table import ConfigFacts
 from gptbridge.weights.conversion.source import Told
-from gptbridge.weights.layouts.registry import DIALECTS
+from gptbridge.weights.dialects.registry import dialect_names, find_dialect
 from gptbridge_cli.main import app
 from gptbridge_specs import RunSpec, load_model, load_run
 from tests.checkpoint.conftest import spec_of, writer
@@ -42,7 +42,7 @@ _ROW = re.compile(r"^\| `(\S+)` \| `(\S+)` \| (.+?) \| (.+?) \|$", re.MULTILINE)
 
 
 def test_every_dialect_has_a_page() -> None:
-    assert {path.stem for path in PAGES.glob("*.md")} == set(DIALECTS) == set(TABLES)
+    assert {path.stem for path in PAGES.glob("*.md")} == set(dialect_names()) == set(TABLES)
 
 
 @pytest.mark.parametrize("dialect", TABLES)
@@ -70,7 +70,7 @@ def test_tables_hold_every_name_and_no_other(dialect: str) -> None:
     }
     known = {
         (canonical, native.name)
-        for layout in layouts(dialect)
+        for layout in find_dialect(dialect).layouts
         for native in layout.natives([r.canonical[0].format(LAYER) for r in layout.rules], LAYERS)
         for canonical in native.canonicals
     }
@@ -181,7 +181,7 @@ class Inputs:
 
     def _adapter(self, path: Path) -> None:
         self.make("gpt2-lora.ckpt")
-        told = Told(model=Declared({"num_attention_heads": 4}), lora_alpha=8)
+        told = Told(model=ConfigFacts({"num_attention_heads": 4}), lora_alpha=8)
         converted(self._folder / "gpt2-lora.ckpt", path, "torch", told=told)
 
     def _ranks(self, path: Path) -> None:

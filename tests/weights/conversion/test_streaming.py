@@ -102,7 +102,7 @@ import numpy as np
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
 from gptbridge.weights.conversion.target import Split
 from gptbridge.weights.formats import TensorInfo, write_safetensors
-from gptbridge.weights.hf_config import to_hf_config
+from gptbridge.weights.dialects.huggingface import config_of
 from gptbridge_specs import ModelSpec
 from tests.weights.conversion.checkpoints import hugging_face_shapes
 
@@ -114,7 +114,7 @@ folder = Path(sys.argv[1])
 model = ModelSpec(vocab_size=1024, hidden_size=1024, num_layers=1, num_attention_heads=8,
                   ffn_hidden_size=20480, max_position_embeddings=64)
 (folder / "in").mkdir()
-(folder / "in" / "config.json").write_text(json.dumps(to_hf_config(model)))
+(folder / "in" / "config.json").write_text(json.dumps(config_of(model)))
 row = np.arange(20480, dtype=np.float32)
 def chunks(shape):
     return ((row[: shape[-1]] for _ in range(shape[0])) if len(shape) > 1 else [np.resize(row, shape)])

@@ -16,11 +16,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import INDEX_LIMIT, read_json
-from gptbridge.weights.conversion.strategies import MAX_DEVICES, Strategy, TensorLayout
+from gptbridge.weights.dialects.mindspore.strategies import MAX_DEVICES, Strategy, TensorLayout
 from gptbridge.weights.formats.protobuf import (
     LENGTH_DELIMITED,
     VARINT,
@@ -31,6 +31,9 @@ from gptbridge.weights.formats.protobuf import (
 )
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import MAX_DIMENSIONS, MAX_TENSORS
+
+if TYPE_CHECKING:
+    from gptbridge.weights.conversion.target import Split, TargetFile
 
 SUFFIXES = (".ckpt", ".json")
 _MAX_BYTES = 64 << 20
@@ -179,6 +182,22 @@ def _tensor_layout(keys: Mapping[str, Any], name: str, path: Path) -> TensorLayo
 
 def _refuse(path: Path, problem: str, *, allowed: str | None = None) -> NoReturn:
     raise BadInput(problem, where=path, allowed=allowed)
+
+
+def strategies_of(files: Sequence[TargetFile], split: Split) -> dict[str, bytes]:
+    """Return the strategy file of each rank whose weights are in `files`, by its name."""
+    written = {}
+    for rank, file in enumerate(files):
+        layouts = {
+            tensor.info.name: TensorLayout(
+                (split.tensor,),
+                tuple((0,) if number == tensor.cut else () for number in range(len(tensor.info.shape))),
+            )
+            for tensor in file.tensors
+        }
+        name = f"strategy/ckpt_strategy_rank_{rank}.ckpt"
+        written[name] = encode_strategy(layouts, rank // split.tensor)
+    return written
 
 
 def encode_strategy(layouts: Mapping[str, TensorLayout], stage: int) -> bytes:

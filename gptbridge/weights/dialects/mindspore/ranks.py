@@ -1,4 +1,4 @@
-"""The rank folders of MindFormers: pipeline stages, copies and parts told apart."""
+"""Rank folders, `rank_N/NAME-EPOCH_STEP.ckpt`: their files, and which part of which stage each holds."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from gptbridge.errors import BadInput
+from gptbridge.errors import BadInput, printable
+from gptbridge.files import list_folder
 from gptbridge.weights.conversion.cutting import LetterCutting, Stage, StrategyCutting
-from gptbridge.weights.conversion.strategies import Strategy, TensorLayout
-from gptbridge.weights.conversion.strategy_files import SUFFIXES, read_strategies
+from gptbridge.weights.dialects.mindspore.strategies import Strategy, TensorLayout
+from gptbridge.weights.dialects.mindspore.strategy_files import SUFFIXES, read_strategies
 from gptbridge.weights.formats import WeightFile
 
+_RANK = re.compile(r"rank_([0-9]{1,5})")
+_STEP = re.compile(r"-([0-9]{1,9})_([0-9]{1,9})$")
+_WEIGHTS = (".ckpt", ".safetensors")
 _BACKBONE = "backbone."  # before the names of all but a bare GPT2Model
 _LAYER = re.compile(r"(?:backbone\.)?blocks\.(\d+)\.")
 _QUERY = "blocks.{}.attention.dense1.weight"  # (m g d) i
@@ -22,6 +26,43 @@ _EMBEDDING = "embedding.word_embedding.embedding_table"
 _COMPARED_BYTES = 1 << 20
 _MAX_FILES = 1 << 16
 _HINT = "Give the strategy files of the run: --strategy PATH"
+
+
+def find_ranks(folder: Path, names: Sequence[str]) -> tuple[Path, ...]:
+    """Return each rank's file of the newest step that all ranks have; () where `folder` holds no ranks."""
+    ranks = {
+        int(match.group(1)): folder / name
+        for name in names
+        if (match := _RANK.fullmatch(name)) and (folder / name).is_dir()
+    }
+    for number in range(len(ranks)):
+        if number not in ranks:
+            raise BadInput(f"rank_{number} is missing", where=folder)
+    steps = [_by_step(ranks[number]) for number in range(len(ranks))]
+    if not steps:
+        return ()
+    shared = set(steps[0]).intersection(*steps[1:])
+    if not shared:
+        raise BadInput("its rank folders have no step in common", where=folder)
+    return tuple(files[max(shared)] for files in steps)
+
+
+def _by_step(folder: Path) -> dict[tuple[int, ...], Path]:
+    """Return a rank's checkpoints by (epoch, step), as MindSpore names them: NAME-EPOCH_STEP.ckpt."""
+    files: dict[tuple[int, ...], Path] = {}
+    for name in list_folder(folder):
+        file = folder / name
+        if file.suffix not in _WEIGHTS or not file.is_file():
+            continue
+        match = _STEP.search(file.stem)
+        step = tuple(int(group) for group in match.groups()) if match else ()
+        if step in files:
+            both = f"{printable(files[step].name, 60)} and {printable(name, 60)}"
+            raise BadInput(f"holds {both}: one too many", where=folder)
+        files[step] = file
+    if not files:
+        raise BadInput(f"holds no {' or '.join(_WEIGHTS)}", where=folder)
+    return files
 
 
 def find_strategy_files(root: Path, given: Path | None) -> list[Path]:
@@ -40,7 +81,7 @@ def find_strategy_files(root: Path, given: Path | None) -> list[Path]:
     return []
 
 
-def mindformers_stages(ranks: Sequence[WeightFile], root: Path, strategy: Path | None) -> list[Stage]:
+def rank_stages(ranks: Sequence[WeightFile], root: Path, strategy: Path | None) -> list[Stage]:
     """Return the stages of the ranks' files, in order.
 
     With strategy files they tell all. Without, ranks that hold the same layers are one stage, the shape

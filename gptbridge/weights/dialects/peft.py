@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import read_json, write_json
 from gptbridge.weights.architecture import LORA_A, LORA_B, sizes, weight_axes
-from gptbridge.weights.configs.reading import finite_number
+from gptbridge.weights.configs.numbers import finite_number
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.lora import QKV, Lora

@@ -1,0 +1,51 @@
+"""The configuration beside a checkpoint's weights, or inside their file."""
+
+from __future__ import annotations
+
+import os
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from gptbridge.files import list_folder
+from gptbridge.weights.configs.table import ConfigFacts, ConfigTable
+from gptbridge.weights.dialects.dialect import Dialect
+from gptbridge.weights.dialects.registry import find_dialect
+from gptbridge.weights.formats import Namespace, WeightFile
+
+
+def find_configuration(root: Path, weights: WeightFile, dialect: Dialect) -> tuple[ConfigFacts, str]:
+    """Return what the checkpoint's own configuration says, and its name.
+
+    Without one, what the system's software takes for granted, and no name.
+    """
+    folders = [root, weights.path.parent]
+    if weights.path.parent.name in dialect.files.folders:
+        folders.append(weights.path.parent.parent)
+    for system in (dialect, *map(find_dialect, dialect.same_names)):
+        if facts := _inside(weights, system.config):
+            return facts, str(system.config.in_weights)
+        for folder in dict.fromkeys(folders):
+            if file := _config_file(folder, system.config):
+                return system.config.read_file(file), file.name
+    return ConfigFacts(dialect.config.unsaid), ""
+
+
+def _inside(weights: WeightFile, table: ConfigTable) -> ConfigFacts | None:
+    """Return what stands in the file of the weights itself."""
+    tree = weights.tree
+    content = tree.get(table.in_weights) if table.in_weights and isinstance(tree, dict) else None
+    if not isinstance(content, Namespace | dict):
+        return None
+    return table.read({str(key): value for key, value in content.items()}, f"its {table.in_weights}")
+
+
+def _config_file(folder: Path, table: ConfigTable) -> Path | None:
+    for name in table.files:
+        if "*" not in name:
+            if os.path.lexists(folder / name):
+                return folder / name
+            continue
+        files = [file for file in list_folder(folder) if fnmatchcase(file, name)]
+        if len(files) == 1:
+            return folder / files[0]
+    return None

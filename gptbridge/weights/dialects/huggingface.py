@@ -1,0 +1,167 @@
+"""Hugging Face GPT-2: the canonical weights, q, k and v in one matrix; with or without `transformer.`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gptbridge.errors import BadInput, printable
+from gptbridge.files import read_json
+from gptbridge.weights.configs.rows import (
+    Content,
+    Described,
+    Key,
+    Pair,
+    Switch,
+    Token,
+    Words,
+    Written,
+    labels,
+)
+from gptbridge.weights.configs.table import ConfigTable
+from gptbridge.weights.dialects import peft
+from gptbridge.weights.dialects.dialect import AdapterFiles, Dialect
+from gptbridge.weights.dialects.files import Files, Place
+from gptbridge.weights.layouts.rules import CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, Table, rules, wrapped
+from gptbridge_specs import ModelSpec
+
+_BLOCK: Table = {
+    "ln_1.weight": ("ln_1.weight", "i"),
+    "ln_1.bias": ("ln_1.bias", "i"),
+    QKV_WEIGHT: ("attn.c_attn.weight", f"i {CONCATENATED}"),
+    QKV_BIAS: ("attn.c_attn.bias", CONCATENATED),
+    "attn.c_proj.weight": ("attn.c_proj.weight", "(m g d) o"),
+    "attn.c_proj.bias": ("attn.c_proj.bias", "o"),
+    "ln_2.weight": ("ln_2.weight", "i"),
+    "ln_2.bias": ("ln_2.bias", "i"),
+    "mlp.c_fc.weight": ("mlp.c_fc.weight", "i f"),
+    "mlp.c_fc.bias": ("mlp.c_fc.bias", "f"),
+    "mlp.c_proj.weight": ("mlp.c_proj.weight", "f o"),
+    "mlp.c_proj.bias": ("mlp.c_proj.bias", "o"),
+}
+
+
+def variant(dialect: str, variant: str, prefix: str) -> Layout:
+    """Return the layout of one of the model classes; `prefix` is before all but the heads."""
+    return Layout(
+        dialect,
+        variant,
+        rules(
+            top={
+                "wte.weight": (f"{prefix}wte.weight", "v i"),
+                "wpe.weight": (f"{prefix}wpe.weight", "t i"),
+                "ln_f.weight": (f"{prefix}ln_f.weight", "i"),
+                "ln_f.bias": (f"{prefix}ln_f.bias", "i"),
+                "lm_head.weight": ("lm_head.weight", "v i"),
+                "score.weight": ("score.weight", "c i"),
+            },
+            block=_BLOCK,
+            blocks=f"{prefix}h.{{}}.",
+        ),
+        dropped=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # causal masks of old releases
+    )
+
+
+_PLAIN = (variant("torch", "GPT2Model", ""), variant("torch", "GPT2LMHeadModel", "transformer."))
+
+
+def _require_gpt2(content: Content, where: object) -> None:
+    kind = content.get("model_type", "gpt2")
+    if kind != "gpt2":
+        raise BadInput(f"model_type is {printable(kind)!r}", where=where, allowed="gpt2")
+
+
+def _architectures(described: Described) -> list[str]:
+    head = "LMHeadModel" if described.num_labels is None else "ForSequenceClassification"
+    return [f"GPT2{head}"]
+
+
+def _class_names(num_labels: int) -> Mapping[str, Any]:
+    names = [f"LABEL_{number}" for number in range(num_labels)]
+    return {
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+    }
+
+
+CONFIG = ConfigTable(
+    files=("config.json",),
+    complete=True,  # `absent` is what transformers assumes for a key that the file leaves out
+    rows=(
+        Written("architectures", _architectures),
+        Pair("model_type", ("model_type",), _require_gpt2, lambda described: {"model_type": "gpt2"}),
+        Key("vocab_size", ("vocab_size",), absent=50257),
+        Key("hidden_size", ("n_embd",), absent=768),
+        Key("num_layers", ("n_layer",), absent=12),
+        Key("num_attention_heads", ("n_head",), absent=12),
+        Pair(  # null for 4 x hidden_size
+            "ffn_hidden_size",
+            ("n_inner",),
+            lambda content, where: content.get("n_inner"),
+            lambda described: {"n_inner": described.model.ffn_hidden_size},
+        ),
+        Key("max_position_embeddings", ("n_positions", "n_ctx"), absent=1024),
+        Key("layernorm_epsilon", ("layer_norm_epsilon",)),
+        Key("hidden_dropout_prob", ("resid_pdrop",)),
+        Key("attention_probs_dropout_prob", ("attn_pdrop",)),
+        Key("initializer_range", ("initializer_range",)),
+        Key("tie_word_embeddings", ("tie_word_embeddings",)),
+        Written("embd_pdrop", lambda described: described.model.hidden_dropout_prob),  # not kept apart
+        Words(
+            "activation",
+            ("activation_function",),
+            {
+                "gelu_new": "gelu_tanh",
+                "gelu_pytorch_tanh": "gelu_tanh",
+                "gelu_fast": "gelu_tanh",
+                "gelu": "gelu_erf",
+                "gelu_python": "gelu_erf",
+                "quick_gelu": "quick_gelu",
+            },
+            absent="gelu_tanh",
+        ),
+        Switch("scale_attn_weights", True, written=True),
+        Switch("scale_attn_by_inverse_layer_idx", False, written=True),
+        Switch("add_cross_attention", False, written=True),
+        Written("reorder_and_upcast_attn", False),
+        Token("bos_token_id", null=True),
+        Token("eos_token_id", null=True),
+        Written("torch_dtype", lambda described: described.dtype),
+        Written("use_cache", True),
+        labels("num_labels", writing=_class_names),
+        Token("pad_token_id"),
+    ),
+)
+DIALECT = Dialect(
+    "torch",
+    aliases=("huggingface",),
+    preference=10,
+    layouts=(
+        *_PLAIN,
+        *(wrapped(layout, "module") for layout in _PLAIN),
+    ),  # as DistributedDataParallel names it
+    config=CONFIG,
+    files=Files(
+        Place("safetensors", "model.safetensors"),
+        single=(
+            "model.safetensors.index.json",
+            "model.safetensors",
+            "pytorch_model.bin.index.json",
+            "pytorch_model.bin",
+        ),
+        others=(peft.FOLDER, peft.CONFIG_FILE),
+    ),
+    adapters=AdapterFiles(peft.read_adapter, peft.write_adapter),
+)
+
+
+def config_of(model: ModelSpec, *, end_of_text: int | None = None) -> dict[str, Any]:
+    """Return the content of the config.json with which GPT2LMHeadModel builds `model`."""
+    tokens = {} if end_of_text is None else {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    return CONFIG.write(Described(model, tokens=tokens))
+
+
+def read_model(path: Path) -> ModelSpec:
+    """Return the model that the config.json at `path` describes; BadInput for any other than a GPT-2."""
+    return CONFIG.model(read_json(path), path)

@@ -1,0 +1,278 @@
+"""Megatron-LM GPT: linear weights (out, in).
+
+The rows of the fused qkv matrix depend on `checkpoint_version`: 0 is (q|k|v, head, place),
+1 is (head, place, q|k|v), 2 and 3 are (head, q|k|v, place). Names changed over the years; each
+generation is a row of `_GENERATIONS`. Megatron-Core has its own names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from gptbridge.errors import BadInput, printable
+from gptbridge.weights.configs.rows import Content, Described, Key, Pair, Switch
+from gptbridge.weights.configs.table import ConfigTable
+from gptbridge.weights.dialects.dialect import Contents, Dialect
+from gptbridge.weights.dialects.files import Files, Place, Pointer, Ranked, Unread
+from gptbridge.weights.formats import Namespace, TensorRef, Tree, WeightFile
+from gptbridge.weights.layouts.rules import BY_HEAD, CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, Table, rules
+
+if TYPE_CHECKING:
+    from gptbridge.weights.conversion.target import Split, Target, TargetFile
+
+_GELU = ("gelu_tanh", "gelu_erf")  # one switch chooses between them
+QKV_ROWS = {0: CONCATENATED, 1: "(m d (q:g | k: | v:))", 2: BY_HEAD, 3: BY_HEAD}
+_BUFFERS = (
+    r".*\._extra_state",
+    r".*\.rotary_emb\.inv_freq",
+    r".*word_embeddings_for_head\.weight",  # the last pipeline stage's copy of wte
+)
+_TRAINING = r"(optimizer|\w+_scheduler|\w*rng_state|rng_tracker_states)(\..*)?"
+
+
+def left_out(prefix: str) -> tuple[str, ...]:
+    """Return what is no weight: all beside the wrapper of the weights, or training's state where none is."""
+    wrapper = prefix.partition(".")[0]
+    return (*_BUFFERS, _TRAINING if wrapper == "language_model" else rf"(?!{wrapper}\.).*")
+
+
+# With virtual stages, a rank has `model0`, `model1`, ... in place of `model`.
+_CHUNK = re.compile(r"^model(\d{1,4})\.")
+
+
+def _chunk_of(name: str) -> int:
+    """Return the virtual stage of a tensor of a rank; 0 for what is in none."""
+    found = _CHUNK.match(name)
+    return int(found[1]) if found else 0
+
+
+def without_chunk(name: str) -> str:
+    """Return the name of a tensor of a virtual stage as if there were none."""
+    return _CHUNK.sub("model.", name)
+
+
+# (folder of the layers, attention's name, norms' suffix), newest of the classic names first
+_GENERATIONS = tuple(
+    product(("encoder", "transformer"), ("self_attention", "attention"), ("layernorm", "norm"))
+)
+
+
+def block(attention: str, norm: str, rows: str) -> Table:
+    """Return the rules of one layer; `rows` are the axes of the fused qkv's rows."""
+    return {
+        "ln_1.weight": (f"input_{norm}.weight", "i"),
+        "ln_1.bias": (f"input_{norm}.bias", "i"),
+        QKV_WEIGHT: (f"{attention}.query_key_value.weight", f"{rows} i"),
+        QKV_BIAS: (f"{attention}.query_key_value.bias", rows),
+        "attn.c_proj.weight": (f"{attention}.dense.weight", "o (m g d)"),
+        "attn.c_proj.bias": (f"{attention}.dense.bias", "o"),
+        "ln_2.weight": (f"post_attention_{norm}.weight", "i"),
+        "ln_2.bias": (f"post_attention_{norm}.bias", "i"),
+        "mlp.c_fc.weight": ("mlp.dense_h_to_4h.weight", "f i"),
+        "mlp.c_fc.bias": ("mlp.dense_h_to_4h.bias", "f"),
+        "mlp.c_proj.weight": ("mlp.dense_4h_to_h.weight", "o f"),
+        "mlp.c_proj.bias": ("mlp.dense_4h_to_h.bias", "o"),
+    }
+
+
+def classic(
+    dialect: str,
+    variant: str,
+    prefix: str,
+    names: tuple[str, str, str],
+    version: int,
+) -> Layout:
+    """Return the layout of one generation of names, below `prefix`, for a checkpoint_version."""
+    folder, attention, norm = names
+    return Layout(
+        dialect,
+        variant,
+        rules(
+            top={
+                "wte.weight": (f"{prefix}embedding.word_embeddings.weight", "v i"),
+                "wpe.weight": (f"{prefix}embedding.position_embeddings.weight", "t i"),
+                "ln_f.weight": (f"{prefix}{folder}.final_{norm}.weight", "i"),
+                "ln_f.bias": (f"{prefix}{folder}.final_{norm}.bias", "i"),
+                "lm_head.weight": (f"{prefix}output_layer.weight", "v i"),
+            },
+            block=block(attention, norm, QKV_ROWS[version]),
+            blocks=f"{prefix}{folder}.layers.{{}}.",
+        ),
+        dropped=left_out(prefix),
+        plain_name=without_chunk,
+        layers_count_from_stage=True,
+        repeated_in_last_stage=(("wte.weight", "model.word_embeddings_for_head.weight"),),
+        activations=_GELU,
+    )
+
+
+def _core(prefix: str, fused_norms: bool) -> Layout:
+    ln_1 = "self_attention.linear_qkv.layer_norm_" if fused_norms else "input_layernorm."
+    ln_2 = "mlp.linear_fc1.layer_norm_" if fused_norms else "pre_mlp_layernorm."
+    return Layout(
+        "megatron",
+        "core-fused-norms" if fused_norms else "core",
+        rules(
+            top={
+                "wte.weight": (f"{prefix}embedding.word_embeddings.weight", "v i"),
+                "wpe.weight": (f"{prefix}embedding.position_embeddings.weight", "t i"),
+                "ln_f.weight": (f"{prefix}decoder.final_layernorm.weight", "i"),
+                "ln_f.bias": (f"{prefix}decoder.final_layernorm.bias", "i"),
+                "lm_head.weight": (f"{prefix}output_layer.weight", "v i"),
+            },
+            block={
+                "ln_1.weight": (f"{ln_1}weight", "i"),
+                "ln_1.bias": (f"{ln_1}bias", "i"),
+                QKV_WEIGHT: ("self_attention.linear_qkv.weight", f"{BY_HEAD} i"),
+                QKV_BIAS: ("self_attention.linear_qkv.bias", BY_HEAD),
+                "attn.c_proj.weight": ("self_attention.linear_proj.weight", "o (m g d)"),
+                "attn.c_proj.bias": ("self_attention.linear_proj.bias", "o"),
+                "ln_2.weight": (f"{ln_2}weight", "i"),
+                "ln_2.bias": (f"{ln_2}bias", "i"),
+                "mlp.c_fc.weight": ("mlp.linear_fc1.weight", "f i"),
+                "mlp.c_fc.bias": ("mlp.linear_fc1.bias", "f"),
+                "mlp.c_proj.weight": ("mlp.linear_fc2.weight", "o f"),
+                "mlp.c_proj.bias": ("mlp.linear_fc2.bias", "o"),
+            },
+            blocks=f"{prefix}decoder.layers.{{}}.",
+        ),
+        dropped=left_out(prefix),
+        plain_name=without_chunk,
+        layers_count_from_stage=True,
+        repeated_in_last_stage=(("wte.weight", f"{prefix}output_layer.weight"),),
+        activations=_GELU,
+    )
+
+
+def _classics(version: int) -> tuple[Layout, ...]:
+    """Return the layouts of a checkpoint_version in every generation of names."""
+    variant, prefix = f"version-{version}", "model.language_model."
+    newest, *older = _GENERATIONS
+    return (
+        classic("megatron", variant, prefix, newest, version),
+        *(
+            classic("megatron", f"{variant} with {', '.join(names)}", prefix, names, version)
+            for names in older
+        ),
+    )
+
+
+def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
+    """Return the layouts of the file's checkpoint_version; one without is version 0, as Megatron reads it."""
+    value = weights.tree.get("checkpoint_version", 0) if isinstance(weights.tree, dict) else 0
+    if value not in (0, 1, 2, 3) or isinstance(value, bool):
+        raise BadInput(f"checkpoint_version is {printable(value)}", where=weights.path, allowed="0, 1, 2, 3")
+    return (*_CLASSICS[int(value)], *_CORE)  # type: ignore[arg-type]
+
+
+def _iteration(text: str) -> str | None:
+    if text == "release":
+        return text
+    return f"iter_{int(text):07d}" if text.isascii() and text.isdigit() else None
+
+
+def _read_gelu(content: Content, where: object) -> str:
+    """It computes tanh GELU when it fuses bias and GELU, as by default, or is told to."""
+    tanh = content.get("openai_gelu") or content.get("bias_gelu_fusion", True)
+    return "gelu_tanh" if tanh else "gelu_erf"
+
+
+def _write_gelu(described: Described) -> Mapping[str, Any]:
+    return {"bias_gelu_fusion": described.model.activation == "gelu_tanh", "openai_gelu": False}
+
+
+def _ranked(tensor: int, pipeline: int, split: Split) -> str:
+    return f"release/{_RANKED.path(tensor, pipeline, split)}"
+
+
+def _tree(names: Sequence[str], target: Target) -> Tree:
+    """Return Megatron-LM's dict: nested modules down to the blocks, args, checkpoint_version."""
+    version, _, number = target.layout.variant.partition("-")
+    args = {
+        **target.config(),
+        "tensor_model_parallel_size": target.split.tensor,
+        "pipeline_model_parallel_size": target.split.pipeline,
+        "untie_embeddings_and_output_weights": not target.model.tie_word_embeddings,
+        "position_embedding_type": "learned_absolute",
+    }
+    tree: dict[Any, Tree] = {
+        "args": Namespace(args),
+        "checkpoint_version": float(number) if version == "version" else float(_NEWEST),
+        "iteration": 0,
+    }
+    flat = version == "core"
+    return {**tree, **nested(names, depth=1 if flat else 5)}
+
+
+def nested(names: Sequence[str], *, depth: int) -> dict[Any, Tree]:
+    """Return a dict of dicts, at most `depth` deep; what is below a module of layers stays one key."""
+    tree: dict[Any, Any] = {}
+    for name in names:
+        module, layers, below = name.partition(".layers.")
+        steps = module.split(".", depth) if not layers else [*module.split("."), f"layers.{below}"]
+        if len(steps) > depth + 1:
+            steps = name.split(".", depth)
+        inner = tree
+        for step in steps[:-1]:
+            inner = inner.setdefault(step, {})
+        inner[steps[-1]] = TensorRef(name)
+    return tree
+
+
+def _companions(target: Target, files: Sequence[TargetFile]) -> Contents:
+    return {"latest_checkpointed_iteration.txt": "release\n"}
+
+
+_NEWEST = 3  # what today's Megatron-LM writes
+_CLASSICS = {version: _classics(version) for version in QKV_ROWS}
+_CORE = tuple(_core("model.", fused) for fused in (False, True))
+_RANKED = Ranked("mp_rank_{tensor:02}[_{pipeline:03}]", ("model_optim_rng.pt", "model_rng.pt"))
+DIALECT = Dialect(
+    "megatron",
+    preference=70,
+    layouts=(*_CLASSICS[3], *_CORE, *_CLASSICS[2], *_CLASSICS[1], *_CLASSICS[0]),
+    fitting=_fitting,
+    virtual_stage=_chunk_of,
+    config=ConfigTable(
+        in_weights="args",
+        rows=(
+            Key("vocab_size", ("padded_vocab_size",)),
+            Key("hidden_size", ("hidden_size",)),
+            Key("num_layers", ("num_layers", "encoder_num_layers")),
+            Key("num_attention_heads", ("num_attention_heads",)),
+            Key("ffn_hidden_size", ("ffn_hidden_size",)),
+            Key("max_position_embeddings", ("max_position_embeddings",)),
+            Key("layernorm_epsilon", ("layernorm_epsilon", "norm_epsilon")),
+            Key("hidden_dropout_prob", ("hidden_dropout",)),
+            Key("attention_probs_dropout_prob", ("attention_dropout",)),
+            Key("initializer_range", ("init_method_std",)),
+            Pair("activation", ("bias_gelu_fusion", "openai_gelu"), _read_gelu, _write_gelu),
+            Switch("swiglu", False),
+            Switch("apply_residual_connection_post_layernorm", False),
+            Switch("group_query_attention", False),
+            Switch("num_experts", None),
+            Switch("normalization", "LayerNorm"),
+            Switch("position_embedding_type", "learned_absolute"),
+            Switch("add_bias_linear", True),
+        ),
+    ),
+    files=Files(
+        Place("torch", "release/mp_rank_00/model_optim_rng.pt", _ranked, _tree),
+        single=("model_optim_rng.pt",),
+        ranked=(_RANKED,),
+        pointers=(Pointer("latest_checkpointed_iteration.txt", _iteration, "release or a number"),),
+        unread=(
+            Unread(
+                ".distcp",
+                "is a distributed checkpoint of PyTorch (.distcp), which is not read",
+                "Let Megatron save it again with --ckpt-convert-format torch --ckpt-convert-save FOLDER",
+            ),
+        ),
+        others=("release", r"iter_\d{7}"),
+    ),
+    companions=_companions,
+    padded=True,
+)
