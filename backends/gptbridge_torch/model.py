@@ -109,4 +109,4 @@ class GPT(nn.Module):
             x = self.dropout((self.wte(x) + places).to(self.stream_dtype))
         for block in self.h.values():
             x = self.recompute("full", block, x, cache)
-        return self.ln_f(x) if self.last else x  # type: ignore[no-any-return]
+        return self.ln_f(x) if self.last else x
