@@ -15,9 +15,18 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Zero, initializer
-from workload import BETAS, CLIP, EPSILON, LEARNING_RATE, SEED, WEIGHT_DECAY, Tokens, measure, read_arguments
+from workload import (
+    BETAS,
+    CLIP,
+    EPSILON,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Tokens,
+    initial_weights,
+    measure,
+    read_arguments,
+)
 
-from gptbridge.weights.canonical import InitialWeights
 from gptbridge_specs import ModelSpec
 
 
@@ -141,7 +150,7 @@ def main() -> None:
         raise SystemExit("MindSpore computes in fp32 alone on CPU")
     ms.set_context(mode=ms.GRAPH_MODE)
     model = GPT(workload.model, workload.seq)
-    initial = InitialWeights(workload.model, seed=SEED).values()
+    initial = initial_weights(workload.model).values()
     for parameter, value in zip(model.trainable_params(), initial, strict=True):
         parameter.set_data(Tensor(value))
     graph = Step(model)

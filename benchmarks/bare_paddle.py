@@ -14,9 +14,18 @@ os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from workload import BETAS, CLIP, EPSILON, LEARNING_RATE, SEED, WEIGHT_DECAY, Tokens, measure, read_arguments
+from workload import (
+    BETAS,
+    CLIP,
+    EPSILON,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Tokens,
+    initial_weights,
+    measure,
+    read_arguments,
+)
 
-from gptbridge.weights.canonical import InitialWeights
 from gptbridge_specs import ModelSpec
 
 
@@ -60,7 +69,7 @@ class GPT(nn.Layer):
 def build(spec: ModelSpec) -> GPT:
     """Return the model with gptbridge's initial weights, so that the losses can be compared."""
     model = GPT(spec)
-    for parameter, value in zip(model.parameters(), InitialWeights(spec, seed=SEED).values(), strict=True):
+    for parameter, value in zip(model.parameters(), initial_weights(spec).values(), strict=True):
         parameter.set_value(value)
     return model
 

@@ -10,9 +10,18 @@ import argparse
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from workload import BETAS, CLIP, EPSILON, LEARNING_RATE, SEED, WEIGHT_DECAY, Tokens, measure, read_arguments
+from workload import (
+    BETAS,
+    CLIP,
+    EPSILON,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Tokens,
+    initial_weights,
+    measure,
+    read_arguments,
+)
 
-from gptbridge.weights.canonical import InitialWeights
 from gptbridge_specs import ModelSpec
 
 
@@ -57,7 +66,7 @@ class GPT(nn.Module):
 def build(spec: ModelSpec) -> GPT:
     """Return the model with gptbridge's initial weights, so that the losses can be compared."""
     model = GPT(spec)
-    initial = InitialWeights(spec, seed=SEED).items()
+    initial = initial_weights(spec).items()
     with torch.no_grad():
         for parameter, (name, value) in zip(model.parameters(), initial, strict=True):
             array = torch.from_numpy(value)

@@ -194,9 +194,10 @@ def write_source(folder: Path, layers: int) -> int:
     """Write a checkpoint of random weights as Hugging Face does; return its size in bytes."""
     import numpy as np
 
-    from gptbridge.weights.canonical import parameters
+    from gptbridge.weights.architecture import parameters, sizes
     from gptbridge.weights.formats import Entry, TensorInfo, write_safetensors
     from gptbridge.weights.hf_config import to_hf_config
+    from gptbridge.weights.layouts.huggingface import GPTBRIDGE
     from gptbridge_specs import ModelSpec
 
     model = ModelSpec(
@@ -213,7 +214,9 @@ def write_source(folder: Path, layers: int) -> int:
     def entry(name: str, shape: tuple[int, ...]) -> Entry:
         return TensorInfo(name, "float32", shape), lambda: [stream.standard_normal(shape, np.float32)]
 
-    write_safetensors(folder / "model.safetensors", [entry(p.name, p.shape) for p in parameters(model)])
+    natives = GPTBRIDGE[0].natives([p.name for p in parameters(model)], layers)
+    shapes = {native.name: native.axes.shape(sizes(model)) for native in natives}
+    write_safetensors(folder / "model.safetensors", [entry(name, shape) for name, shape in shapes.items()])
     return (folder / "model.safetensors").stat().st_size
 
 

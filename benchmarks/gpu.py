@@ -2,7 +2,7 @@
 
 First the numbers are checked against the NumPy reference, then each model and micro-batch is timed
 in a process of its own: bf16, 1024 tokens, random tokens, dropout 0. One JSON line each. MFU counts
-6N + 12LhT FLOPs a token (`ModelSpec.flops_per_token`) against the dense bf16 peak of an H100 or H200.
+6N + 12LhT FLOPs a token (`flops_per_token`) against the dense bf16 peak of an H100 or H200.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy as np
 from gptbridge import reference
 from gptbridge.plugins.backend import load_backend
 from gptbridge.session import Batch, Session
-from gptbridge.weights.canonical import InitialWeights
+from gptbridge.weights.architecture import flops_per_token
+from gptbridge.weights.initial import InitialWeights
 from gptbridge_specs import RunSpec, load_run
 
 PEAK = 989e12
@@ -125,7 +126,7 @@ def measure(model: str, micro: int, more: list[str]) -> dict[str, object]:
         "torch": torch.__version__,
         "options": more,
         "tokens_per_second": round(rate),
-        "mfu": round(rate * spec.model.flops_per_token(1024) / PEAK, 4),
+        "mfu": round(rate * flops_per_token(spec.model, 1024) / PEAK, 4),
         "peak_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 1),
         "first_steps_seconds": round(first, 1),
         "losses": [round(loss, 3) for loss in (losses[0], losses[-1])],

@@ -16,16 +16,14 @@ from workload import (
     CLIP,
     EPSILON,
     LEARNING_RATE,
-    SEED,
     WARM_UP,
     WEIGHT_DECAY,
     Clock,
     Workload,
+    initial_weights,
     read_arguments,
     report,
 )
-
-from gptbridge.weights.canonical import InitialWeights
 
 
 def build(workload: Workload) -> Any:
@@ -44,7 +42,7 @@ def build(workload: Workload) -> Any:
         eos_token_id=None,
     )
     model = transformers.GPT2LMHeadModel(config)
-    weights = InitialWeights(workload.model, SEED)
+    weights = initial_weights(workload.model)
     model.transformer.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     return model
 

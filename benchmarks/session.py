@@ -23,7 +23,7 @@ from workload import (
 
 from gptbridge.plugins.backend import load_backend
 from gptbridge.session import Batch
-from gptbridge.weights.canonical import InitialWeights
+from gptbridge.weights.initial import InitialWeights
 from gptbridge_specs import RunSpec
 
 

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gptbridge.weights.architecture import parameters
+from gptbridge.weights.initial import InitialWeights
+from gptbridge.weights.layouts.arrays import stored_arrays
+from gptbridge.weights.layouts.huggingface import GPTBRIDGE
 from gptbridge_specs import ModelSpec
 
 WARM_UP = 3  # steps before the clock starts
@@ -54,6 +58,12 @@ class Workload:
         for _ in range(WARM_UP + self.steps):
             tokens = stream.integers(0, self.vocab, (self.batch, self.seq + 1), dtype=np.int32)
             yield tokens[:, :-1], tokens[:, 1:]
+
+
+def initial_weights(model: ModelSpec) -> dict[str, NDArray[np.float32]]:
+    """Return gptbridge's initial weights as Hugging Face has them, q, k and v in one matrix."""
+    names = [parameter.name for parameter in parameters(model)]
+    return dict(stored_arrays(GPTBRIDGE[0], model, names, InitialWeights(model, SEED).read))
 
 
 def read_arguments(parser: argparse.ArgumentParser) -> Workload:

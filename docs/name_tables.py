@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gptbridge.weights.layouts.axes import Axes, axes
+from gptbridge.weights.architecture import weight_axes
 from gptbridge.weights.layouts.registry import MEGATRON_VERSION, layouts_of
-from gptbridge.weights.layouts.rules import CANONICAL_AXES, Layout, Rule
+from gptbridge.weights.layouts.rules import Layout, Rule
+from gptbridge.weights.layouts.stored import StoredAxes
 
 PAGES = Path(__file__).with_name("dialects")
 START, END = "<!-- names: python docs/name_tables.py -->\n", "<!-- /names -->\n"
@@ -15,8 +16,8 @@ START, END = "<!-- names: python docs/name_tables.py -->\n", "<!-- /names -->\n"
 _LEGEND = """
 H is the hidden width, F the feed-forward width, V the vocabulary, P the positions, C the classes of a
 classifier; N a layer, counted from 0, L their number. `{a,b}` in a name: either is read, the first is
-written; `[q,k,v]`: three tensors. The last column compares with the canonical weight, which is Hugging
-Face's: linear weights (in, out), and in `c_attn` all of q, then all of k, then all of v.
+written; `[q,k,v]`: three weights that one tensor joins. The last column compares with the canonical
+weights: Hugging Face's names and linear weights (in, out), but q, k and v apart.
 """
 # dialect -> (heading, variants that share a table); a variant stands for all whose names begin with that word
 TABLES: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
@@ -38,8 +39,13 @@ TABLES: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
         ("`core-fused-norms`: Megatron-Core with Transformer Engine", ("core-fused-norms",)),
     ],
 }
-_SIZES = {"v": "V", "t": "P", "i": "H", "o": "H", "n": "H", "f": "F", "c": "C", "r": "rank"}
-_QKV_ORDER = {"npd": "head by head q, k, v", "ndp": "head by head, number by number q, k, v"}
+_SIZES = {"v": "V", "t": "P", "i": "H", "o": "H", "m": "H", "f": "F", "c": "C", "r": "rank"}
+# How q, k and v lie in one tensor, by the letters that stand before the three.
+_JOINS = {
+    "": "q, then k, then v",
+    "m": "head by head q, k, v",
+    "md": "head by head, number by number q, k, v",
+}
 
 Row = tuple[str, str, str, str]  # canonical name, native name, shape, what changes
 
@@ -78,24 +84,15 @@ def _chosen(dialect: str, variants: Sequence[str]) -> list[Layout]:
 
 def _rows(chosen: Sequence[Layout]) -> Iterator[Row]:
     for rules in zip(*(layout.rules for layout in chosen), strict=True):
-        natives = [
-            _alternatives(
-                [_numbered(rule.native[part], rule, layout) for rule, layout in _pairs(rules, chosen)]
-            )
-            for part in range(len(rules[0].native))
-        ]
-        canonical = rules[0].canonical.format("N")
-        yield canonical, _alternatives(natives, "[]"), _shape(rules[0].axes), _order(rules[0])
+        native = _alternatives([_numbered(rule, layout) for rule, layout in zip(rules, chosen, strict=True)])
+        canonical = _alternatives([name.format("N") for name in rules[0].canonical], "[]")
+        yield canonical, native, _shape(rules[0].axes), _order(rules[0])
 
 
-def _pairs(rules: Sequence[Rule], chosen: Sequence[Layout]) -> Iterable[tuple[Rule, Layout]]:
-    return zip(rules, chosen, strict=True)
-
-
-def _numbered(native: str, rule: Rule, layout: Layout) -> str:
+def _numbered(rule: Rule, layout: Layout) -> str:
     """Write the layer's number as N, or what it is in a stage that counts other parts too."""
-    number = "N" if "{}" in rule.canonical else "L"
-    return native.format(f"{number}+{layout.first_layer}" if layout.first_layer else number)
+    number = "N" if "{}" in rule.canonical[0] else "L"
+    return rule.native.format(f"{number}+{layout.first_layer}" if layout.first_layer else number)
 
 
 def _alternatives(names: Sequence[str], marks: str = "{}") -> str:
@@ -116,23 +113,23 @@ def _alternatives(names: Sequence[str], marks: str = "{}") -> str:
     return text
 
 
-def _shape(stored: Axes) -> str:
-    sizes = ["3H" if "p" in group else _SIZES[group[0]] for group in stored.groups]
+def _shape(stored: StoredAxes) -> str:
+    sizes = [_SIZES[group[0]] for group in stored.parts[0].groups]
+    if len(stored.parts) > 1:
+        sizes[stored.dim] = f"{len(stored.parts)}H"
     return f"({', '.join(sizes)})"
 
 
 def _order(rule: Rule) -> str:
-    """Say how the tensor's numbers lie, compared to the canonical weight's."""
-    canonical = axes(CANONICAL_AXES[rule.canonical.removeprefix("h.{}.")]).letters
-    stored = rule.axes.letters
-    words = []
-    if canonical.replace("p", "") != stored.replace("p", ""):
-        words.append("transposed")
-    if len(rule.native) > 1:
-        words.append("q, k, v apart")
-    order = "".join(letter for letter in stored if letter in "pnd")
-    if order in _QKV_ORDER:
-        words.append(_QKV_ORDER[order])
+    """Say how the tensor's numbers lie, compared to those of the canonical weights."""
+    canonical = weight_axes(rule.canonical[0].format(0))
+    words = (
+        ["transposed"]
+        if [g[0] for g in canonical.groups] != [g[0] for g in rule.axes.parts[0].groups]
+        else []
+    )
+    if len(rule.canonical) > 1:
+        words.append(_JOINS[rule.axes.outer])
     return "; ".join(words) or "the same"
 
 

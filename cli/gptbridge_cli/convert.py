@@ -59,11 +59,13 @@ def convert(
 
 
 def _facts(request: Request, done: Converted, verdict: Verdict | None) -> dict[str, object]:
+    from gptbridge.weights.architecture import count_parameters
+
     return {
         "from": done.source_dialect,
         "variant": done.source_variant,
         "to": request.to,
-        "parameters": done.model.num_parameters,
+        "parameters": count_parameters(done.model),
         "bytes": done.nbytes,
         "files": [*done.files, *done.companions],
         "left_out": list(done.left_out),

@@ -19,6 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("list")
 def list_presets(as_json: AsJson = False) -> None:
     """List the presets and what each one reproduces."""
+    from gptbridge.weights.architecture import count_parameters
     from gptbridge_specs.loading import load_model
     from gptbridge_specs.presets import all_presets
 
@@ -26,7 +27,7 @@ def list_presets(as_json: AsJson = False) -> None:
         {
             "kind": preset.kind.removesuffix("s"),
             "name": preset.name,
-            "parameters": load_model(preset.name).num_parameters,
+            "parameters": count_parameters(load_model(preset.name)),
             "reproduces": preset.reproduces,
         }
         for preset in all_presets()
@@ -59,11 +60,12 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Check a spec; name every problem at once, or say what the run would be."""
+    from gptbridge.weights.architecture import count_parameters
     from gptbridge_specs.loading import load_run
 
     spec = load_run(file, overrides or ())
     facts = {
-        "parameters": spec.model.num_parameters,
+        "parameters": count_parameters(spec.model),
         "tokens_per_step": spec.tokens_per_step,
         "max_steps": spec.training.max_steps,
         "devices": spec.parallel.world_size,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,23 +12,15 @@ from numpy.typing import NDArray
 from gptbridge.checkpoint.manifest import MANIFEST_FILE, verify
 from gptbridge.checkpoint.state import STATE_FILE, TrainingState, read_state
 from gptbridge.checkpoint.store import CheckpointStore
+from gptbridge.checkpoint.tensor_files import TensorFiles, open_tensors
 from gptbridge.checkpoint.writing import CONFIG_FILE, MOMENTS_STEM, WEIGHTS_STEM
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
-from gptbridge.errors import BadInput, printable
+from gptbridge.errors import BadInput
 from gptbridge.files import nearby
-from gptbridge.session import EXP_AVG, EXP_AVG_SQ
-from gptbridge.weights.canonical import parameters
-from gptbridge.weights.formats import WeightFile, open_weights
+from gptbridge.session import MOMENTS
 from gptbridge.weights.hf_config import read_hf_config
+from gptbridge.weights.layouts.boxes import Box
 from gptbridge_specs import ModelSpec
-
-_PREFIX = "transformer."
-# Causal masks that old files carry as buffers, and the output projection of a tied head.
-_IGNORED = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
-_HEAD = "lm_head.weight"
-_FLOATS = ("float32", "float16", "bfloat16", "float64")
-
-Arrays = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +29,17 @@ class Checkpoint:
 
     folder: Path
     model: ModelSpec
-    weights: Arrays  # canonical names, float32
-    moments: Arrays | None  # NAME.exp_avg and NAME.exp_avg_sq; None when the folder has none
+    weights: TensorFiles
+    moments: Mapping[str, TensorFiles]  # by kind: exp_avg, exp_avg_sq; none when the folder has none
     state: TrainingState | None  # None for a folder that no run of ours wrote
+
+    def read_weight(self, name: str, box: Box) -> NDArray[np.float32]:
+        """Return a slice of a weight in its canonical shape."""
+        return self.weights.read(name, box)
+
+    def read_moment(self, kind: str, name: str, box: Box) -> NDArray[np.float32]:
+        """Return a slice of a moment of a weight in its canonical shape."""
+        return self.moments[kind].read(name, box)
 
     def tokenizer(self) -> Tokenizer:
         """Open the tokenizer whose files lie in the folder."""
@@ -75,58 +74,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if ours:
         verify(folder)
     model = read_hf_config(folder / CONFIG_FILE)
-    shapes = {p.name: p.shape for p in parameters(model)}
-    weights = _Renamed(_tensor_files(folder, WEIGHTS_STEM), shapes)
+    weights = open_tensors(folder, WEIGHTS_STEM, model, "")[""]
     if not ours:
-        return Checkpoint(folder, model, weights, None, None)
+        return Checkpoint(folder, model, weights, {}, None)
     state = read_state(folder)
     if state.spec.model != model:
         raise BadInput(f"another model than {CONFIG_FILE} describes", where=folder / STATE_FILE)
-    moments = None
+    moments = {}
     if state.spec.optimizer.name != "sgd":
-        names = {name + part: shape for name, shape in shapes.items() for part in (EXP_AVG, EXP_AVG_SQ)}
-        moments = _Renamed(_tensor_files(folder, MOMENTS_STEM), names)
+        found = open_tensors(folder, MOMENTS_STEM, model, *(f".{kind}" for kind in MOMENTS))
+        moments = {end.removeprefix("."): tensors for end, tensors in found.items()}
     return Checkpoint(folder, model, weights, moments, state)
-
-
-def _tensor_files(folder: Path, stem: str) -> WeightFile:
-    index = folder / f"{stem}.safetensors.index.json"
-    files = open_weights(index if index.exists() else folder / f"{stem}.safetensors")
-    if files.format != "safetensors":
-        raise BadInput(f"this is {files.format}", where=files.path, allowed="safetensors")
-    return files
-
-
-class _Renamed(Mapping[str, NDArray[np.float32]]):
-    """Stored tensors under canonical names: exactly the wanted ones, each of its shape, in float32."""
-
-    def __init__(self, files: WeightFile, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        stored = {name.removeprefix(_PREFIX): info for name, info in files.tensors.items()}
-        for name, shape in shapes.items():
-            if name not in stored:
-                raise BadInput(f"no tensor {name}", where=files.path)
-            info = stored[name]
-            if info.shape != shape:
-                problem = f"{name} has shape {info.shape}, {CONFIG_FILE} says {shape}"
-                raise BadInput(problem, where=files.path)
-            if info.dtype not in _FLOATS:
-                problem = f"{name} has type {info.dtype}"
-                raise BadInput(problem, where=files.path, allowed=", ".join(_FLOATS))
-        for name, info in stored.items():
-            if name not in shapes and name != _HEAD and not _IGNORED.fullmatch(name):
-                raise BadInput(f"unknown tensor {printable(info.name)}", where=files.path)
-        self._files = files
-        self._stored = {name: stored[name] for name in shapes}
-
-    def __getitem__(self, name: str) -> NDArray[np.float32]:
-        info = self._stored[name]
-        raw = self._files.read(info.name)
-        if info.dtype == "bfloat16":
-            return (raw.astype(np.uint32) << 16).view(np.float32)
-        return np.array(raw, np.float32)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
-
-    def __len__(self) -> int:
-        return len(self._stored)

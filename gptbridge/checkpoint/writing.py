@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from gptbridge.checkpoint.state import TrainingState, write_state
 from gptbridge.checkpoint.tensor_files import write_tensors
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.files import write_json
-from gptbridge.session import EXP_AVG, EXP_AVG_SQ, Session
-from gptbridge.weights.canonical import parameters
 from gptbridge.weights.hf_config import to_hf_config
+from gptbridge.weights.layouts.arrays import Read
 
 CONFIG_FILE = "config.json"
 WEIGHTS_STEM = "model"
 MOMENTS_STEM = "optimizer"
 
 
-def write_checkpoint(folder: Path, session: Session, state: TrainingState, tokenizer: Tokenizer) -> None:
+def write_checkpoint(
+    folder: Path, weights: Read, moments: Mapping[str, Read], state: TrainingState, tokenizer: Tokenizer
+) -> None:
     """Write config.json, weights, moments, tokenizer files and state.json into an empty folder.
 
-    Tensors stream from the session to the disk one at a time, under their canonical names.
+    `weights` and `moments`, by kind (`exp_avg`, ...; none for SGD), read slices of canonical tensors: each
+    is asked for one tensor after the other, as they go to the disk.
     """
-    spec = state.spec
-    write_json(folder / CONFIG_FILE, to_hf_config(spec.model, end_of_text=tokenizer.end_of_text))
-    shapes = {p.name: p.shape for p in parameters(spec.model)}
-    write_tensors(folder, WEIGHTS_STEM, shapes, session.export_weights())
-    if spec.optimizer.name != "sgd":
-        moments = {name + part: shape for name, shape in shapes.items() for part in (EXP_AVG, EXP_AVG_SQ)}
-        write_tensors(folder, MOMENTS_STEM, moments, session.export_optimizer())
+    model = state.spec.model
+    write_json(folder / CONFIG_FILE, to_hf_config(model, end_of_text=tokenizer.end_of_text))
+    write_tensors(folder, WEIGHTS_STEM, model, {"": weights})
+    if moments:
+        write_tensors(folder, MOMENTS_STEM, model, {f".{kind}": read for kind, read in moments.items()})
     tokenizer.save(folder)
     write_state(folder, state)

@@ -251,7 +251,7 @@ class BackendConformance(ShardTests, DecoderTests):
         expected = [first.step(cases.batch(spec.model, step=step), 0.01) for step in (3, 4)]
         second = self._open(spec)
 
-        def resume(moments: Mapping[str, NDArray[np.float32]], *steps: int) -> list[StepResult]:
+        def resume(moments: cases.Arrays, *steps: int) -> list[StepResult]:
             fill(second, spec.model, weights)
             fill_moments(second, spec.model, moments)
             second.state = state
@@ -290,7 +290,7 @@ class BackendConformance(ShardTests, DecoderTests):
 
         def summed(*seeds: int) -> cases.Arrays:
             parts = [one(number, seed) for number, seed in enumerate(seeds)]
-            return {name: sum(part[name] for part in parts) for name in parts[0]}
+            return {name: parts[0][name] + parts[1][name] for name in parts[0]}
 
         wrong = {"every replica draws the same": summed(0, 0), "seeds are exchanged": summed(1, 0)}
         self._compare_all("gradient of two replicas", gradients_of(session, both), summed(0, 1), wrong)

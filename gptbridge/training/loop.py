@@ -17,9 +17,10 @@ from gptbridge.errors import BadInput, Interrupted, RunFailed
 from gptbridge.process.signals import StopRequest
 from gptbridge.process.world import World
 from gptbridge.rules.schedule import learning_rate
-from gptbridge.session import Batch, StepResult, Trainer
+from gptbridge.session import MOMENTS, Batch, StepResult, Trainer
 from gptbridge.training.evaluate import mean_loss
 from gptbridge.training.events import Events
+from gptbridge.weights.shards import from_shards
 from gptbridge_specs import RunSpec
 
 Reason = Literal["complete", "stopped"]
@@ -70,7 +71,14 @@ class Loop:
             digest=self.data.digest,
             tokenizer=self.data.tokenizer.identity,
         )
-        write = partial(write_checkpoint, trainer=self.trainer, state=state, tokenizer=self.data.tokenizer)
+        kinds = () if self.spec.optimizer.name == "sgd" else MOMENTS
+        write = partial(
+            write_checkpoint,
+            weights=from_shards(self.spec.model, self.trainer.shards()),
+            moments={kind: from_shards(self.spec.model, self.trainer.shards(kind)) for kind in kinds},
+            state=state,
+            tokenizer=self.data.tokenizer,
+        )
         path = self.store.save(step, write)
         self.store.prune(self.spec.checkpoint)
         seconds = time.perf_counter() - started

@@ -7,7 +7,7 @@ and shapes, is done here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -16,25 +16,26 @@ from numpy.typing import NDArray
 from gptbridge.errors import BackendBroken
 from gptbridge.session import Shard
 from gptbridge.weights.architecture import parameters, sizes, weight_axes, weight_decay
+from gptbridge.weights.layouts.arrays import Read
 from gptbridge.weights.layouts.axes import Axes
+from gptbridge.weights.layouts.boxes import Box
 from gptbridge.weights.layouts.rules import Layout, NativeTensor
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.run import OptimizerSpec
 
 Array = NDArray[np.float32]
-Box = Mapping[str, tuple[int, int]]
-Read = Callable[[str, Box], Array]  # canonical name and box -> that slice in its canonical shape
 
 T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
 
 
-class Memory(Protocol[T]):
+class Memory(Protocol[T_contra]):
     """How a framework's tensors are reached from the host."""
 
-    def download(self, tensor: T) -> Array:
+    def download(self, tensor: T_contra, /) -> Array:
         """Return the tensor as float32, writable; it may share the tensor's memory."""
 
-    def upload(self, tensor: T, array: Array) -> None:
+    def upload(self, tensor: T_contra, array: Array, /) -> None:
         """Fill the tensor, whatever its type, from a float32 array of its shape."""
 
 

@@ -61,17 +61,3 @@ class ModelSpec(Part):
     def head_size(self) -> int:
         """Width of one attention head."""
         return self.hidden_size // self.num_attention_heads
-
-    @property
-    def num_parameters(self) -> int:
-        """Trained numbers, the tied embedding counted once."""
-        h, f = self.hidden_size, self.ffn_size
-        block = 4 * h * h + 2 * h * f + 9 * h + f
-        heads = 1 if self.tie_word_embeddings else 2
-        return (heads * self.vocab_size + self.max_position_embeddings) * h + self.num_layers * block + 2 * h
-
-    def flops_per_token(self, seq_length: int) -> int:
-        """Forward and backward FLOPs of one token: 6N + 12LhT, N without positions (PaLM, appendix B)."""
-        h, f = self.hidden_size, self.ffn_size
-        matrices = self.num_layers * (4 * h * h + 2 * h * f) + self.vocab_size * h
-        return 6 * matrices + 12 * self.num_layers * h * seq_length

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gptbridge.session import Batch, Device, Session
-from gptbridge.weights.canonical import InitialWeights
+from gptbridge.weights.initial import InitialWeights
 from gptbridge_specs import RunSpec
 
 S = TypeVar("S", bound=Session)

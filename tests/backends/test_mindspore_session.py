@@ -18,7 +18,7 @@ from gptbridge.errors import UsageError
 from gptbridge.plugins.backend import load_backend
 from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import EXP_AVG, Batch
-from gptbridge.weights.canonical import InitialWeights
+from gptbridge.weights.initial import InitialWeights
 from gptbridge_mindspore import hardware
 from gptbridge_specs import RunSpec
 from tests.backends import sessions

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from gptbridge import reference
-from gptbridge.session import EXP_AVG, EXP_AVG_SQ, Batch
+from gptbridge.session import Batch
 from gptbridge.testing import cases
-from gptbridge.weights.canonical import parameters
+from gptbridge.weights.architecture import parameters
 from gptbridge_specs import ModelSpec
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,10 +36,12 @@ def torch_logits(model: ModelSpec, w: dict[str, Tensor], tokens: Tensor) -> Tens
         return x @ w[f"{name}.weight"] + w[f"{name}.bias"]
 
     for n in range(model.num_layers):
-        qkv = linear(f"h.{n}.attn.c_attn", norm(f"h.{n}.ln_1", x))
+        normed = norm(f"h.{n}.ln_1", x)
         q, k, v = (
-            part.reshape(*tokens.shape, model.num_attention_heads, -1).transpose(1, 2)
-            for part in qkv.chunk(3, -1)
+            linear(f"h.{n}.attn.{part}", normed)
+            .unflatten(-1, (model.num_attention_heads, -1))
+            .transpose(1, 2)
+            for part in "qkv"
         )
         scores = q @ k.transpose(-1, -2) / math.sqrt(model.head_size)
         mask = torch.ones(length, length).triu(1).bool()
@@ -88,7 +90,7 @@ def test_adamw_equals_torch_over_three_updates(decay: str) -> None:
     model, optimizer = spec.model, spec.optimizer
     weights = cases.weights(model)
     w = leaves(weights)
-    decays = {p.name: p.is_matrix or decay == "all" for p in parameters(model)}
+    decays = {p.name: p.decay or decay == "all" for p in parameters(model)}
     groups = [
         {"params": [w[name] for name in w if decays[name]], "weight_decay": optimizer.weight_decay},
         {"params": [w[name] for name in w if not decays[name]], "weight_decay": 0.0},
@@ -111,7 +113,9 @@ def test_adamw_equals_torch_over_three_updates(decay: str) -> None:
         np.testing.assert_allclose(
             current[name], tensor.detach().numpy(), rtol=1e-8, atol=1e-10, err_msg=name
         )
-        np.testing.assert_allclose(moments[name + EXP_AVG], state["exp_avg"].numpy(), rtol=1e-7, atol=1e-12)
         np.testing.assert_allclose(
-            moments[name + EXP_AVG_SQ], state["exp_avg_sq"].numpy(), rtol=1e-7, atol=1e-15
+            moments[f"{name}.exp_avg"], state["exp_avg"].numpy(), rtol=1e-7, atol=1e-12
+        )
+        np.testing.assert_allclose(
+            moments[f"{name}.exp_avg_sq"], state["exp_avg_sq"].numpy(), rtol=1e-7, atol=1e-15
         )

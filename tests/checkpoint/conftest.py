@@ -2,38 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from gptbridge.checkpoint.state import TrainingState, state_after
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.checkpoint.writing import write_checkpoint
 from gptbridge.data.tokenizers import load_tokenizer
-from gptbridge.session import Session, TrainerState
+from gptbridge.session import MOMENTS, TrainerState
 from gptbridge.testing.cases import moments, weights
+from gptbridge.weights.shards import from_arrays
 from gptbridge_specs import RunSpec
 
-Arrays = dict[str, NDArray[np.float32]]
 TOKENIZER = load_tokenizer("byte")
-
-
-class Exporter:
-    """The exporting half of a session, over arrays that are at hand."""
-
-    def __init__(self, weights: Arrays, moments: Arrays) -> None:
-        self.weights, self.moments = weights, moments
-
-    def export_weights(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        yield from self.weights.items()
-
-    def export_optimizer(self) -> Iterator[tuple[str, NDArray[np.float32]]]:
-        yield from self.moments.items()
 
 
 def spec_of(**model: Any) -> RunSpec:
@@ -48,8 +33,18 @@ def state_of(spec: RunSpec, step: int) -> TrainingState:
 
 def writer(spec: RunSpec, step: int) -> Callable[[Path], None]:
     """Return what CheckpointStore.save calls; weights and moments are seeded by `step`."""
-    exporter = cast(Session, Exporter(weights(spec.model, step), moments(spec.model, step)))
-    return partial(write_checkpoint, session=exporter, state=state_of(spec, step), tokenizer=TOKENIZER)
+    arrays = moments(spec.model, step)
+    by_kind = {
+        kind: {name.removesuffix(f".{kind}"): array for name, array in arrays.items() if name.endswith(kind)}
+        for kind in MOMENTS
+    }
+    return partial(
+        write_checkpoint,
+        weights=from_arrays(spec.model, weights(spec.model, step)),
+        moments={kind: from_arrays(spec.model, named) for kind, named in by_kind.items()},
+        state=state_of(spec, step),
+        tokenizer=TOKENIZER,
+    )
 
 
 @pytest.fixture

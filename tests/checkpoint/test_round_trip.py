@@ -12,56 +12,89 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from gptbridge import reference
 from gptbridge.checkpoint.reading import find_checkpoint, open_checkpoint
 from gptbridge.checkpoint.store import CheckpointStore
-from gptbridge.checkpoint.tensor_files import write_tensors
+from gptbridge.checkpoint.tensor_files import open_tensors, write_tensors
 from gptbridge.errors import BackendBroken, BadInput
 from gptbridge.testing.cases import moments, weights
 from gptbridge.weights.formats import open_weights
+from gptbridge.weights.shards import from_arrays
+from gptbridge_specs import ModelSpec
 from tests.checkpoint.conftest import TOKENIZER, spec_of, state_of, writer
-
-NAMES = st.text("abcdefgh.0123456789", min_size=1, max_size=12)
-SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
+from tests.weights.conversion.checkpoints import hugging_face_shapes, weights_of
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
-    shapes=st.dictionaries(NAMES, SHAPES, min_size=1, max_size=8),
-    shard_bytes=st.integers(1, 400),
+    layers=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    vocabulary=st.integers(1, 9),
+    tied=st.booleans(),
+    shard_bytes=st.integers(1, 3000),
 )
 def test_tensors_survive_any_sharding(
     tmp_path_factory: pytest.TempPathFactory,
-    shapes: dict[str, tuple[int, ...]],
+    layers: int,
+    heads: int,
+    vocabulary: int,
+    tied: bool,
     shard_bytes: int,
 ) -> None:
     folder = tmp_path_factory.mktemp("tensors")
-    stream = np.random.default_rng(len(shapes))
-    arrays = {name: stream.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    write_tensors(folder, "model", shapes, arrays.items(), shard_bytes=shard_bytes)
-    index = folder / "model.safetensors.index.json"
-    with open_weights(index if index.exists() else folder / "model.safetensors") as files:
-        assert set(files.tensors) == set(arrays)
+    model = ModelSpec(
+        num_layers=layers,
+        num_attention_heads=heads,
+        hidden_size=2 * heads,
+        vocab_size=vocabulary,
+        max_position_embeddings=4,
+        tie_word_embeddings=tied,
+    )
+    sources = {".exp_avg": weights(model, 1), ".exp_avg_sq": weights(model, 2)}
+    reads = {end: from_arrays(model, arrays) for end, arrays in sources.items()}
+    write_tensors(folder, "moments", model, reads, shard_bytes=shard_bytes)
+    found = open_tensors(folder, "moments", model, *sources)
+    for end, arrays in sources.items():
+        assert list(found[end]) == list(arrays)
         for name, array in arrays.items():
-            np.testing.assert_array_equal(files.read(name), array)
+            np.testing.assert_array_equal(found[end][name], array)
+    name, whole = "h.0.attn.k.weight", sources[".exp_avg"]["h.0.attn.k.weight"]
+    box = {"i": (1, 2 * heads), "m": (heads - 1, heads), "d": (0, 1)}
+    np.testing.assert_array_equal(found[".exp_avg"].read(name, box), whole[1:, 2 * heads - 2 : 2 * heads - 1])
     for shard in folder.glob("*.safetensors"):
-        tensors = sum(arrays[name].size > 0 for name in open_weights(shard).tensors)
-        assert shard.stat().st_size < 8 + 400 * 8 + shard_bytes or tensors == 1
+        assert shard.stat().st_size < 8 + 400 * 24 + shard_bytes or len(open_weights(shard).tensors) == 1
 
 
-def test_a_session_that_exports_the_wrong_tensors_is_named(tmp_path: Path) -> None:
-    shapes = {"a": (2,), "b": (3,)}
-    a, b = np.zeros(2, np.float32), np.zeros(3, np.float32)
-    for wrong in (
-        [("a", a)],
-        [("a", a), ("a", a)],
-        [("b", b), ("a", a)],
-        [("a", b), ("b", b)],
-        [("a", a), ("b", b), ("c", b)],
+def test_on_disk_it_is_hugging_faces_layout(store: CheckpointStore) -> None:
+    """q, k and v of weights and of moments lie side by side in one matrix, in this order."""
+    spec = spec_of()
+    with (
+        open_weights(store.path(20) / "model.safetensors") as files,
+        open_weights(store.path(20) / "optimizer.safetensors") as moment_files,
     ):
-        with pytest.raises(BackendBroken):
-            write_tensors(tmp_path, "model", shapes, iter(wrong))
+        assert list(files.tensors) == list(hugging_face_shapes(spec.model))
+        assert {name: info.shape for name, info in files.tensors.items()} == hugging_face_shapes(spec.model)
+        for held, arrays, end in (
+            (files, weights(spec.model, 20), ""),
+            (moment_files, moments(spec.model, 20), ".exp_avg"),
+            (moment_files, moments(spec.model, 20), ".exp_avg_sq"),
+        ):
+            for kind in ("weight", "bias"):
+                parts = [arrays[f"h.1.attn.{part}.{kind}{end}"] for part in "qkv"]
+                found = held.read(f"h.1.attn.c_attn.{kind}{end}")
+                np.testing.assert_array_equal(found, np.concatenate(parts, -1))
+                assert not np.array_equal(found, np.concatenate(parts[::-1], -1))
+
+
+def test_a_slice_of_another_shape_is_named(tmp_path: Path) -> None:
+    model = spec_of().model
+    arrays = weights(model)
+    for name in ("wte.weight", "h.1.attn.v.bias"):
+        wrong = {**arrays, name: arrays[name][:-1]}
+        with pytest.raises(BackendBroken, match=f"{name} has shape"):
+            write_tensors(tmp_path, "model", model, {"": lambda name, box, held=wrong: held[name]})
 
 
 def test_a_checkpoint_reads_back_bit_for_bit(store: CheckpointStore) -> None:
@@ -69,10 +102,10 @@ def test_a_checkpoint_reads_back_bit_for_bit(store: CheckpointStore) -> None:
     spec = spec_of()
     assert opened.model == spec.model
     assert opened.state == state_of(spec, 20)
-    assert opened.moments is not None
+    stored_moments = {f"{n}.{kind}": a for kind, held in opened.moments.items() for n, a in held.items()}
     for stored, written in (
         (opened.weights, weights(spec.model, 20)),
-        (opened.moments, moments(spec.model, 20)),
+        (stored_moments, moments(spec.model, 20)),
     ):
         assert set(stored) == set(written)
         for name, array in written.items():
@@ -156,14 +189,13 @@ def test_a_folder_of_transformers_opens_for_generation(hugging_face: Path, tmp_p
     spec = spec_of(**MODELS["tanh"])
     source = hugging_face / "tanh/step-00000001"
     (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
-    arrays = {f"transformer.{name}": array for name, array in weights(spec.model, 1).items()}
+    arrays = {f"transformer.{name}": array for name, array in weights_of(source).items()}
     arrays["transformer.h.0.attn.bias"] = np.ones((1, 1, 16, 16), np.float32)
     arrays["lm_head.weight"] = arrays["transformer.wte.weight"]
-    shapes = {name: array.shape for name, array in arrays.items()}
-    write_tensors(tmp_path, "model", shapes, arrays.items())
+    save_file(arrays, tmp_path / "model.safetensors")
     opened = open_checkpoint(tmp_path)
     assert opened.state is None
-    assert opened.moments is None
+    assert not opened.moments
     assert sorted(opened.weights) == sorted(weights(spec.model, 1))
     np.testing.assert_array_equal(opened.weights["wte.weight"], arrays["transformer.wte.weight"])
     config = json.loads((tmp_path / "config.json").read_text())

@@ -52,12 +52,12 @@ def generate(source: Path, *words: str) -> list[dict[str, Any]]:
     return found
 
 
-def expected(prompt: str, row: int, spec: GenerationSpec) -> list[int]:
-    """Continue a prompt alone, without padding, with the reference's logits."""
+def expected(prompt: str, row: int, spec: GenerationSpec, length: int = 16) -> list[int]:
+    """Continue a prompt alone, without padding, with the reference's logits; it sees `length` tokens."""
     context = list(prompt.encode())
     written: list[int] = []
     for position in range(NEW):
-        window = np.array([[*context, *written][-16:]], np.int32)
+        window = np.array([[*context, *written][-length:]], np.int32)
         logits = reference.logits(SPEC.model, weights(SPEC.model, 7), window)[0, -1]
         token = next_token(logits, spec, row=row, position=position)
         if token == 256:
@@ -78,6 +78,33 @@ def test_drawn_tokens_are_those_of_the_reference(run: Path) -> None:
         assert result["text"] == bytes(result["tokens"]).decode(errors="replace")
 
 
+def test_only_positions_that_were_trained_are_used(tmp_path: Path) -> None:
+    """A run at 8 tokens in a model of 16 positions is continued in windows of 8, unless another is given."""
+    short = SPEC.model_copy(update={"training": SPEC.training.model_copy(update={"seq_length": 8})})
+    CheckpointStore(tmp_path / "checkpoints").save(7, writer(short, 7))
+    words = (
+        "generate",
+        tmp_path,
+        "-b",
+        "torch",
+        "--json",
+        "-p",
+        "def f",
+        "-o",
+        f"generation.max_new_tokens={NEW}",
+    )
+    texts = {}
+    for window, option in ((8, ()), (16, ("-o", "generation.window=16")), (5, ("-o", "generation.window=5"))):
+        result = gptbridge(*words, *option)
+        assert result.returncode == 0, result.stderr
+        texts[window] = json.loads(result.stdout)[0]["tokens"]
+        assert texts[window] == expected("def f", 0, GenerationSpec(), window)
+    assert len({tuple(tokens) for tokens in texts.values()}) == 3
+    refused = gptbridge(*words, "-o", "generation.window=17")
+    assert refused.returncode == 2
+    assert "generation.window: 17 is more than the model's 16 positions" in refused.stderr
+
+
 def test_what_greedy_does_not_heed_is_told(run: Path) -> None:
     words = ("generate", run, "-b", "torch", "-p", "a", "-o", "generation.top_k=5")
     told = gptbridge(*words, "-o", "training.seed=5").stderr.splitlines()
@@ -91,9 +118,9 @@ def test_what_greedy_does_not_heed_is_told(run: Path) -> None:
 
 def test_what_is_for_training_alone_is_told() -> None:
     for override in ("training.max_steps=5", "optimizer.beta1=0.8", "schedule.max_lr=1", "data.path=x"):
-        assert advise(SPEC, [override], []) == [f"-o {override} changes nothing: it is for training"]
+        assert advise(SPEC, [override], [], 16) == [f"-o {override} changes nothing: it is for training"]
     heeded = ["training.device=cpu", "training.compile=true", "precision.compute=bf16", "parallel.tensor=2"]
-    assert advise(SPEC, [*heeded, "generation.max_new_tokens=3"], []) == []
+    assert advise(SPEC, [*heeded, "generation.max_new_tokens=3"], [], 16) == []
 
 
 def test_a_hugging_face_folder_is_enough(run: Path, tmp_path: Path) -> None:

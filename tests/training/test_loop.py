@@ -11,7 +11,7 @@ import numpy as np
 from gptbridge.checkpoint.reading import open_checkpoint
 from gptbridge.rules.schedule import learning_rate
 from gptbridge.training.events import read_events
-from gptbridge.weights.canonical import InitialWeights
+from gptbridge.weights.initial import InitialWeights
 from gptbridge_specs import load_run
 from tests.training.conftest import TINY, gptbridge, kinds_of, numbers_of, options, run_jobs, steps_of
 

@@ -8,17 +8,17 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from gptbridge.weights.architecture import weight_axes
 from gptbridge.weights.conversion.source import Source
 from gptbridge.weights.conversion.streaming import SLAB_ITEMS
-from gptbridge.weights.layouts.axes import letter_sizes
 from gptbridge.weights.layouts.boxes import Box, shape_of, slabs
-from gptbridge.weights.layouts.rules import canonical_axes
+from gptbridge.weights.layouts.stored import StoredAxes
 
 
 def canonical_box(name: str, source: Source) -> Box:
     """Return the box of a whole canonical weight, the vocabulary without padding."""
-    sizes = letter_sizes(source.model, num_labels=source.sizes["c"], lora_rank=source.sizes["r"])
-    return {letter: (0, sizes[letter]) for letter in canonical_axes(name).letters}
+    whole = {**source.sizes, "v": source.model.vocab_size}
+    return {letter: (0, whole[letter]) for letter in weight_axes(name).letters}
 
 
 class CanonicalArrays(Mapping[str, NDArray[np.float32]]):
@@ -29,7 +29,7 @@ class CanonicalArrays(Mapping[str, NDArray[np.float32]]):
 
     def __getitem__(self, name: str) -> NDArray[np.float32]:
         return self._source.weights[name].read(
-            canonical_box(name, self._source), canonical_axes(name), "float32"
+            canonical_box(name, self._source), weight_axes(name), "float32"
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -49,8 +49,8 @@ def digest(source: Source) -> str:
     lora = source.lora.weights if source.lora else {}
     for name in (*source.names, *sorted(lora)):
         weight = weights[name]
-        order, box = canonical_axes(name), canonical_box(name, source)
+        order, box = weight_axes(name), canonical_box(name, source)
         total.update(f"{name} {weight.dtype} {shape_of(box, order)}\n".encode())
-        for part in slabs(box, order, SLAB_ITEMS):
-            total.update(weight.read(part, order).data)
+        for slab in slabs([box], StoredAxes((order,)), SLAB_ITEMS):
+            total.update(weight.read(slab[0], order).data)
     return total.hexdigest()

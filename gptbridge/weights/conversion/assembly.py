@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,25 +12,16 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.conversion.canonical_weight import CanonicalWeight, StoredBox
+from gptbridge.weights.conversion.canonical_weight import CanonicalWeight, StoredTensor
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.cutting import Stage
 from gptbridge.weights.formats import TensorInfo, WeightFile
-from gptbridge.weights.layouts.boxes import CutBox, Piece, volume
+from gptbridge.weights.layouts.boxes import CutBox, Piece, sizes_of, volume
 from gptbridge.weights.layouts.matching import RANKS_HINT, Match, solve_sizes
 from gptbridge.weights.layouts.rules import NativeTensor
+from gptbridge.weights.layouts.stored import StoredAxes
 
 _COMPARED_ITEMS = 1 << 20  # copies of tensors up to this size are compared between ranks
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A part of a canonical weight that a rank's file holds, and the tensor that it is or lies in."""
-
-    pieces: tuple[Piece, ...]
-    file: WeightFile
-    tensor: str
-    stored: StoredBox | None  # if it is all of the tensor
 
 
 def stored_sizes(match: Match, stages: Sequence[Stage], where: Path) -> dict[str, int]:
@@ -51,11 +41,14 @@ def assemble(match: Match, stages: Sequence[Stage], sizes: Mapping[str, int]) ->
     """Return every canonical weight; BadInput when ranks disagree or a part is missing."""
     for stage in stages:
         _refuse_extra(stage, match)
-    found: dict[str, list[_Part]] = {}
+    weights: dict[str, CanonicalWeight] = {}
     for (number, name), native in match.natives.items():
-        parts = list(_parts(name, native, stages[number], sizes))
-        found.setdefault(native.canonical, []).extend(parts)
-    return {name: _weight(name, parts) for name, parts in found.items()}
+        held = list(_held(name, native, stages[number], sizes))
+        weights |= {
+            canonical: _weight(canonical, part, name, native, held)
+            for part, canonical in enumerate(native.canonicals)
+        }
+    return weights
 
 
 def _refuse_extra(stage: Stage, match: Match) -> None:
@@ -69,58 +62,88 @@ def _refuse_extra(stage: Stage, match: Match) -> None:
                 )
 
 
-def _parts(name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, int]) -> Iterator[_Part]:
+def _held(
+    name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, int]
+) -> Iterator[tuple[WeightFile, list[CutBox]]]:
+    """Yield the ranks' files that a tensor is put together from, and what each holds of it."""
     first = stage.ranks[0]
+    _check_type(name, first)
     _check_shape(name, native, stage, sizes)
     held: dict[Any, WeightFile] = {}
     items = 0
     for number, rank in enumerate(stage.ranks):
         _check_same(name, first, rank)
-        boxes = stage.cutting.boxes(number, native, sizes)
-        key = tuple(tuple(sorted(part.box.items())) for part in boxes)
+        parts = stage.cutting.boxes(number, native, sizes)
+        key = tuple(tuple(sorted(box.items())) for part in parts for box in part.boxes)
         if key in held:
             _check_copy(name, held[key], rank)
             continue
         held[key] = rank
-        for part in boxes:
-            items += volume(part.box)
-            yield _part(name, native, rank, part, alone=len(boxes) == 1)
-    whole = {letter: (0, sizes[letter]) for letter in native.axes.letters}
-    if items != volume(whole):
-        raise BadInput(
-            f"{printable(name)}: the ranks hold {items} of {volume(whole)} numbers", where=first.path
-        )
+        items += sum(volume(box) for part in parts for box in part.boxes)
+        yield rank, parts
+    whole = math.prod(native.axes.shape(sizes))
+    if items != whole:
+        raise BadInput(f"{printable(name)}: the ranks hold {items} of {whole} numbers", where=first.path)
 
 
-def _part(name: str, native: NativeTensor, rank: WeightFile, part: CutBox, *, alone: bool) -> _Part:
-    """Return what `part` of a rank's tensor consists of, so that it can be read a few rows at a time.
+def _weight(
+    canonical: str,
+    number: int,
+    name: str,
+    native: NativeTensor,
+    held: Sequence[tuple[WeightFile, Sequence[CutBox]]],
+) -> CanonicalWeight:
+    """Return the weight that part `number` of a tensor is."""
+    return CanonicalWeight(
+        canonical,
+        held[0][0].tensors[name].dtype,
+        tuple(
+            piece
+            for rank, parts in held
+            for part in parts
+            for piece in _pieces(name, native.axes, number, rank, part)
+        ),
+        tuple(
+            StoredTensor(native.canonicals, parts[0].boxes, native.axes, rank, name)
+            for rank, parts in held
+            if len(parts) == 1
+        ),
+    )
+
+
+def _pieces(name: str, axes: StoredAxes, number: int, rank: WeightFile, held: CutBox) -> Iterator[Piece]:
+    """Yield what part `number` of a rank's tensor consists of, so that it can be read a few rows at a time.
 
     That is one piece, unless the file holds the tensor in several runs.
     """
-    box = dict(part.box)
-    if native.part is not None:
-        box["p"] = (native.part, native.part + 1)
-    lead, inner = native.axes.groups[0][0], native.axes.groups[0][1:]
-    rows = math.prod(box[letter][1] - box[letter][0] for letter in inner)  # for one entry of `lead`
-    first_row = part.slices[0].start or 0
+    box, sizes = held.boxes[number], sizes_of(*held.boxes)
+    lead = axes.parts[number].groups[0][0]
+    first_row, rows = axes.rows(number, sizes)
+    first_row += held.slices[0].start or 0
     low, high = box[lead]
-    pieces = []
     for start, stop in _runs(rank, name, first_row, rows, high - low):
-        read = partial(_read, partial(rank.rows, name), first_row + start * rows, rows, part.slices[1:])
-        pieces.append(Piece({**box, lead: (low + start, low + stop)}, native.box_axes, lead, read))
-    stored = StoredBox(box, native.box_axes, rank, name) if alone else None
-    return _Part(tuple(pieces), rank, name, stored)
+        reader = _Reader(rank, name, axes, number, sizes, first_row + start * rows, rows, held.slices[1:])
+        yield Piece({**box, lead: (low + start, low + stop)}, axes.parts[number], lead, reader)
 
 
-def _read(
-    rows_from: Callable[[int, int], NDArray[Any]],
-    first_row: int,
-    rows: int,
-    rest: tuple[slice, ...],
-    start: int,
-    stop: int,
-) -> NDArray[Any]:
-    return rows_from(first_row + start * rows, first_row + stop * rows)[(slice(None), *rest)]
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Reads entries of the first letter of a tensor's part `number`, each of `rows` rows."""
+
+    file: WeightFile
+    name: str
+    axes: StoredAxes
+    number: int
+    sizes: Mapping[str, int]
+    first_row: int
+    rows: int
+    rest: tuple[slice, ...]  # what to take of the dimensions after the first
+
+    def __call__(self, start: int, stop: int) -> NDArray[Any]:
+        low, high = (self.first_row + entry * self.rows for entry in (start, stop))
+        rows = self.file.rows(self.name, low, high)[(slice(None), *self.rest)]
+        lead = self.axes.parts[self.number].groups[0][0]
+        return self.axes.view_rows(rows, self.number, {**self.sizes, lead: stop - start})
 
 
 def _runs(rank: WeightFile, name: str, first_row: int, rows: int, count: int) -> Iterator[tuple[int, int]]:
@@ -142,26 +165,10 @@ def _runs(rank: WeightFile, name: str, first_row: int, rows: int, count: int) ->
     yield from pairwise(sorted(bound for bound in bounds if 0 <= bound <= count))
 
 
-def _weight(name: str, parts: Sequence[_Part]) -> CanonicalWeight:
-    first = parts[0]
-    dtype = first.file.tensors[first.tensor].dtype
+def _check_type(name: str, file: WeightFile) -> None:
+    dtype = file.tensors[name].dtype
     if dtype not in FLOATS:
-        raise BadInput(
-            f"{printable(first.tensor)} is {dtype}", where=first.file.path, allowed=", ".join(FLOATS)
-        )
-    for part in parts:
-        other = part.file.tensors[part.tensor].dtype
-        if other != dtype:
-            raise BadInput(
-                f"{printable(part.tensor)} is {other}, but {printable(first.tensor)} is {dtype}",
-                where=part.file.path,
-            )
-    return CanonicalWeight(
-        name,
-        dtype,
-        tuple(piece for part in parts for piece in part.pieces),
-        tuple(part.stored for part in parts if part.stored is not None),
-    )
+        raise BadInput(f"{printable(name)} is {dtype}", where=file.path, allowed=", ".join(FLOATS))
 
 
 def _check_shape(name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, int]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
+from gptbridge.weights.architecture import weight_axes
 from gptbridge.weights.conversion.casting import cast
 from gptbridge.weights.formats import STORAGE_DTYPES, Chunks, WeightFile
 from gptbridge.weights.layouts.axes import Axes
-from gptbridge.weights.layouts.boxes import Box, Piece, gather
-from gptbridge.weights.layouts.rules import canonical_axes
+from gptbridge.weights.layouts.boxes import Box, Piece, gather, gather_into
+from gptbridge.weights.layouts.stored import StoredAxes
 
 _WIDER = "Convert with --dtype bfloat16 or float32, which reach further than float16"
 
@@ -27,11 +28,12 @@ class Delta(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredBox:
-    """A tensor of some file that is just this box."""
+class StoredTensor:
+    """A tensor of some file that is just these boxes of these weights."""
 
-    box: Box
-    axes: Axes
+    names: tuple[str, ...]
+    boxes: tuple[Box, ...]
+    axes: StoredAxes
     file: WeightFile
     tensor: str
 
@@ -43,7 +45,9 @@ class CanonicalWeight:
     name: str
     dtype: str
     pieces: tuple[Piece, ...]
-    stored: tuple[StoredBox, ...] = ()
+    stored: tuple[
+        StoredTensor, ...
+    ] = ()  # those of its tensors that hold a box each, or one of several weights
     delta: Delta | None = None
 
     def read(self, box: Box, axes: Axes, dtype: str | None = None) -> NDArray[Any]:
@@ -62,15 +66,26 @@ class CanonicalWeight:
             where = self.stored[0].file.path if self.stored else None
             raise BadInput(f"{printable(self.name)} {error}", where=where, hint=_WIDER) from error
 
-    def unchanged(self, box: Box, axes: Axes, dtype: str) -> Chunks | None:
-        """Return the bytes of `box` as some file holds them, or None when none holds just those."""
-        if self.dtype != dtype or self.delta is not None:
-            return None
-        for stored in self.stored:
-            if stored.box == box and stored.axes.letters == axes.letters:
-                return stored.file.chunks(stored.tensor)
-        return None
+    def read_into(self, result: NDArray[Any], box: Box, axes: Axes, dtype: str) -> None:
+        """Fill `result`, one dimension a letter of `axes`, with what `read` returns."""
+        if self.delta is None and dtype == self.dtype:
+            gather_into(result, box, axes, self.pieces)
+        else:
+            result[...] = self.read(box, axes, dtype).reshape(result.shape)
 
     def whole(self, sizes: Mapping[str, int]) -> Box:
         """Return the box of the whole weight."""
-        return {letter: (0, sizes[letter]) for letter in canonical_axes(self.name).letters}
+        return {letter: (0, sizes[letter]) for letter in weight_axes(self.name).letters}
+
+
+def unchanged(
+    weights: Sequence[CanonicalWeight], boxes: Sequence[Box], axes: StoredAxes, dtype: str
+) -> Chunks | None:
+    """Return the bytes of a tensor of `boxes` of `weights` as some file holds them, None if none does."""
+    if any(weight.dtype != dtype or weight.delta is not None for weight in weights):
+        return None
+    names = tuple(weight.name for weight in weights)
+    for stored in weights[0].stored:
+        if (stored.names, stored.boxes, stored.axes.order) == (names, tuple(boxes), axes.order):
+            return stored.file.chunks(stored.tensor)
+    return None

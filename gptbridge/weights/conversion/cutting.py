@@ -11,7 +11,7 @@ from gptbridge.errors import BadInput, printable
 from gptbridge.weights.conversion.strategies import TensorLayout
 from gptbridge.weights.formats import TensorInfo, WeightFile
 from gptbridge.weights.layouts.axes import CUT
-from gptbridge.weights.layouts.boxes import CutBox, cut_boxes
+from gptbridge.weights.layouts.boxes import CutBox, cut_boxes, whole_boxes
 from gptbridge.weights.layouts.rules import NativeTensor
 
 _MEANING = dict(zip(CUT, ("attention heads", "feed-forward width", "vocabulary rows"), strict=True))
@@ -28,7 +28,7 @@ class Cutting(Protocol):
         """Return the shape that the parts of all ranks make together; `info` is one rank's."""
 
     def boxes(self, rank: int, native: NativeTensor, sizes: Mapping[str, int]) -> list[CutBox]:
-        """Return the boxes of the tensor's letters that rank `rank` of the stage holds."""
+        """Return the boxes of the tensor's parts that rank `rank` of the stage holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class LetterCutting:
-    """Each tensor is cut along its letter among n, f and v over `degree` ranks, as Megatron does.
+    """Each tensor is cut along its letter among m, f and v over `degree` ranks, as Megatron does.
 
     Ranks beyond `degree` hold copies: rank r has part r % degree. `uncut` are canonical weights that
     every rank holds whole.
@@ -53,21 +53,21 @@ class LetterCutting:
     uncut: frozenset[str] = frozenset()
 
     def _letter(self, native: NativeTensor) -> str | None:
-        return None if native.canonical in self.uncut else native.axes.cut
+        return None if native.canonicals[0] in self.uncut else native.axes.cut
 
     def whole_shape(self, native: NativeTensor, info: TensorInfo) -> tuple[int, ...]:
         """Return the shape that the parts of all ranks make together."""
         letter = self._letter(native)
-        if letter is None or len(info.shape) != len(native.axes.groups):
+        if letter is None or len(info.shape) != native.axes.num_dims:
             return info.shape
+        cut = native.axes.dim_of(letter)
         return tuple(
-            length * self.degree if letter in group else length
-            for group, length in zip(native.axes.groups, info.shape, strict=True)
+            length * self.degree if number == cut else length for number, length in enumerate(info.shape)
         )
 
     def boxes(self, rank: int, native: NativeTensor, sizes: Mapping[str, int]) -> list[CutBox]:
-        """Return the one box that the rank holds."""
-        box = {letter: (0, sizes[letter]) for letter in native.axes.letters}
+        """Return the one box of each part that the rank holds."""
+        boxes = whole_boxes(native.axes, sizes)
         letter = self._letter(native)
         if letter is not None:
             share, rest = divmod(sizes[letter], self.degree)
@@ -78,8 +78,9 @@ class LetterCutting:
                     where=self.where,
                 )
             index = rank % self.degree
-            box[letter] = (index * share, (index + 1) * share)
-        return [CutBox(box, (slice(None),) * len(native.axes.groups))]
+            held = (index * share, (index + 1) * share)
+            boxes = tuple({**box, letter: held} for box in boxes)
+        return [CutBox(boxes, (slice(None),) * native.axes.num_dims)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class StrategyCutting:
 
     def _counts(self, native: NativeTensor) -> Sequence[int]:
         layout = self.layouts.get(native.name)
-        return [count for _, count in layout.parts(0)] if layout else [1] * len(native.axes.groups)
+        return [count for _, count in layout.parts(0)] if layout else [1] * native.axes.num_dims
 
     def whole_shape(self, native: NativeTensor, info: TensorInfo) -> tuple[int, ...]:
         """Return the shape that the parts of all ranks make together."""
@@ -112,8 +113,15 @@ class StrategyCutting:
     def boxes(self, rank: int, native: NativeTensor, sizes: Mapping[str, int]) -> list[CutBox]:
         """Return the boxes that the rank holds: several where a part begins or ends inside a head."""
         layout = self.layouts.get(native.name)
-        parts = layout.parts(rank) if layout else [(0, 1)] * len(native.axes.groups)
-        return list(cut_boxes(native.axes, list(self._ranges(native, parts, sizes)), sizes))
+        parts = layout.parts(rank) if layout else [(0, 1)] * native.axes.num_dims
+        ranges = list(self._ranges(native, parts, sizes))
+        if len(native.axes.parts) == 1:
+            return list(cut_boxes(native.axes.parts[0], ranges, sizes))
+        if any(count > 1 for _, count in parts):
+            raise BadInput(
+                f"{printable(native.name)} is cut, and holds q, k and v together", where=self.where
+            )
+        return [CutBox(whole_boxes(native.axes, sizes), (slice(None),) * native.axes.num_dims)]
 
     def _ranges(
         self, native: NativeTensor, parts: Sequence[tuple[int, int]], sizes: Mapping[str, int]

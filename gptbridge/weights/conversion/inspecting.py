@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.errors import printable
+from gptbridge.weights.architecture import count_parameters
 from gptbridge.weights.conversion.arrays import digest
 from gptbridge.weights.conversion.lora import QKV
 from gptbridge.weights.conversion.source import Source, Told, open_source
@@ -29,7 +30,7 @@ def inspect_checkpoint(path: Path, told: Told | None = None) -> dict[str, Any]:
             "tensors": len(tensors),
             "dtypes": dict(Counter(info.dtype for info in tensors)),
             "bytes": sum(info.nbytes for info in tensors),
-            "parameters": source.model.num_parameters,
+            "parameters": count_parameters(source.model),
             "model": source.model.model_dump(),
             "num_labels": source.num_labels,
             "configuration": printable(source.config_file) or None,

@@ -16,7 +16,7 @@ from gptbridge.weights.formats import WeightFile
 
 _BACKBONE = "backbone."  # before the names of all but a bare GPT2Model
 _LAYER = re.compile(r"(?:backbone\.)?blocks\.(\d+)\.")
-_QUERY = "blocks.{}.attention.dense1.weight"  # (n d) i
+_QUERY = "blocks.{}.attention.dense1.weight"  # (m g d) i
 _WIDENING = "blocks.{}.output.mapping.weight"  # i f
 _EMBEDDING = "embedding.word_embedding.embedding_table"
 _COMPARED_BYTES = 1 << 20

@@ -1,7 +1,7 @@
 """LoRA adapters in the form of Hugging Face's PEFT: adapter_config.json and adapter_model.safetensors.
 
 GPT-2 has one matrix for q, k and v, so PEFT has one pair of factors for it: A (R, in), B (3H, R). Pairs
-for q, k and v apart, of rank r each, become the blocks of one of rank R = r x pairs: A stacked, B
+of q, k and v, of rank r each, become the blocks of one of rank R = r x pairs: A stacked, B
 block-diagonal, alpha x pairs. Which blocks stand for which of q, k, v is noted in the file's metadata,
 which PEFT ignores, so that the way back finds the same pairs. A pair of PEFT's own is read as three
 that share A.
@@ -10,7 +10,7 @@ that share A.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import read_json, write_json
+from gptbridge.weights.architecture import LORA_A, LORA_B, sizes, weight_axes
 from gptbridge.weights.configs.reading import finite_number
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.lora import QKV, Lora
-from gptbridge.weights.formats import STORAGE_DTYPES, Entry, TensorInfo, WeightFile, open_weights
+from gptbridge.weights.formats import Entry, TensorInfo, WeightFile, open_weights
 from gptbridge.weights.formats.safetensors import write_safetensors
-from gptbridge.weights.layouts.axes import axes
+from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import Piece
-from gptbridge.weights.layouts.rules import LORA_A, LORA_B
 from gptbridge_specs import ModelSpec
 
 FOLDER = "adapter"
@@ -40,7 +40,6 @@ _NAME = re.compile(
     r"base_model\.model\.(?:transformer\.)?h\.(0|[1-9][0-9]{0,5})\.attn\.c_attn\.lora_([AB])\.weight"
 )
 _METADATA_KEY = "gptbridge.parts"
-_A, _B = axes("p r i"), axes("p (n d) r")
 # Kinds of LoRA whose arithmetic is another one: only these values, or none, are read.
 _FIXED: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -80,11 +79,12 @@ def _read(folder: Path, model: ModelSpec, stack: ExitStack, alpha: float | None)
     blocks = len(parts) if parts else 1
     weights: dict[str, CanonicalWeight] = {}
     for name in file.tensors:
-        match = _NAME.fullmatch(name)
-        if match:
+        if match := _NAME.fullmatch(name):
             factor = LORA_A if match.group(2) == "A" else LORA_B
-            canonical = f"h.{match.group(1)}.{factor}"
-            weights[canonical] = _weight(canonical, file, name, parts, total // blocks, model)
+            for part in parts or range(len(QKV)):
+                canonical = f"h.{match.group(1)}.attn.{QKV[part]}{factor}"
+                block = parts.index(part) if parts else 0
+                weights[canonical] = _weight(canonical, file, name, part, block, total // blocks, model)
     return Lora(total // blocks, alpha if alpha is not None else stated / blocks, weights)
 
 
@@ -130,29 +130,30 @@ def _block_parts(file: WeightFile, rank: int, model: ModelSpec) -> tuple[int, ..
 
 
 def _weight(
-    canonical: str, file: WeightFile, name: str, parts: tuple[int, ...], rank: int, model: ModelSpec
+    canonical: str, file: WeightFile, name: str, part: int, block: int, rank: int, model: ModelSpec
 ) -> CanonicalWeight:
-    """Return a factor with a piece for each of q, k and v: its block, or for A the whole."""
-    is_a = canonical.endswith(LORA_A)
-    limits = {"i": model.hidden_size, "n": model.num_attention_heads, "d": model.head_size, "r": rank}
-    order = _A if is_a else _B
-    pieces = []
-    for part in parts or range(3):
-        block = parts.index(part) if parts else 0
-        box = {letter: (0, size) for letter, size in limits.items() if letter in order.letters}
-        box["p"] = (part, part + 1)
-        columns = slice(block * rank, (block + 1) * rank)
-        rows = slice(part * model.hidden_size, (part + 1) * model.hidden_size)
-        where = (columns, slice(None)) if is_a else (rows, columns)
-        pieces.append(Piece(box, order, "p", partial(_read_block, file, name, where)))
-    return CanonicalWeight(canonical, file.tensors[name].dtype, tuple(pieces))
+    """Return a factor of q, k or v: its block of PEFT's, or of A the whole."""
+    order = weight_axes(canonical)
+    whole = {**sizes(model), "r": rank}
+    columns = slice(block * rank, (block + 1) * rank)
+    rows = slice(part * model.hidden_size, (part + 1) * model.hidden_size)
+    where = (columns, slice(None)) if canonical.endswith(LORA_A) else (rows, columns)
+    box = {letter: (0, whole[letter]) for letter in order.letters}
+    piece = Piece(box, order, order.letters[0], partial(_read_block, file, name, where, whole, order))
+    return CanonicalWeight(canonical, file.tensors[name].dtype, (piece,))
 
 
 def _read_block(
-    file: WeightFile, name: str, where: tuple[slice, slice], start: int, stop: int
+    file: WeightFile,
+    name: str,
+    where: tuple[slice, slice],
+    whole: Mapping[str, int],
+    order: Axes,
+    start: int,
+    stop: int,
 ) -> NDArray[Any]:
-    """Return the block that is q's, k's or v's; it has one entry of p, so [start, stop) is all of it."""
-    return file.read(name)[where]
+    """Return entries [start, stop) of the first letter of the block that is q's, k's or v's."""
+    return order.spread(file.read(name)[where], whole)[start:stop]
 
 
 def write_adapter(lora: Lora, model: ModelSpec, dtypes: Mapping[str, str], folder: Path) -> list[str]:
@@ -188,40 +189,34 @@ def _entries(
     lora: Lora, model: ModelSpec, parts: tuple[int, ...], dtypes: Mapping[str, str]
 ) -> Iterator[Entry]:
     rank, hidden = lora.rank * len(parts), model.hidden_size
-    forms: tuple[tuple[str, str, tuple[int, int], _Fuse], ...] = (
-        ("A", LORA_A, (rank, hidden), _stacked),
-        ("B", LORA_B, (3 * hidden, rank), _block_diagonal),
+    forms: tuple[tuple[str, str, tuple[int, int]], ...] = (
+        ("A", LORA_A, (rank, hidden)),
+        ("B", LORA_B, (3 * hidden, rank)),
     )
     for layer in lora.layers:
-        for letter, factor, shape, fuse in forms:
-            canonical = f"h.{layer}.{factor}"
+        for letter, factor, shape in forms:
+            pairs = [lora.weights.get(f"h.{layer}.attn.{QKV[part]}{factor}") for part in parts]
             name = f"{_PREFIX}h.{layer}.attn.c_attn.lora_{letter}.weight"
-            info = TensorInfo(name, dtypes[canonical], shape)
-            chunks = partial(fuse, lora.weights[canonical], lora.rank, model, parts, info.dtype)
-            yield info, lambda chunks=chunks: [chunks()]  # type: ignore[misc]
+            dtype = next(dtypes[weight.name] for weight in pairs if weight is not None)
+            blocks = {part: weight for part, weight in zip(parts, pairs, strict=True) if weight is not None}
+            info = TensorInfo(name, dtype, shape)
+            yield info, partial(_fused, blocks, lora.rank, model, parts, info)
 
 
-_Fuse = Callable[[CanonicalWeight, int, ModelSpec, tuple[int, ...], str], NDArray[Any]]
-
-
-def _stacked(
-    weight: CanonicalWeight, rank: int, model: ModelSpec, parts: tuple[int, ...], dtype: str
-) -> NDArray[Any]:
-    """Return A: the parts' (r, i) one below the other."""
-    limits = {"r": (0, rank), "i": (0, model.hidden_size)}
-    return np.concatenate(
-        [weight.read({"p": (part, part + 1), **limits}, axes("(p r) i"), dtype) for part in parts]
-    )
-
-
-def _block_diagonal(
-    weight: CanonicalWeight, rank: int, model: ModelSpec, parts: tuple[int, ...], dtype: str
-) -> NDArray[Any]:
-    """Return B: each part's (n d, r) in its own rows and columns."""
-    h, r = model.hidden_size, rank
-    limits = {"n": (0, model.num_attention_heads), "d": (0, model.head_size), "r": (0, r)}
-    result = np.zeros((3 * h, r * len(parts)), STORAGE_DTYPES[dtype])
-    for number, part in enumerate(parts):
-        rows, columns = slice(part * h, (part + 1) * h), slice(number * r, (number + 1) * r)
-        result[rows, columns] = weight.read({"p": (part, part + 1), **limits}, axes("(p n d) r"), dtype)
-    return result
+def _fused(
+    blocks: Mapping[int, CanonicalWeight],
+    rank: int,
+    model: ModelSpec,
+    parts: tuple[int, ...],
+    info: TensorInfo,
+) -> list[NDArray[Any]]:
+    """Return the A of all pairs, one below the other, or their B, block-diagonal; an absent pair is zeros."""
+    result = np.zeros(info.shape, info.storage_dtype)
+    whole = {**sizes(model), "r": rank}
+    for part, weight in blocks.items():
+        number = parts.index(part)
+        own = slice(number * rank, (number + 1) * rank)
+        rows = slice(part * model.hidden_size, (part + 1) * model.hidden_size)
+        where = (own, slice(None)) if weight.name.endswith(LORA_A) else (rows, own)
+        result[where] = weight.read(weight.whole(whole), weight_axes(weight.name), info.dtype)
+    return [result]

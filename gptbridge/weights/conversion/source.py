@@ -12,7 +12,8 @@ from gptbridge.checkpoint import manifest
 from gptbridge.checkpoint.state import STATE_FILE
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.errors import BadInput, UsageError, printable
-from gptbridge.weights.canonical import parameters
+from gptbridge.weights.architecture import parameters, weight_axes
+from gptbridge.weights.architecture import sizes as letter_sizes
 from gptbridge.weights.configs.reading import Declared, build_model
 from gptbridge.weights.conversion.assembly import assemble, stored_sizes
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
@@ -23,12 +24,11 @@ from gptbridge.weights.conversion.lora import Lora, split_lora
 from gptbridge.weights.conversion.mindformers_ranks import mindformers_stages
 from gptbridge.weights.conversion.peft import read_adapter
 from gptbridge.weights.formats import WeightFile, open_weights
-from gptbridge.weights.layouts.axes import letter_sizes
 from gptbridge.weights.layouts.boxes import slabs
 from gptbridge.weights.layouts.matching import RANKS_HINT, Match, best_match, require_whole
 from gptbridge.weights.layouts.megatron import chunk_of
 from gptbridge.weights.layouts.registry import layouts_of
-from gptbridge.weights.layouts.rules import canonical_axes
+from gptbridge.weights.layouts.stored import StoredAxes
 from gptbridge_specs import ModelSpec
 
 # Dialects whose embedding is padded to a round size that the configuration may not state.
@@ -127,8 +127,7 @@ def _open(path: Path, stack: ExitStack, told: Told, verify: bool) -> Source:
     declared, config_file = declared_beside(found.root, files[0], match.layout.dialect)
     stored = stored_sizes(match, stages, path)
     model = _model(match, stored, declared, told.model, path)
-    sizes = letter_sizes(model, num_labels=stored.get("c", 1), lora_rank=stored.get("r", 1))
-    sizes["v"] = stored["v"]
+    sizes = {**letter_sizes(model), **{x: stored[x] for x in "vcr" if x in stored}}
     alpha = told.lora_alpha if told.lora_alpha is not None else declared.lora_alpha
     weights, lora = split_lora(assemble(match, stages, sizes), sizes["r"], alpha, path)
     if lora is None and match.layout.dialect in ("torch", "gptbridge"):
@@ -293,10 +292,10 @@ def _drop_tied_head(
 
 def _equal(first: CanonicalWeight, second: CanonicalWeight, sizes: Mapping[str, int]) -> bool:
     """Tell whether two weights of the same axes hold the same bytes; copies a slab of each at a time."""
-    order = canonical_axes(first.name)
+    order = weight_axes(first.name)
     return first.dtype == second.dtype and all(
-        first.read(box, order).tobytes() == second.read(box, order).tobytes()
-        for box in slabs(first.whole(sizes), order, _COMPARED_ITEMS)
+        first.read(slab[0], order).tobytes() == second.read(slab[0], order).tobytes()
+        for slab in slabs([first.whole(sizes)], StoredAxes((order,)), _COMPARED_ITEMS)
     )
 
 

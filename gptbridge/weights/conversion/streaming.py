@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
+from gptbridge.weights.conversion.canonical_weight import CanonicalWeight, unchanged
 from gptbridge.weights.conversion.target import TargetTensor
-from gptbridge.weights.formats import Chunks
-from gptbridge.weights.layouts.boxes import Box, slabs
+from gptbridge.weights.formats import STORAGE_DTYPES, Chunks
+from gptbridge.weights.layouts.boxes import Slab, sizes_of, slabs
 
 SLAB_ITEMS = 1 << 20  # 4 MiB of float32
 _AHEAD = 5  # slabs in work or waiting: what memory is bounded by
@@ -44,7 +45,7 @@ class Stream:
 
     def _unchanged(self, number: int) -> Chunks | None:
         tensor = self._tensors[number]
-        return self._weights[tensor.canonical].unchanged(tensor.box, tensor.axes, tensor.info.dtype)
+        return unchanged(self._joined(tensor), tensor.boxes, tensor.axes, tensor.info.dtype)
 
     def _made(self, number: int) -> Iterator[NDArray[Any]]:
         self._submit()
@@ -55,14 +56,26 @@ class Stream:
 
     def _submit(self) -> None:
         while len(self._pending) < _AHEAD and (part := next(self._parts, None)):
-            number, box = part
-            self._pending.append((number, self._workers.submit(self._make, self._tensors[number], box)))
+            number, slab = part
+            self._pending.append((number, self._workers.submit(self._make, self._tensors[number], slab)))
 
-    def _all_parts(self) -> Iterator[tuple[int, Box]]:
+    def _all_parts(self) -> Iterator[tuple[int, Slab]]:
         for number, tensor in enumerate(self._tensors):
             if self._unchanged(number) is None:
-                for box in slabs(tensor.box, tensor.axes, SLAB_ITEMS):
-                    yield number, box
+                for slab in slabs(tensor.boxes, tensor.axes, SLAB_ITEMS):
+                    yield number, slab
 
-    def _make(self, tensor: TargetTensor, box: Box) -> NDArray[Any]:
-        return self._weights[tensor.canonical].read(box, tensor.axes, tensor.info.dtype).reshape(-1)
+    def _make(self, tensor: TargetTensor, slab: Slab) -> NDArray[Any]:
+        dtype, axes, weights = tensor.info.dtype, tensor.axes, self._joined(tensor)
+        if len(slab) == 1:
+            ((number, box),) = slab.items()
+            return weights[number].read(box, axes.parts[number], dtype).reshape(-1)
+        sizes = sizes_of(*slab.values())
+        result: NDArray[Any] = np.empty(axes.shape(sizes), STORAGE_DTYPES[dtype])
+        for number, box in slab.items():
+            view = axes.view(result, number, sizes)
+            weights[number].read_into(view, box, axes.parts[number], dtype)
+        return result.reshape(-1)
+
+    def _joined(self, tensor: TargetTensor) -> list[CanonicalWeight]:
+        return [self._weights[name] for name in tensor.canonicals]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptbridge.errors import UsageError
-from gptbridge.weights.canonical import parameters
+from gptbridge.weights.architecture import LORA_A, LORA_B, layer_of, parameters, shifted
+from gptbridge.weights.architecture import sizes as letter_sizes
 from gptbridge.weights.configs.writing import config_content
-from gptbridge.weights.conversion.lora import Lora, parts_of
+from gptbridge.weights.conversion.lora import Lora
 from gptbridge.weights.formats import TensorInfo
-from gptbridge.weights.layouts.axes import Axes, letter_sizes
-from gptbridge.weights.layouts.boxes import Box, shape_of
-from gptbridge.weights.layouts.rules import LORA, Layout, NativeTensor, canonical_axes
+from gptbridge.weights.layouts.boxes import Box, sizes_of, whole_boxes
+from gptbridge.weights.layouts.rules import Layout, NativeTensor
+from gptbridge.weights.layouts.stored import StoredAxes
 from gptbridge_specs import ModelSpec
 
 _PADDING_UNIT = 128  # Megatron and FleetX pad the vocabulary to a multiple of this x tensor ranks
@@ -56,15 +57,15 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class TargetTensor:
-    """A tensor to write: a box of a canonical weight, stored as `axes`.
+    """A tensor to write: a box of each of the canonical weights that it joins, stored as `axes`.
 
     `cut` is the dimension that tensor parallelism cuts, if any.
     """
 
     info: TensorInfo
-    canonical: str
-    box: Box
-    axes: Axes
+    canonicals: tuple[str, ...]
+    boxes: tuple[Box, ...]
+    axes: StoredAxes
     cut: int | None
 
 
@@ -123,14 +124,15 @@ def plan_files(target: Target) -> list[TargetFile]:
     place = _BASE if target.layout.variant == "base" else _PLACES[target.dialect]
     _check_split(target, place)
     split = target.split
-    rank_of_lora = target.lora.rank if target.lora else 1
-    sizes = letter_sizes(target.model, num_labels=target.num_labels or 1, lora_rank=rank_of_lora)
+    sizes = {**letter_sizes(target.model), "c": target.num_labels or 1}
+    if target.lora is not None:
+        sizes["r"] = target.lora.rank
     files = []
     for stage in range(split.pipeline):
         natives = _stage_natives(target, stage)
         for rank in range(split.tensor):
             name = place.whole if split.whole or place.ranked is None else place.ranked(rank, stage, split)
-            tensors = [_tensor(native, canonical, sizes, rank, target) for native, canonical in natives]
+            tensors = [_tensor(native, sizes, rank, target) for native in natives]
             tensors.sort(key=lambda tensor: -tensor.info.storage_dtype.itemsize)  # as safetensors has them
             files.append(TargetFile(name, place.format, tuple(tensors)))
     return files
@@ -163,7 +165,7 @@ def _check_split(target: Target, place: _Place) -> None:
 
 
 def _check_places(target: Target) -> None:
-    held = {rule.canonical for rule in target.layout.rules}
+    held = {name for rule in target.layout.rules for name in rule.canonical}
     where = f"{target.dialect} ({target.layout.variant})"
     for name, what in (("lm_head.weight", "a head of its own"), ("score.weight", "a classifier's head")):
         if name in target.dtypes and name not in held:
@@ -188,35 +190,35 @@ def keeps_lora(layout: Layout) -> bool:
 
 def holds_lora(layout: Layout) -> bool:
     """Tell whether a layout has names for LoRA."""
-    return any(rule.canonical.endswith(LORA) for rule in layout.rules)
+    return any(rule.canonical[0].endswith((LORA_A, LORA_B)) for rule in layout.rules)
 
 
-def _stage_natives(target: Target, stage: int) -> list[tuple[NativeTensor, str]]:
-    """Return the tensors of a stage, each with the canonical weight that it holds."""
+def _stage_natives(target: Target, stage: int) -> list[NativeTensor]:
+    """Return the tensors of a stage, with the model's own numbers of layers in their canonical names."""
     layout, stages = target.layout, target.split.pipeline
     share = target.model.num_layers // stages
     first = stage * share
-    held: list[tuple[str, str]] = []  # name under which the layout is asked, canonical weight
-    for name in _names(target):
-        if name.startswith("h."):
-            _, number, rest = name.split(".", 2)
-            if first <= int(number) < first + share:
-                local = int(number) - first if layout.layers_count_from_stage else int(number)
-                held.append((f"h.{local}.{rest}", name))
-        elif stage == (0 if name.startswith("w") else stages - 1):
-            held.append((name, name))
-    canonical = dict(held)
-    natives = layout.natives(canonical, target.model.num_layers)
-    listed = [(native, canonical[native.canonical]) for native in natives]
-    if target.lora is not None:
-        listed = [(native, name) for native, name in listed if _is_held(native, name, target.lora)]
+    held = [name for name in _names(target) if stage == _stage_of(name, share, stages)]
+    back = -first if layout.layers_count_from_stage else 0
+    natives = layout.natives([shifted(name, back) for name in held], target.model.num_layers)
+    listed = [
+        replace(native, canonicals=tuple(shifted(name, -back) for name in native.canonicals))
+        for native in natives
+    ]
     if stages > 1 and stage == stages - 1 and target.model.tie_word_embeddings:
         rules = {rule.canonical: rule for rule in layout.rules}
         listed += [
-            (NativeTensor(native, name, rules[name].axes, None), name)
-            for name, native in layout.repeated_in_last_stage
+            NativeTensor(native, (name,), rules[name,].axes) for name, native in layout.repeated_in_last_stage
         ]
     return listed
+
+
+def _stage_of(name: str, share: int, stages: int) -> int:
+    """Return the stage of a weight, each having `share` layers."""
+    layer = layer_of(name)
+    if layer is not None:
+        return layer // share
+    return 0 if name.startswith("w") else stages - 1
 
 
 def _names(target: Target) -> list[str]:
@@ -224,26 +226,28 @@ def _names(target: Target) -> list[str]:
     known = [parameter.name for parameter in parameters(target.model)]
     names = [name for name in (*known, "score.weight") if name in target.dtypes]
     if target.lora is not None and holds_lora(target.layout):
-        names += [f"h.{layer}.{factor}" for layer in target.lora.layers for factor in LORA]
+        names += target.lora.names
     return names
 
 
-def _is_held(native: NativeTensor, canonical: str, lora: Lora) -> bool:
-    """Tell whether the checkpoint has this tensor: LoRA may change only some of q, k and v."""
-    return canonical not in lora.weights or native.part in parts_of(lora.weights[canonical])
-
-
-def _tensor(
-    native: NativeTensor, canonical: str, sizes: Mapping[str, int], rank: int, target: Target
-) -> TargetTensor:
-    box = {letter: (0, sizes[letter]) for letter in canonical_axes(canonical).letters}
-    letter = next((letter for letter in native.axes.letters if letter in target.layout.cut), None)
+def _tensor(native: NativeTensor, sizes: Mapping[str, int], rank: int, target: Target) -> TargetTensor:
+    boxes = whole_boxes(native.axes, sizes)
+    letter = next((letter for letter in native.axes.parts[0].letters if letter in target.layout.cut), None)
     cut = None
     if letter is not None and target.split.tensor > 1:
         share = sizes[letter] // target.split.tensor
-        box[letter] = (rank * share, (rank + 1) * share)
-        cut = next(number for number, group in enumerate(native.axes.groups) if letter in group)
-    if native.part is not None:
-        box["p"] = (native.part, native.part + 1)
-    info = TensorInfo(native.name, target.dtypes[canonical], shape_of(box, native.axes))
-    return TargetTensor(info, canonical, box, native.box_axes, cut)
+        boxes = tuple({**box, letter: (rank * share, (rank + 1) * share)} for box in boxes)
+        cut = native.axes.dim_of(letter)
+    info = TensorInfo(native.name, _dtype(native, target), native.axes.shape(sizes_of(*boxes)))
+    return TargetTensor(info, native.canonicals, boxes, native.axes, cut)
+
+
+def _dtype(native: NativeTensor, target: Target) -> str:
+    """Return the one element type of the weights that a tensor joins."""
+    dtypes = list(dict.fromkeys(target.dtypes[name] for name in native.canonicals))
+    if len(dtypes) > 1:
+        raise UsageError(
+            f"{native.name} joins {', '.join(native.canonicals)}, which are {' and '.join(dtypes)}",
+            hint="Give the element type to write: --dtype",
+        )
+    return dtypes[0]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gptbridge import reference
 from gptbridge.errors import RunFailed
+from gptbridge.weights.architecture import count_parameters
 from gptbridge.weights.conversion.arrays import CanonicalArrays
 from gptbridge.weights.conversion.convert import Converted, Request
 from gptbridge.weights.conversion.source import Source, Told, open_source
@@ -48,7 +49,7 @@ class Verdict:
 
 def verify_conversion(request: Request, done: Converted, *, wanted: bool | None) -> Verdict | None:
     """Compare what was converted with its source; for `wanted` None only a small model, which is quick."""
-    if wanted is False or (wanted is None and done.model.num_parameters > SMALL_MODEL):
+    if wanted is False or (wanted is None and count_parameters(done.model) > SMALL_MODEL):
         return None
     return verify(request.source, request.output, told=request.told, dialect=request.to)
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from gptbridge.weights.canonical import parameters
 from gptbridge.weights.configs.reading import Declared
 from gptbridge.weights.conversion.arrays import digest
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
@@ -40,11 +39,54 @@ def random_weights(model: ModelSpec, seed: int = 0) -> dict[str, NDArray[np.floa
     """Weights without any symmetry: LayerNorms off 1 and 0, biases not zero."""
     stream = np.random.default_rng(seed)
     weights = {}
-    for parameter in parameters(model):
-        scale = 0.2 if parameter.is_matrix else 0.05
-        base = 1.0 if "ln" in parameter.name and parameter.name.endswith("weight") else 0.0
-        weights[parameter.name] = (base + scale * stream.normal(size=parameter.shape)).astype(np.float32)
+    for name, shape in hugging_face_shapes(model).items():
+        scale = 0.2 if len(shape) > 1 else 0.05
+        base = 1.0 if "ln" in name and name.endswith("weight") else 0.0
+        weights[name] = (base + scale * stream.normal(size=shape)).astype(np.float32)
     return weights
+
+
+def hugging_face_shapes(model: ModelSpec) -> dict[str, tuple[int, ...]]:
+    """The tensors of Hugging Face's GPT2Model, and the head of an untied one."""
+    h, f = model.hidden_size, model.ffn_size
+    linear = {"attn.c_attn": (h, 3 * h), "attn.c_proj": (h, h), "mlp.c_fc": (h, f), "mlp.c_proj": (f, h)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte.weight": (model.vocab_size, h),
+        "wpe.weight": (model.max_position_embeddings, h),
+    }
+    for layer in range(model.num_layers):
+        for norm, names in (("ln_1", ("attn.c_attn", "attn.c_proj")), ("ln_2", ("mlp.c_fc", "mlp.c_proj"))):
+            shapes |= {f"h.{layer}.{norm}.{kind}": (h,) for kind in ("weight", "bias")}
+            for name in names:
+                shapes[f"h.{layer}.{name}.weight"] = linear[name]
+                shapes[f"h.{layer}.{name}.bias"] = linear[name][1:]
+    shapes |= {"ln_f.weight": (h,), "ln_f.bias": (h,)}
+    return shapes if model.tie_word_embeddings else {**shapes, "lm_head.weight": (model.vocab_size, h)}
+
+
+def apart(weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Hugging Face's weights with q, k and v apart, as the canonical ones are."""
+    result: dict[str, NDArray[Any]] = {}
+    for name, array in weights.items():
+        if ".c_attn." in name:
+            parts = np.split(array, 3, -1)
+            result |= {name.replace("c_attn", x): part for x, part in zip("qkv", parts, strict=True)}
+        else:
+            result[name] = array
+    return result
+
+
+def together(weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Canonical weights with q, k and v in one matrix, as Hugging Face has them."""
+    result: dict[str, NDArray[Any]] = {}
+    for name, array in weights.items():
+        before, part, kind = name.partition(".attn.q.")
+        if part:
+            parts = [weights[f"{before}.attn.{x}.{kind}"] for x in "qkv"]
+            result[f"{before}.attn.c_attn.{kind}"] = np.concatenate(parts, -1)
+        elif ".attn.k." not in name and ".attn.v." not in name:
+            result[name] = array
+    return result
 
 
 def write_hugging_face(folder: Path, model: ModelSpec, weights: dict[str, NDArray[np.float32]]) -> Path:

@@ -13,6 +13,7 @@ from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.conversion.verifying import verify
 from tests.weights.conversion.checkpoints import (
     MODEL,
+    apart,
     assert_identical,
     converted,
     digest_of,
@@ -132,7 +133,7 @@ def test_transformers_opens_the_result_with_the_same_logits(
     hugging_face: HuggingFace,
     tmp_path: Path,
 ) -> None:
-    expected = reference.logits(MODEL, weights_of(original), TOKENS)
+    expected = reference.logits(MODEL, apart(weights_of(original)), TOKENS)
     for number, (form, path) in enumerate(forms.items()):
         folder = converted(path, tmp_path / f"{number}", "torch", told=Told(form[0]))
         assert np.abs(hugging_face.logits(folder) - expected).max() < 1e-5, form

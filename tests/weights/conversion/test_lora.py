@@ -220,7 +220,7 @@ def test_merging_where_there_is_no_lora_is_refused(original: Path, tmp_path: Pat
 def test_half_a_pair_is_refused(mindformers: Path, tmp_path: Path) -> None:
     folder = converted(mindformers, tmp_path / "half", "mindspore")
     rewrite_ckpt(folder / "gpt2.ckpt", lambda arrays: arrays.pop(delta_name(2, 2, "b")))
-    with pytest.raises(BadInput, match=r"h\.2\.attn\.c_attn\.lora_[ab] has no matching"):
+    with pytest.raises(BadInput, match=r"h\.2\.attn\.v\.lora_a has no matching h\.2\.attn\.v\.lora_b"):
         inspect_checkpoint(folder)
 
 

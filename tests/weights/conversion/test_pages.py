@@ -63,14 +63,16 @@ def expanded(expression: str) -> Iterator[str]:
 @pytest.mark.parametrize("dialect", TABLES)
 def test_tables_hold_every_name_and_no_other(dialect: str) -> None:
     shown = {
-        (canonical.replace("h.N.", f"h.{LAYER}."), native)
-        for canonical, expression, _, _ in _ROW.findall((PAGES / f"{dialect}.md").read_text())
+        (canonical, native)
+        for names, expression, _, _ in _ROW.findall((PAGES / f"{dialect}.md").read_text())
+        for canonical in expanded(names)
         for native in expanded(expression)
     }
     known = {
-        (native.canonical, native.name)
+        (canonical, native.name)
         for layout in layouts(dialect)
-        for native in layout.natives([rule.canonical.format(LAYER) for rule in layout.rules], LAYERS)
+        for native in layout.natives([r.canonical[0].format(LAYER) for r in layout.rules], LAYERS)
+        for canonical in native.canonicals
     }
     assert shown == known
 

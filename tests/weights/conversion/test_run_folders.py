@@ -15,7 +15,7 @@ from gptbridge.testing.cases import weights
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from tests.checkpoint.conftest import spec_of, writer
-from tests.weights.conversion.checkpoints import assert_identical, converted, weights_of
+from tests.weights.conversion.checkpoints import assert_identical, converted, together, weights_of
 from tests.weights.conversion.commands import Outcome, assert_refused
 
 
@@ -35,7 +35,7 @@ def flip_last_bit(file: Path) -> None:
 
 
 def assert_step(output: Path, step: int) -> None:
-    assert_identical(weights_of(output), weights(spec_of().model, step))
+    assert_identical(weights_of(output), together(weights(spec_of().model, step)))
 
 
 def test_the_newest_checkpoint_of_a_run_is_taken(run_folder: Path, tmp_path: Path) -> None:

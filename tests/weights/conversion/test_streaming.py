@@ -99,12 +99,12 @@ MEASURE = """
 import json, sys, threading, time
 from pathlib import Path
 import numpy as np
-from gptbridge.weights.canonical import parameters
 from gptbridge.weights.conversion.convert import Request, convert_checkpoint
 from gptbridge.weights.conversion.target import Split
 from gptbridge.weights.formats import TensorInfo, write_safetensors
 from gptbridge.weights.hf_config import to_hf_config
 from gptbridge_specs import ModelSpec
+from tests.weights.conversion.checkpoints import hugging_face_shapes
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -119,7 +119,8 @@ row = np.arange(20480, dtype=np.float32)
 def chunks(shape):
     return ((row[: shape[-1]] for _ in range(shape[0])) if len(shape) > 1 else [np.resize(row, shape)])
 write_safetensors(folder / "in" / "model.safetensors", [
-    (TensorInfo(p.name, "float32", p.shape), lambda shape=p.shape: chunks(shape)) for p in parameters(model)
+    (TensorInfo(name, "float32", shape), lambda shape=shape: chunks(shape))
+    for name, shape in hugging_face_shapes(model).items()
 ])
 before, peaks, done = anonymous(), {}, threading.Event()
 def watch():
