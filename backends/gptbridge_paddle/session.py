@@ -91,10 +91,9 @@ class PaddleModel:
             return self._hidden(self._to_device(tokens), cache)
 
     def _hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return the final hidden states (B, T, H) in the compute type."""
+        """Return the final hidden states (B, T, H)."""
         with self._autocast():
-            hidden = self._model(tokens, cache.positions if cache else None, cache)
-            return hidden.astype(self._dtype)
+            return self._model(tokens, cache.positions if cache else None, cache)
 
     def _autocast(self) -> Any:
         enabled = self._dtype != "float32"
@@ -105,8 +104,8 @@ class PaddleModel:
         return hidden if at is None else paddle.take_along_axis(hidden, self._to_device(at).unsqueeze(2), 1)
 
     def _project(self, hidden: Tensor) -> NDArray[np.float32]:
-        with paddle.no_grad():
-            return _to_host(paddle.matmul(hidden, self._model.head.astype(hidden.dtype), transpose_y=True))
+        with paddle.no_grad(), self._autocast():
+            return _to_host(paddle.matmul(hidden, self._model.head, transpose_y=True))
 
     def _to_device(self, array: NDArray[np.generic]) -> Tensor:
         return paddle.to_tensor(np.ascontiguousarray(array), place=self._place)

@@ -1,3 +1,5 @@
 from gptbridge.testing import BackendConformance
+
+
 class TestPaddle(BackendConformance):
     backend = "paddle"
