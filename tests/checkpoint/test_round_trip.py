@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from gptbridge.weights.shards import from_arrays
 from gptbridge_specs import ModelSpec
 from tests.checkpoint.conftest import TOKENIZER, spec_of, state_of, writer
 from tests.weights.conversion.checkpoints import hugging_face_shapes, weights_of
+from tests.weights.conversion.test_vectors import VECTORS
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,13 +90,30 @@ def test_on_disk_it_is_hugging_faces_layout(store: CheckpointStore) -> None:
                 assert not np.array_equal(found, np.concatenate(parts[::-1], -1))
 
 
+def test_a_checkpoint_from_before_is_read_and_written_byte_for_byte(tmp_path: Path) -> None:
+    """A run of this software that ended when canonical names still held q, k and v together."""
+    (folder,) = (VECTORS / "run" / "checkpoints").iterdir()
+    opened = open_checkpoint(folder)
+    assert opened.state is not None
+    weights = from_arrays(opened.model, opened.weights)  # whole arrays, and slices of them
+    sources = {f".{kind}": partial(opened.read_moment, kind) for kind in opened.moments}
+    write_tensors(tmp_path, "model", opened.model, {"": weights})
+    write_tensors(tmp_path, "optimizer", opened.model, sources)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+    swapped = {**opened.weights, "h.0.attn.q.weight": opened.weights["h.0.attn.k.weight"]}
+    write_tensors(tmp_path, "model", opened.model, {"": from_arrays(opened.model, swapped)})
+    assert (tmp_path / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
+
+
 def test_a_slice_of_another_shape_is_named(tmp_path: Path) -> None:
     model = spec_of().model
     arrays = weights(model)
     for name in ("wte.weight", "h.1.attn.v.bias"):
         wrong = {**arrays, name: arrays[name][:-1]}
+        sources = {"": lambda name, box: wrong[name]}  # noqa: B023  # it is called before the next turn
         with pytest.raises(BackendBroken, match=f"{name} has shape"):
-            write_tensors(tmp_path, "model", model, {"": lambda name, box, held=wrong: held[name]})
+            write_tensors(tmp_path, "model", model, sources)
 
 
 def test_a_checkpoint_reads_back_bit_for_bit(store: CheckpointStore) -> None:

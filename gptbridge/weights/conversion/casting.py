@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptbridge.errors import UsageError
 from gptbridge.weights.formats import STORAGE_DTYPES
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -33,6 +35,17 @@ def cast(array: NDArray[Any], source: str, target: str) -> NDArray[Any]:
     if lost.any():
         raise OverflowError(f"holds {array[lost].flat[0]:g}, which is beyond {target}")
     return result
+
+
+def joint_type(tensor: str, dtypes: Mapping[str, str]) -> str:
+    """Return the one element type of the weights that `tensor` joins; UsageError where there are several."""
+    found = list(dict.fromkeys(dtypes.values()))
+    if len(found) > 1:
+        raise UsageError(
+            f"{tensor} joins {', '.join(f'{name} ({dtype})' for name, dtype in dtypes.items())}",
+            hint="Give the element type to write: --dtype",
+        )
+    return found[0]
 
 
 def _to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:

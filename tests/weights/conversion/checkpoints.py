@@ -136,10 +136,10 @@ def arrays_in(file: Path) -> dict[str, NDArray[Any]]:
         return {name: weights.read(name).copy() for name in weights.tensors}
 
 
-def entries_of(arrays: Mapping[str, NDArray[np.float32]]) -> list[Entry]:
+def entries_of(arrays: Mapping[str, NDArray[Any]]) -> list[Entry]:
     """What the writers of all formats take."""
     return [
-        (TensorInfo(name, "float32", array.shape), lambda a=array: [a])  # type: ignore[misc]
+        (TensorInfo(name, str(array.dtype), array.shape), lambda a=array: [a])  # type: ignore[misc]
         for name, array in arrays.items()
     ]
 

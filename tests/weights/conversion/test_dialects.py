@@ -8,15 +8,19 @@ import numpy as np
 import pytest
 
 from gptbridge import reference
+from gptbridge.errors import UsageError
 from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.conversion.verifying import verify
+from gptbridge.weights.formats.pdparams_writer import write_pdparams
 from tests.weights.conversion.checkpoints import (
     MODEL,
     apart,
+    arrays_in,
     assert_identical,
     converted,
     digest_of,
+    entries_of,
     random_weights,
     weights_of,
     write_hugging_face,
@@ -137,3 +141,22 @@ def test_transformers_opens_the_result_with_the_same_logits(
     for number, (form, path) in enumerate(forms.items()):
         folder = converted(path, tmp_path / f"{number}", "torch", told=Told(form[0]))
         assert np.abs(hugging_face.logits(folder) - expected).max() < 1e-5, form
+
+
+def test_q_k_and_v_of_different_types_are_joined_in_none_of_them(original: Path, tmp_path: Path) -> None:
+    """Apart they stay what they are; one matrix for them needs a word from the user."""
+    folder = converted(original, tmp_path / "paddle", "paddle")
+    arrays = arrays_in(folder / "model_state.pdparams")
+    name = "gpt.decoder.layers.1.self_attn.k_proj.weight"
+    arrays[name] = arrays[name].astype(np.float16)
+    write_pdparams(folder / "model_state.pdparams", entries_of(arrays))
+    apart_still = converted(folder, tmp_path / "mindspore", "mindspore")
+    found = arrays_in(apart_still / "gpt2.ckpt")["backbone.blocks.1.attention.dense2.weight"]
+    assert np.array_equal(found, arrays[name].T)
+    with pytest.raises(
+        UsageError, match=r"c_attn\.weight joins .*k\.weight \(float16\).* --dtype"
+    ):
+        converted(folder, tmp_path / "torch", "torch")
+    joined = weights_of(converted(folder, tmp_path / "torch", "torch", dtype="float32"))
+    keys = np.split(joined["h.1.attn.c_attn.weight"], 3, -1)[1]
+    assert np.array_equal(keys, arrays[name].astype(np.float32))
