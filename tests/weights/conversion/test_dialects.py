@@ -153,9 +153,7 @@ def test_q_k_and_v_of_different_types_are_joined_in_none_of_them(original: Path,
     apart_still = converted(folder, tmp_path / "mindspore", "mindspore")
     found = arrays_in(apart_still / "gpt2.ckpt")["backbone.blocks.1.attention.dense2.weight"]
     assert np.array_equal(found, arrays[name].T)
-    with pytest.raises(
-        UsageError, match=r"c_attn\.weight joins .*k\.weight \(float16\).* --dtype"
-    ):
+    with pytest.raises(UsageError, match=r"c_attn\.weight joins .*k\.weight \(float16\).* --dtype"):
         converted(folder, tmp_path / "torch", "torch")
     joined = weights_of(converted(folder, tmp_path / "torch", "torch", dtype="float32"))
     keys = np.split(joined["h.1.attn.c_attn.weight"], 3, -1)[1]
