@@ -56,9 +56,7 @@ class PartialDataset:
     removes that instead.
     """
 
-    def __init__(
-        self, folder: Path, plan: dict[str, Any], token_size: int, *, replace: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, plan: dict[str, Any], token_size: int, *, replace: bool = False) -> None:
         self.folder = folder
         self._token_size = token_size
         if replace and _foreign(folder):
@@ -71,9 +69,9 @@ class PartialDataset:
         except OSError as error:
             raise UsageError("another process is preparing this dataset", where=folder) from error
         self.done = Done()
+        self._files: list[IO[bytes]] = []
         self.published = is_published(folder, plan)
         if self.published:
-            self._files: list[IO[bytes]] = []
             return
         if _read(folder / _PLAN) != plan:
             self._begin(plan)
@@ -148,8 +146,9 @@ class PartialDataset:
 
     def close(self) -> None:
         """Let go of the folder; it stays, to be continued."""
-        for file in (*self._files, self._lock):
+        for file in self._files:
             file.close()
+        self._lock.close()
 
     def remove(self) -> None:
         """Delete the folder, last what tells whose it is."""

@@ -16,7 +16,7 @@ from gptbridge.data.blocks import Block, Problem, read_blocks
 from gptbridge.data.encoding import Encoded, Encoder, encode_blocks
 from gptbridge.data.indexed_files import dtype_for, write_index
 from gptbridge.data.partial import MADE, Done, PartialDataset, is_published
-from gptbridge.data.sources import Source, SourceStream, find_sources
+from gptbridge.data.sources import Selection, Source, SourceStream, find_sources
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import BadInput, BridgeError, Interrupted, RunFailed, UsageError
 from gptbridge.files import INDEX_LIMIT, discard, read_json, write_json
@@ -54,6 +54,7 @@ def prepare(
     *,
     workers: int = 1,
     overwrite: bool = False,
+    selection: Selection | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_problem: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
@@ -61,10 +62,13 @@ def prepare(
 
     The bytes written depend on inputs, tokenizer and options alone. A preparation that was
     interrupted goes on where it was last committed, and one that is whole is left as it is. Raises
-    BadInput for a bad document, unless `options.skip_bad`, when `on_problem` gets a line on each;
-    UsageError when anything else has the name of one of its files, unless `overwrite`.
+    BadInput for a bad document, unless `options.skip_bad`, when `on_problem` gets a line on each (as on what
+    was passed over); UsageError when anything else has the name of one of its files, unless `overwrite`.
     """
-    job = _settle(inputs, tokenizer_name, prefix, options or TextOptions())
+    found = find_sources(inputs, selection)
+    if notice := found.notice():
+        on_problem(notice)
+    job = _settle(found.sources, tokenizer_name, prefix, options or TextOptions())
     if not overwrite and not is_published(job.path("partial"), job.plan()):
         if made := job.made_before():
             with suppress(OSError):
@@ -97,9 +101,9 @@ def prepare(
         ) from error
 
 
-def _settle(inputs: list[str], tokenizer_name: str, prefix: str | Path, options: TextOptions) -> _Job:
+def _settle(sources: list[Source], tokenizer_name: str, prefix: str | Path, options: TextOptions) -> _Job:
     """Check all that can be checked before the first byte is read."""
-    job = _Job(Path(prefix), find_sources(inputs), load_tokenizer(tokenizer_name), options)
+    job = _Job(Path(prefix), sources, load_tokenizer(tokenizer_name), options)
     if str(prefix).endswith("/") or job.prefix.is_dir():
         raise UsageError(
             "this names a folder, the files of the dataset begin with the prefix",

@@ -75,7 +75,8 @@ LINKS: dict[str, Callable[[Path, Path], object]] = {
 
 @pytest.mark.parametrize("kind", LINKS)
 @pytest.mark.parametrize(
-    "name", ["lock", "plan.json", "plan.json.new", "tokens.bin", "lengths.bin", "journal.jsonl", "dataset.idx"]
+    "name",
+    ["lock", "plan.json", "plan.json.new", "tokens.bin", "lengths.bin", "journal.jsonl", "dataset.idx"],
 )
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_links_in_the_partial_folder_are_not_followed(
