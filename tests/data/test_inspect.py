@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gptbridge.data.dataset import is_dataset
-from gptbridge.errors import BadInput
-from gptbridge.inspecting import inspect_path
 from gptbridge.data.inspection import inspect_dataset
 from gptbridge.data.prepare import TextOptions, prepare
+from gptbridge.errors import BadInput
+from gptbridge.inspecting import inspect_path
 from tests.data.token_files import write_megatron, write_paddlenlp
 
 

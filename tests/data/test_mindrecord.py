@@ -6,9 +6,9 @@ import json
 import shutil
 import sqlite3
 import struct
-import tracemalloc
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -298,12 +298,12 @@ def test_a_damaged_dataset_is_refused(
     [
         "UPDATE INDEXES SET PAGE_ID_BLOB = hex(zeroblob(250000)) WHERE ROW_ID = 7",
         "UPDATE INDEXES SET PAGE_ID_BLOB = zeroblob(40000000) WHERE ROW_ID = 7",
-        "UPDATE INDEXES SET ROW_ID = hex(zeroblob(8000))",
+        "UPDATE INDEXES SET PAGE_OFFSET_BLOB = hex(zeroblob(8000))",
     ],
 )
 def test_a_db_asks_for_no_memory_by_itself(written: Path, tmp_path: Path, statement: str) -> None:
     path = copy(written, tmp_path)
-    spoil_sql(statement, "PRAGMA default_cache_size = 1000000")(path)
+    spoil_sql("PRAGMA default_cache_size = 1000000", statement)(path)
     tracemalloc.start()
     line = refusal(path)
     peak = tracemalloc.get_traced_memory()[1]

@@ -28,7 +28,6 @@ _SMALLEST_ROW = 12  # bytes: its length and the number of integers
 _LARGEST_ROW = 64 << 20  # what one may cost in memory
 _CHUNK = 1 << 12
 _LONGEST = 1 << 14  # bytes of a value or a row, of which _CHUNK are in memory
-_HEAP = 64 << 20  # of SQLite
 _STEPS = 1_000_000  # of SQLite's machine between two looks at the budget
 
 
@@ -59,7 +58,7 @@ def read_index(source: SourceFile, header: dict[str, Any]) -> tuple[NDArray[np.i
         raise BadInput(
             f"row {row} is said to fill bytes {starts[row]} to {ends[row]} of page {pages[row]}",
             where=path,
-            allowed=f"pages of {page_size} bytes inside the file, rows of at most {_LARGEST_ROW} bytes, in order",
+            allowed=f"pages of {page_size} bytes in the file, rows of {_LARGEST_ROW} bytes or less, in order",
         )
     return begins, stops
 
@@ -93,8 +92,8 @@ def _rows(path: Path, limit: int) -> NDArray[np.int64]:
         with closing(sqlite3.connect(uri, uri=True)) as connection:
             connection.set_progress_handler(lambda: next(budget, None) is None, _STEPS)
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
-            for pragma in ("trusted_schema = OFF", "cache_size = 100", f"hard_heap_limit = {_HEAP}"):
-                connection.execute(f"PRAGMA {pragma}")
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA cache_size = 100")  # pages; the file may ask for more
             schema = connection.execute(_SCHEMA).fetchone()
             if schema is None or _COMPUTED.search(str(schema[0])):
                 raise BadInput("has no table INDEXES of plain columns", where=path)

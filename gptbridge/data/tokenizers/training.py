@@ -90,7 +90,7 @@ def _definition(merges: list[tuple[bytes, bytes]]) -> BpeDefinition:
     ]
     tokens = dict.fromkeys([*symbols, *(left + right for left, right in spelt)])
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    return BpeDefinition(vocabulary, tuple(spelt), {END_OF_TEXT: len(vocabulary)})
+    return BpeDefinition(vocabulary, tuple(spelt), {END_OF_TEXT: len(vocabulary)}, end=END_OF_TEXT)
 
 
 @contextmanager
