@@ -296,9 +296,9 @@ def test_a_damaged_dataset_is_refused(
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE INDEXES SET PAGE_ID_BLOB = hex(zeroblob(250000)) WHERE ROW_ID = 7",
+        "UPDATE INDEXES SET PAGE_ID_BLOB = 'x' || hex(zeroblob(250000)) WHERE ROW_ID = 7",
         "UPDATE INDEXES SET PAGE_ID_BLOB = zeroblob(40000000) WHERE ROW_ID = 7",
-        "UPDATE INDEXES SET PAGE_OFFSET_BLOB = hex(zeroblob(8000))",
+        "UPDATE INDEXES SET PAGE_OFFSET_BLOB = 'x' || hex(zeroblob(8000))",
     ],
 )
 def test_a_db_asks_for_no_memory_by_itself(written: Path, tmp_path: Path, statement: str) -> None:
