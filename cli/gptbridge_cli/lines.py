@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from gptbridge.errors import printable
+
 LONGEST = 2000  # characters
 
 
 def say(line: object, *, err: bool = False) -> None:
     """Print one line to stdout or stderr, with control characters escaped."""
-    from gptbridge.errors import printable
-
     typer.echo(printable(line, LONGEST), err=err)

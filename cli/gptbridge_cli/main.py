@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gptbridge import __version__
-from gptbridge_cli import backends, convert, data, generate, parity, spec, tokenizer, train
+from gptbridge_cli import backends, convert, data, generate, parity, spec, tensorboard, tokenizer, train
 from gptbridge_cli.quick_help import QuickGroup
 
 _LONGEST = 2000  # characters of an error's line
@@ -27,6 +27,7 @@ app.command()(parity.parity)
 app.command()(backends.backends)
 app.command()(convert.convert)
 app.command()(convert.inspect)
+app.command()(tensorboard.tensorboard)
 app.add_typer(spec.app, cls=QuickGroup, name="spec", help="List, show and check specs.")
 app.add_typer(tokenizer.app, cls=QuickGroup, name="tokenizer", help="Train a vocabulary.")
 app.add_typer(data.app, cls=QuickGroup, name="data", help="Make token datasets and look into them.")

@@ -77,7 +77,10 @@ def prepare(
             return made
         job.require_free()
     try:
-        with job.partial(replace=overwrite) as partial, StopRequest("stopping, and keeping what is done") as stop:
+        with (
+            job.partial(replace=overwrite) as partial,
+            StopRequest("stopping, and keeping what is done") as stop,
+        ):
             if partial.published:
                 return job.publish(partial)
             blocks = read_blocks(

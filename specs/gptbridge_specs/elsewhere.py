@@ -154,8 +154,8 @@ _SYSTEMS = (
         "PaddleNLP",
         "paddlenlp-gpt2-en",
         "model_name_or_path model_type input_dir output_dir max_lr min_lr max_seq_len decay_steps "
-        "warmup_rate logging_freq save_steps tokenizer_name_or_path do_train per_device_train_batch_size learning_rate "
-        "weight_decay max_seq_length fp16",
+        "warmup_rate logging_freq save_steps tokenizer_name_or_path do_train per_device_train_batch_size "
+        "learning_rate weight_decay max_seq_length fp16",
     ),
     _system(
         "Hugging Face",
