@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from gptbridge_cli import convert_options as options
+from gptbridge_cli.lines import say
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.convert import Converted, Request
@@ -76,12 +77,12 @@ def _facts(request: Request, done: Converted, verdict: Verdict | None) -> dict[s
 
 def _print(request: Request, done: Converted, verdict: Verdict | None) -> None:
     read = f"{done.source_dialect} ({done.source_variant})"
-    typer.echo(f"{read} -> {request.to}: {request.output}, {done.nbytes:,} bytes")
+    say(f"{read} -> {request.to}: {request.output}, {done.nbytes:,} bytes")
     if done.left_out:
-        typer.echo(f"left out, being no weights: {len(done.left_out)} tensors such as {done.left_out[0]}")
+        say(f"left out, being no weights: {len(done.left_out)} tensors such as {done.left_out[0]}")
     for note in done.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(str(verdict) if verdict else "not verified: --verify compares the logits")
+        say(f"note: {note}")
+    say(str(verdict) if verdict else "not verified: --verify compares the logits")
 
 
 def inspect(
@@ -101,7 +102,7 @@ def inspect(
         typer.echo(json.dumps(facts, indent=2))
         return
     for name, value in facts.items():
-        typer.echo(f"{name.replace('_', ' '):18} {value}")
+        say(f"{name.replace('_', ' '):18} {value}")
 
 
 def _told(

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gptbridge.errors import printable
+from gptbridge_cli.lines import LONGEST
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -21,8 +24,15 @@ def choose_display(log_interval: int, *, quiet: bool, as_json: bool) -> list[Cal
     if as_json:
         return [while_read(lambda event: typer.echo(json.dumps(event)))]
     if quiet:
-        return []
+        return [while_read(_warn)]
     return [while_read(ProgressBar() if sys.stdout.isatty() else PlainLines(log_interval))]
+
+
+def _warn(event: Event) -> None:
+    """Tell on stderr what also somebody who wants no lines must know, such as a damaged checkpoint."""
+    if event["event"] == "warning":
+        for line in describe(event):
+            typer.echo(line, err=True)
 
 
 def while_read(display: Callable[[Event], None]) -> Callable[[Event], None]:
@@ -139,7 +149,7 @@ class ProgressBar:
 def describe(event: Event) -> list[str]:
     """Return the lines that say an event other than a step to a person."""
     teller = _TELLERS.get(event["event"])
-    return teller(event) if teller else []
+    return [printable(line, LONGEST) for line in teller(event)] if teller else []
 
 
 def _start(event: Event) -> list[str]:

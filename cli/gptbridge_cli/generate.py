@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from gptbridge_cli.lines import say
+
 
 def generate(
     checkpoint: Annotated[
@@ -38,7 +40,7 @@ def generate(
         prompts,
         backend=backend or choose_backend(),
         overrides=overrides or (),
-        warn=lambda message: typer.echo(f"warning: {message}", err=True),
+        warn=lambda message: say(f"warning: {message}", err=True),
     )
     if as_json:
         typer.echo(json.dumps([asdict(result) for result in results], indent=2))

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 import typer
 
+from gptbridge.errors import printable
+
 LINE_SECONDS = 10.0
 
 # bytes done, bytes in all, a few words on what came of them
@@ -40,7 +42,7 @@ def _bar(what: str) -> Iterator[Report]:
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -48,11 +50,12 @@ def _bar(what: str) -> Iterator[Report]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True), refresh_per_second=4) as progress:
-        task = progress.add_task(what, total=None, note="")
+        task = progress.add_task(printable(what), total=None, note="")
         yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
 
 
 def _lines(what: str) -> Report:
+    what = printable(what)
     start = shown = time.monotonic()
     first: int | None = None
 

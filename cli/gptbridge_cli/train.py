@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from gptbridge_cli.lines import say
 from gptbridge_cli.train_options import (
     AsJson,
     Backend,
@@ -20,6 +21,7 @@ from gptbridge_cli.train_options import (
 )
 
 if TYPE_CHECKING:
+    from gptbridge.training.run import Outcome
     from gptbridge.training.start import Request
 
 
@@ -37,10 +39,12 @@ def train(
     """Train a GPT on one backend; stop it, move it, resume it."""
     from gptbridge.plugins.backend import load_backend
     from gptbridge.training.run import train as run_training
-    from gptbridge.training.start import choose_backend, resolve
+    from gptbridge.training.start import choose_backend, require_data, resolve
     from gptbridge_cli.displays import choose_display
 
     request = resolve(spec, overrides or (), run, resume)
+    if not dry_run:
+        require_data(request, spec)
     if backend is not None:
         load_backend(backend).check(request.spec)
     if dry_run:
@@ -51,11 +55,30 @@ def train(
         if not quiet and not as_json:
             typer.echo(f"no --backend: {backend} is taken")
     observers = choose_display(request.spec.training.log_interval, quiet=quiet, as_json=as_json)
-    if tensorboard:
-        from gptbridge.training.tensorboard import TensorBoard
+    from gptbridge.training.tensorboard import TensorBoard, is_written
 
+    if tensorboard or (request.resume and is_written(request.run)):
         observers.append(TensorBoard(request.run))
-    run_training(request.spec, backend=backend, run=request.run, resume=request.resume, observers=observers)
+    done = run_training(
+        request.spec, backend=backend, run=request.run, resume=request.resume, observers=observers
+    )
+    if not quiet and not as_json:
+        for line in _next(done, request.spec.training.max_steps):
+            say(line)
+
+
+def _next(done: Outcome, max_steps: int) -> list[str]:
+    """Return the lines that say where the checkpoint is and what can be typed now."""
+    from gptbridge.training.run_folder import RunFolder
+
+    run = done.run
+    longer = f"--run {run.with_name(f'{run.resolve().name}-longer')} -o training.max_steps={2 * max_steps}"
+    return [
+        f"checkpoint  {RunFolder(run).store.path(done.step)}",
+        f"next        gptbridge generate {run} --prompt TEXT",
+        f"            gptbridge convert {run} FOLDER --to torch",
+        f"            gptbridge train --resume {run}" + (f" {longer}" if done.reason == "complete" else ""),
+    ]
 
 
 def _tell(request: Request, *, as_json: bool) -> None:
@@ -69,4 +92,4 @@ def _tell(request: Request, *, as_json: bool) -> None:
         return
     typer.echo(dump_yaml(request.spec))
     for name, value in facts.items():
-        typer.echo(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
+        say(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")

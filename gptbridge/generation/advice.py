@@ -8,7 +8,7 @@ from gptbridge_specs import RunSpec
 from gptbridge_specs.overrides import parse_override
 
 _DRAW = "generation.strategy=sample"
-_FOR_DRAWING = ("temperature", "top_k", "top_p", "seed")
+_FOR_DRAWING = ("temperature", "top_k", "top_p", "top_p_rule", "seed")
 _FOR_TRAINING = ("data", "optimizer", "schedule", "checkpoint", "evaluation")
 _OF_TRAINING_HEEDED = ("device", "compile")
 

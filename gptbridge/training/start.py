@@ -11,12 +11,14 @@ from pathlib import Path
 from gptbridge.checkpoint.reading import find_checkpoint
 from gptbridge.checkpoint.state import STATE_FILE, read_state
 from gptbridge.checkpoint.store import CheckpointStore
+from gptbridge.data.dataset import open_dataset
+from gptbridge.data.tokenizers import load_tokenizer
 from gptbridge.errors import BackendMissing, BadInput, UsageError
 from gptbridge.plugins.backend import load_plugin
 from gptbridge.plugins.finding import backend_names, missing_framework
 from gptbridge.training.run_folder import CHECKPOINTS, SPEC_FILE, RunFolder
 from gptbridge_specs import RunSpec, load_run
-from gptbridge_specs.loading import DEFAULT_RUN, build
+from gptbridge_specs.loading import DEFAULT_RUN, build, recipe_of
 from gptbridge_specs.overrides import apply_overrides
 
 AUTO = "auto"
@@ -46,10 +48,35 @@ def resolve(name: str | None, overrides: Sequence[str], run: Path | None, resume
     try:
         folder = run or (source and _run_of(source)) or RUNS / Path(name or DEFAULT_RUN).stem
         if name is not None or resume is None:
-            return Request(load_run(name or DEFAULT_RUN, overrides), folder, resume)
+            return Request(_with_vocabulary(load_run(name or DEFAULT_RUN, overrides)), folder, resume)
         return Request(_stored_spec(source or folder, overrides), folder, resume)
     except OSError as error:
         raise BadInput(error.strerror or str(error), where=source or run) from error
+
+
+def require_data(request: Request, name: str | None) -> None:
+    """Raise UsageError where the spec called `name` is a published recipe and names no data."""
+    recipe = recipe_of(name) if name and request.resume is None else None
+    if recipe and request.spec.data.path is None:
+        raise UsageError(
+            f"{recipe} is a recipe for data of its own, and none is named",
+            where="data.path",
+            hint="Give -o data.path=PREFIX (gptbridge data prepare makes one); --dry-run shows the run",
+        )
+
+
+def _with_vocabulary(spec: RunSpec) -> RunSpec:
+    """Return `spec` with the vocabulary of its data, unless it says one or the data do not."""
+    if "vocab_size" in spec.model.model_fields_set or spec.data.path is None:
+        return spec
+    size = open_dataset(spec.data.path).vocab_size
+    if size is None and spec.data.tokenizer is not None:
+        size = load_tokenizer(spec.data.tokenizer).vocab_size
+    return (
+        spec.model_copy(update={"model": spec.model.model_copy(update={"vocab_size": size})})
+        if size
+        else spec
+    )
 
 
 def choose_checkpoint(folder: RunFolder, resume: str | None, warn: Callable[[str], None]) -> Path | None:

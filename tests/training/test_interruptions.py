@@ -97,7 +97,7 @@ def test_a_signal_saves_and_ends_the_run(
     assert state is not None
     assert state.step == last
     assert number.name in problem
-    assert len(problem.splitlines()) == 1
+    assert [line.partition(" ")[0] for line in problem.splitlines()] == ["stopping", "error:"]
     end = read_events(run / "events.jsonl")[-1]
     assert (end["event"], end["reason"]) == ("end", "interrupted")
 

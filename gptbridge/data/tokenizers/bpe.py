@@ -12,11 +12,7 @@ import orjson
 from numpy.typing import NDArray
 
 from gptbridge.data.tokenizers.bpe_files import GPT2_SPLIT, BpeDefinition, write_bpe
-from gptbridge.data.tokenizers.interface import END_OF_TEXT
 from gptbridge.errors import BadInput, printable
-
-# How the end-of-text token is called, first match first.
-_END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eod>")
 
 
 class BpeTokenizer:
@@ -26,8 +22,7 @@ class BpeTokenizer:
         self._definition = definition
         self.vocab_size = definition.vocab_size
         self.identity = definition.identity
-        ends = [definition.special[name] for name in _END_NAMES if name in definition.special]
-        self.end_of_text: int | None = ends[0] if ends else None
+        self.end_of_text = definition.end_of_text
         # GPT-2's rule never lets a piece go on from a visible character over a space.
         self.cuts_before_space = definition.pre_tokenizer == GPT2_SPLIT and definition.normalizer is None
         content = orjson.dumps(definition.tokenizer_json(special_in_text=False))

@@ -11,7 +11,7 @@ from pathlib import Path
 from gigatoken import train_bpe
 
 from gptbridge.data.blocks import Position, Problem, read_blocks
-from gptbridge.data.sources import Source, find_sources
+from gptbridge.data.sources import Selection, Source, find_sources
 from gptbridge.data.tokenizers.bpe_files import BpeDefinition, byte_symbols, write_bpe
 from gptbridge.data.tokenizers.interface import END_OF_TEXT
 from gptbridge.errors import BadInput, RunFailed, UsageError
@@ -26,7 +26,9 @@ def train_tokenizer(
     *,
     json_key: str = "text",
     document_separator: str | None = None,
+    selection: Selection | None = None,
     on_progress: Callable[[int, int], None] = lambda consumed, total: None,
+    on_problem: Callable[[str], None] = lambda line: None,
 ) -> BpeDefinition:
     """Train on the documents of `inputs` and write the tokenizer's files into the folder `output`.
 
@@ -39,12 +41,14 @@ def train_tokenizer(
         raise UsageError(f"--vocab-size {vocab_size} is too small", allowed=f"{SMALLEST} or more")
     if output.exists():
         raise UsageError("exists already", where=output, hint="Choose another --output")
-    sources = find_sources(inputs)
+    found = find_sources(inputs, selection)
+    if notice := found.notice():
+        on_problem(notice)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
             corpus = Path(folder, "corpus")
-            _gather(sources, corpus, json_key, document_separator, on_progress)
+            _gather(found.sources, corpus, json_key, document_separator, on_progress)
             with _quiet_library():
                 _, merges = train_bpe(corpus, vocab_size, [END_OF_TEXT], separator=END_OF_TEXT.encode())
             definition = _definition(merges)
@@ -86,7 +90,7 @@ def _definition(merges: list[tuple[bytes, bytes]]) -> BpeDefinition:
     ]
     tokens = dict.fromkeys([*symbols, *(left + right for left, right in spelt)])
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    return BpeDefinition(vocabulary, tuple(spelt), {END_OF_TEXT: len(vocabulary)})
+    return BpeDefinition(vocabulary, tuple(spelt), {END_OF_TEXT: len(vocabulary)}, end=END_OF_TEXT)
 
 
 @contextmanager
