@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gptbridge.errors import UsageError
+from gptbridge.errors import UsageError, from_checkout
 from gptbridge.files import discard
 from gptbridge.training.events import EVENTS_FILE, Event, history, read_events
 
@@ -36,7 +36,7 @@ class TensorBoard:
             import tensorboardX
         except ImportError as error:
             raise UsageError(
-                "TensorBoard files need tensorboardX", hint="Run: pip install 'gptbridge[tensorboard]'"
+                "TensorBoard files need tensorboardX", hint=from_checkout("tensorboard")
             ) from error
         self._module = tensorboardX
         self._run = run
