@@ -54,6 +54,8 @@ class TensorBoard:
 
     def _begin(self) -> None:
         folder, log = self._run / _FOLDER, self._run / EVENTS_FILE
+        if folder.is_symlink():
+            raise UsageError("is a link, and nothing is written through one", where=folder)
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("events.out.tfevents.*"):
             discard(old)
