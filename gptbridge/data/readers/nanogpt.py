@@ -100,7 +100,7 @@ def _implausible(ids: Ids) -> str | None:
     low, high = ids[0::2], int(ids[1::2].max())
     if not high and not low.any():
         return "holds nothing but zeros"
-    common = np.count_nonzero(low) > len(low) // 2  # else it is a text of one token, not halves of ids
+    common = np.count_nonzero(low) > len(low) // 3  # else it is a text of one token, not halves of ids
     if common and (not high or (high < _HIGH_HALVES and low.max() >= 256)):
         return (
             f"looks like wider ids: of every two tokens the second is at most {high}, as halves of uint32 are"
