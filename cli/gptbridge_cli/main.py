@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from typing import Annotated
@@ -52,6 +53,8 @@ def options(
 
 def main() -> None:
     """Run the command line; turn every error that a user can mend into its lines and exit code."""
+    if os.name != "posix":
+        sys.exit("error: gptbridge runs on Linux and macOS, not on this system: it needs POSIX (fcntl)")
     try:
         sys.exit(app(standalone_mode=False))
     except Exception as error:

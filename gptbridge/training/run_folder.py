@@ -13,7 +13,7 @@ from gptbridge.checkpoint.manifest import MANIFEST_FILE
 from gptbridge.checkpoint.state import STATE_FILE
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.errors import RunFailed, UsageError
-from gptbridge.files import write_synced
+from gptbridge.files import open_own, write_synced
 from gptbridge.training.events import EVENTS_FILE, read_events
 from gptbridge_specs import RunSpec, dump_yaml
 
@@ -65,7 +65,7 @@ def locked(path: Path) -> Iterator[RunFolder]:
     try:
         _require_own_place(path)
         path.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path / _LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = open_own(path / _LOCK_FILE)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         reason = error.strerror if isinstance(error, OSError) else error
         raise RunFailed(f"the run folder cannot be written: {reason}", where=path) from error

@@ -13,7 +13,7 @@ from gptbridge.checkpoint.state import STATE_FILE, read_state
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.data.dataset import open_dataset
 from gptbridge.data.tokenizers import load_tokenizer
-from gptbridge.errors import BackendMissing, BadInput, UsageError
+from gptbridge.errors import BackendMissing, BadInput, UsageError, from_checkout
 from gptbridge.plugins.backend import load_plugin
 from gptbridge.plugins.finding import backend_names, missing_framework
 from gptbridge.training.run_folder import CHECKPOINTS, SPEC_FILE, RunFolder
@@ -122,7 +122,7 @@ def choose_backend(request: Request | None = None) -> str:
             return name
     raise BackendMissing(
         "no backend has its framework installed",
-        hint="gptbridge backends says how to get one, such as: pip install 'gptbridge[torch]'",
+        hint=f"gptbridge backends says how to get one. {from_checkout('torch')}",
     )
 
 

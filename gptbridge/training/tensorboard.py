@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gptbridge.errors import UsageError
+from gptbridge.errors import UsageError, from_checkout
 from gptbridge.files import discard
 from gptbridge.training.events import EVENTS_FILE, Event, history, read_events
 
@@ -36,7 +36,7 @@ class TensorBoard:
             import tensorboardX
         except ImportError as error:
             raise UsageError(
-                "TensorBoard files need tensorboardX", hint="Run: pip install 'gptbridge[tensorboard]'"
+                "TensorBoard files need tensorboardX", hint=from_checkout("tensorboard")
             ) from error
         self._module = tensorboardX
         self._run = run
@@ -54,6 +54,8 @@ class TensorBoard:
 
     def _begin(self) -> None:
         folder, log = self._run / _FOLDER, self._run / EVENTS_FILE
+        if folder.is_symlink():
+            raise UsageError("is a link, and nothing is written through one", where=folder)
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("events.out.tfevents.*"):
             discard(old)

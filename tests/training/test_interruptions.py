@@ -203,7 +203,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_passed_over(torch_run: Path, t
     assert result.returncode == 0
     assert f"{weights}: damaged" in result.stdout
     assert "resume   after step 4 by torch" in result.stdout
-    assert result.stdout.splitlines()[-1] == "complete at step 8"
+    assert "complete at step 8" in result.stdout.splitlines()
     assert numbers_of(run) == numbers_of(torch_run)
     names = sorted(entry.name for entry in (run / "checkpoints").iterdir())
     assert names == ["damaged-step-00000008", "step-00000004", "step-00000008"]

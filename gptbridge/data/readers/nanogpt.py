@@ -97,10 +97,11 @@ def _implausible(ids: Ids) -> str | None:
     """Return what the first ids of a file without a header are instead of 16-bit tokens."""
     if len(ids) < _FEW:
         return None
-    low, high = int(ids[0::2].max()), int(ids[1::2].max())
-    if not low and not high:
+    low, high = ids[0::2], int(ids[1::2].max())
+    if not high and not low.any():
         return "holds nothing but zeros"
-    if not high or (high < _HIGH_HALVES and low >= 256):
+    common = np.count_nonzero(low) > len(low) // 3  # else it is a text of one token, not halves of ids
+    if common and (not high or (high < _HIGH_HALVES and low.max() >= 256)):
         return (
             f"looks like wider ids: of every two tokens the second is at most {high}, as halves of uint32 are"
         )

@@ -1,4 +1,4 @@
-"""Training a byte-level BPE: the merges that Hugging Face's trainer finds, through gigatoken."""
+"""Training a byte-level BPE: the merges that Hugging Face's trainer finds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gigatoken import train_bpe
-
 from gptbridge.data.blocks import Position, Problem, read_blocks
 from gptbridge.data.sources import Selection, Source, find_sources
 from gptbridge.data.tokenizers.bpe_files import BpeDefinition, byte_symbols, write_bpe
+from gptbridge.data.tokenizers.engines import bpe_merges
 from gptbridge.data.tokenizers.interface import END_OF_TEXT
 from gptbridge.errors import BadInput, RunFailed, UsageError
 
@@ -50,7 +49,7 @@ def train_tokenizer(
             corpus = Path(folder, "corpus")
             _gather(found.sources, corpus, json_key, document_separator, on_progress)
             with _quiet_library():
-                _, merges = train_bpe(corpus, vocab_size, [END_OF_TEXT], separator=END_OF_TEXT.encode())
+                merges = bpe_merges(corpus, vocab_size)
             definition = _definition(merges)
             made = Path(folder, "tokenizer")
             write_bpe(definition, made)
