@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -145,6 +146,15 @@ class TokenDataset:
         if self.path is None:
             return content_digest(self.source, offsets)
         return kept_digest(Path(self.path), self.files, self.source, offsets)
+
+    @cached_property
+    def sampled_digest(self) -> str:
+        """The identity that older checkpoints note: of ids and offsets, `sampled_blocks` alone."""
+        digest = hashlib.sha256(f"{self.documents} documents {self.tokens} tokens".encode())
+        for source in (self.source, FlatTokens(self.offsets)):
+            for _, block in sampled_blocks(source):
+                digest.update(block.astype("<i8").tobytes())
+        return digest.hexdigest()
 
 
 def beyond(limit: int | None, ids: Ids) -> NDArray[np.bool_]:

@@ -104,7 +104,9 @@ def _open_allowed(source: Path, spec: RunSpec, data: RunData, warnings: list[str
         raise BadInput(
             "has no state.json: it holds weights, not a run", where=source, allowed="a checkpoint of a run"
         )
-    warnings += allow_resume(checkpoint.state, spec, digest=data.digest, tokenizer=data.tokenizer.identity)
+    held = checkpoint.state.data.digest
+    digest = held if held in (data.digest, data.dataset.sampled_digest) else data.digest
+    warnings += allow_resume(checkpoint.state, spec, digest=digest, tokenizer=data.tokenizer.identity)
     return checkpoint
 
 

@@ -120,3 +120,18 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     assert (end["event"], end["reason"]) == ("end", "failed")
     newest = max((run / "checkpoints").iterdir())
     assert open_checkpoint(newest).state is not None
+
+
+def test_a_run_of_an_older_release_goes_on(tmp_path: Path) -> None:
+    """Its checkpoint has fused moments, and notes the sampled identity of its dataset."""
+    older = Path(__file__).parents[1] / "weights/conversion/vectors/run/checkpoints/step-00000003"
+    run = tmp_path / "run"
+    result = gptbridge(
+        "train", "-b", "torch", "--resume", older, "--run", run, *options(["training.max_steps=4"])
+    )
+    assert result.returncode == 0, result.stderr
+    assert list(steps_of(run)) == [4]
+    other = gptbridge(
+        "train", "-b", "torch", "--resume", older, "--run", tmp_path / "b", *options(["data.split=900,100,0"])
+    )
+    assert other.returncode == 2
