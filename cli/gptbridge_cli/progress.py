@@ -12,11 +12,11 @@ import typer
 LINE_SECONDS = 10.0
 
 # bytes done, bytes in all, a few words on what came of them
-Report = Callable[[int, int, str], None]
+ShowBytes = Callable[[int, int, str], None]
 
 
 @contextmanager
-def transfer_progress(what: str, *, quiet: bool = False) -> Iterator[Report]:
+def transfer_progress(what: str, *, quiet: bool = False) -> Iterator[ShowBytes]:
     """Give a function to call with the progress; it goes to stderr with MB/s and the time left."""
     if quiet:
         yield lambda done, total, note: None
@@ -28,7 +28,7 @@ def transfer_progress(what: str, *, quiet: bool = False) -> Iterator[Report]:
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Report]:
+def _bar(what: str) -> Iterator[ShowBytes]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -52,7 +52,7 @@ def _bar(what: str) -> Iterator[Report]:
         yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
 
 
-def _lines(what: str) -> Report:
+def _lines(what: str) -> ShowBytes:
     start = shown = time.monotonic()
     first: int | None = None
 

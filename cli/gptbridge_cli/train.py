@@ -20,7 +20,7 @@ from gptbridge_cli.train_options import (
 )
 
 if TYPE_CHECKING:
-    from gptbridge.training.start import Request
+    from gptbridge.training.start import RunPlan
 
 
 def train(
@@ -40,33 +40,33 @@ def train(
     from gptbridge.training.start import choose_backend, resolve
     from gptbridge_cli.displays import choose_display
 
-    request = resolve(spec, overrides or (), run, resume)
+    plan = resolve(spec, overrides or (), run, resume)
     if backend is not None:
-        load_backend(backend).check(request.spec)
+        load_backend(backend).check(plan.spec)
     if dry_run:
-        _tell(request, as_json=as_json)
+        _tell(plan, as_json=as_json)
         return
     if backend is None:
-        backend = choose_backend(request)
+        backend = choose_backend(plan)
         if not quiet and not as_json:
             typer.echo(f"no --backend: {backend} is taken")
-    observers = choose_display(request.spec.training.log_interval, quiet=quiet, as_json=as_json)
+    observers = choose_display(plan.spec.training.log_interval, quiet=quiet, as_json=as_json)
     if tensorboard:
         from gptbridge.training.tensorboard import TensorBoard
 
-        observers.append(TensorBoard(request.run))
-    run_training(request.spec, backend=backend, run=request.run, resume=request.resume, observers=observers)
+        observers.append(TensorBoard(plan.run))
+    run_training(plan.spec, backend=backend, run=plan.run, resume=plan.resume, observers=observers)
 
 
-def _tell(request: Request, *, as_json: bool) -> None:
+def _tell(plan: RunPlan, *, as_json: bool) -> None:
     """Print the whole spec of a run, and what it costs."""
     from gptbridge.training.facts import memory_facts, spec_facts
     from gptbridge_specs import dump_yaml
 
-    facts = {**spec_facts(request.spec), **memory_facts(request.spec), "run": str(request.run)}
+    facts = {**spec_facts(plan.spec), **memory_facts(plan.spec), "run": str(plan.run)}
     if as_json:
-        typer.echo(json.dumps({"spec": request.spec.model_dump(mode="json"), **facts}, indent=2))
+        typer.echo(json.dumps({"spec": plan.spec.model_dump(mode="json"), **facts}, indent=2))
         return
-    typer.echo(dump_yaml(request.spec))
+    typer.echo(dump_yaml(plan.spec))
     for name, value in facts.items():
         typer.echo(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
