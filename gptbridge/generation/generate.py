@@ -169,7 +169,7 @@ def _encoded(text: str, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     if max(tokens) >= vocab_size:
         raise BadInput(
             f"the tokenizer's token {max(tokens)} is beyond the model's vocabulary of {vocab_size}",
-            hint="The tokenizer files beside the weights are those of another model",
+            hint="The tokenizer is that of another model: --tokenizer names one",
         )
     return tokens
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptbridge.checkpoint.locating import locate
-from gptbridge.checkpoint.state import STATE_FILE, read_state
+from gptbridge.checkpoint.state import TrainingState, read_state
 from gptbridge.checkpoint.store import CHECKPOINTS, CheckpointStore
 from gptbridge.errors import BackendMissing, BadInput, UsageError
 from gptbridge.plugins.backend import load_plugin
@@ -100,7 +100,10 @@ def choose_backend(plan: RunPlan | None = None) -> str:
     A resumed run stays with the backend that wrote its newest checkpoint; otherwise the first of
     torch, paddle, mindspore and others.
     """
-    before = [] if plan is None or plan.resume is None else _backend_before(plan)
+    before: list[str] = []
+    if plan is not None and plan.resume is not None:
+        source = plan.run if plan.resume == AUTO else Path(plan.resume)
+        before = [state.backend for state in _states_in(source)][:1]
     for name in (*before, *_PREFERRED, *backend_names()):
         if name in backend_names() and missing_framework(load_plugin(name).info) is None:
             return name
@@ -108,16 +111,6 @@ def choose_backend(plan: RunPlan | None = None) -> str:
         "no backend has its framework installed",
         hint="gptbridge backends says how to get one, such as: pip install 'gptbridge[torch]'",
     )
-
-
-def _backend_before(plan: RunPlan) -> list[str]:
-    source = plan.run if plan.resume in (None, AUTO) else Path(str(plan.resume))
-    store = CheckpointStore(source / CHECKPOINTS)
-    folders = [source, *(store.path(step) for step in reversed(store.steps()))]
-    for folder in folders:
-        with suppress(BadInput):  # damage is told when the checkpoint is opened
-            return [read_state(folder).backend]
-    return []
 
 
 def _newest_of(folder: RunFolder, warn: Callable[[str], None]) -> Path | None:
@@ -157,6 +150,14 @@ def _stored_spec(source: Path, overrides: Sequence[str]) -> RunSpec:
     changed = [*_NOT_INHERITED, *overrides]
     if (source / SPEC_FILE).is_file():
         return load_run(str(source / SPEC_FILE), changed)
-    if (source / STATE_FILE).is_file():
-        return build(RunSpec, apply_overrides(read_state(source).spec.model_dump(mode="json"), changed))
+    for state in _states_in(source):
+        return build(RunSpec, apply_overrides(state.spec.model_dump(mode="json"), changed))
     return load_run(DEFAULT_RUN, overrides)
+
+
+def _states_in(source: Path) -> Iterator[TrainingState]:
+    """Yield the states of a checkpoint, or of those in a run folder, the newest first."""
+    store = CheckpointStore(source / CHECKPOINTS)
+    for folder in (source, *(store.path(step) for step in reversed(store.steps()))):
+        with suppress(BadInput):  # a damaged one is named when the run goes on
+            yield read_state(folder)
