@@ -1,4 +1,4 @@
-"""Open a checkpoint of ours, or any Hugging Face GPT-2 folder, without loading it."""
+"""Open a checkpoint of ours, or any folder of the same form, without loading it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
         raise BadInput(
             "no checkpoint here" if path.is_dir() else "no such folder",
             where=path,
-            allowed="a run folder, a checkpoint folder or a Hugging Face GPT-2 folder",
+            allowed="a run folder, or a folder with config.json and model.safetensors",
             hint=None if path.exists() else nearby(path),
         )
     return found
@@ -67,8 +67,8 @@ def find_checkpoint(path: Path, warn: Callable[[str], None]) -> Path:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Verify and open a checkpoint folder; BadInput names the file that is missing or damaged.
 
-    A folder without state.json is taken for a Hugging Face GPT-2: config.json and
-    model.safetensors (or shards), with or without the `transformer.` prefix.
+    A folder without state.json has config.json and model.safetensors (or shards), with or without the
+    `transformer.` prefix.
     """
     ours = (folder / STATE_FILE).exists() or (folder / MANIFEST_FILE).exists()
     if ours:

@@ -1,4 +1,4 @@
-"""Canonical tensors as safetensors in Hugging Face's layout: written in a stream, read in slices.
+"""Canonical tensors as safetensors in the layout of checkpoints: written in a stream, read in slices.
 
 A tensor of a run is a weight, or a moment of one: a moment has its weight's name, then `.exp_avg` or
 `.exp_avg_sq`, and lies as the weight does.
@@ -20,7 +20,7 @@ from gptbridge.weights.conversion.assembly import assemble
 from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
 from gptbridge.weights.conversion.cutting import LetterCutting, Stage
 from gptbridge.weights.dialects.gptbridge import DIALECT as OWN
-from gptbridge.weights.dialects.huggingface import DIALECT as HUGGING_FACE
+from gptbridge.weights.dialects.gptbridge import READ_LAYOUTS
 from gptbridge.weights.formats import Entry, TensorInfo, WeightFile, open_weights
 from gptbridge.weights.formats.safetensors import write_safetensors
 from gptbridge.weights.formats.shards import SHARD_BYTES, write_sharded
@@ -105,9 +105,7 @@ def open_tensors(folder: Path, stem: str, model: ModelSpec, *ends: str) -> dict[
 
 def _weights(files: WeightFile, model: ModelSpec, end: str) -> dict[str, CanonicalWeight]:
     names = tuple(name for name in files.tensors if name.endswith(end))
-    match = require_whole(
-        best_match([_ending(layout, end) for layout in HUGGING_FACE.layouts], [names]), files.path
-    )
+    match = require_whole(best_match([_ending(layout, end) for layout in READ_LAYOUTS], [names]), files.path)
     wanted = [parameter.name for parameter in parameters(model)]
     held = {native.canonicals[0]: native for native in match.natives.values()}
     if model.tie_word_embeddings:

@@ -60,7 +60,7 @@ def _refuse_other(
         return
     if other.match.whole:
         raise UsageError(
-            f"holds {other.dialect.name} ({other.match.layout.variant}), not {named.name}",
+            f"holds {other.dialect.name} ({other.match.variant}), not {named.name}",
             where=where,
             hint=f"Leave out --from {named.name}",
         )

@@ -133,7 +133,7 @@ def _open(path: Path, stack: ExitStack, told: Told, verify: bool) -> Source:
     return Source(
         path,
         dialect.name,
-        match.layout.variant,
+        match.variant,
         model.model_copy(update={"tie_word_embeddings": tied}),
         sizes,
         weights,
