@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from gptbridge.errors import UsageError
 from gptbridge.process.cores import usable_cores
+from gptbridge.weights.architecture import weight_axes
+from gptbridge.weights.conversion.arrays import canonical_box
 from gptbridge.weights.conversion.casting import FLOATS
 from gptbridge.weights.conversion.companions import write_companions
 from gptbridge.weights.conversion.output_folder import new_folder, refuse_output
@@ -68,6 +70,7 @@ def convert_checkpoint(request: Request, progress: Progress | None = None) -> Co
         source = _merged(source) if request.merge_lora else source
         target = _target(source, dialect, layout, request)
         files = plan_files(target)
+        _require_zeros(source, target)
         nbytes = sum(tensor.info.nbytes for file in files for tensor in file.tensors)
         with new_folder(request.output, nbytes) as folder, _verifying(source):
             _Writing(source, nbytes, progress).write(files, folder)
@@ -141,6 +144,18 @@ def _target(source: Source, dialect: Dialect, layout: Layout, request: Request) 
         source.tokens,
         source.lora,
     )
+
+
+def _require_zeros(source: Source, target: Target) -> None:
+    """Refuse a weight that the layout leaves out as zeros, and that is not."""
+    for name in filter(target.layout.leaves_out, source.names):
+        if source.weights[name].read(canonical_box(name, source), weight_axes(name), "float32").any():
+            others = [layout.variant for layout in target.dialect.written_layouts if not layout.zeros]
+            raise UsageError(
+                f"{name} is not zero, and {target.name} has no place for it",
+                where=source.path,
+                hint=f"Write another variant: --variant {' or '.join(others)}" if others else None,
+            )
 
 
 def _with_vocabulary(source: Source, rows: int) -> ModelSpec:

@@ -143,7 +143,11 @@ def _open(path: Path, stack: ExitStack, told: Told, verify: bool) -> Source:
         config_file,
         {key: token for key, token in declared.tokens.items() if token < model.vocab_size},
         len(match.layout.activations) == 1,
-        (*what.warnings, *(_overruled(declared, told.model) if config_file else ())),
+        (
+            *what.warnings,
+            *(_overruled(declared, told.model) if config_file else ()),
+            *_assumed(declared, told.model),
+        ),
     )
 
 
@@ -188,7 +192,7 @@ def _model(
             f"but the embedding has {rows} rows",
             where=where,
         )
-    fields = {**said.fields, **stored, "vocab_size": vocabulary}
+    fields = {**declared.assumed, **said.fields, **stored, "vocab_size": vocabulary}
     if len(what.match.layout.activations) == 1:
         (fields["activation"],) = what.match.layout.activations  # whatever the configuration says
     return build_model(fields, where)
@@ -213,6 +217,14 @@ def _overruled(declared: ConfigFacts, given: ConfigFacts) -> Iterator[str]:
         if None not in (own, told) and own != told:
             file, taken = printable(declared.where), f"{given.where}'s {told} is taken"
             yield f"{file} means {name}={printable(own)}: {taken}"
+
+
+def _assumed(declared: ConfigFacts, given: ConfigFacts) -> Iterator[str]:
+    """Yield what the configuration leaves open, and the user too."""
+    for name, value in declared.assumed.items():
+        if name not in given.fields:
+            where = printable(declared.where)
+            yield f"{where} does not say {name}: {value} taken, --model PRESET|FILE says otherwise"
 
 
 def _drop_tied_head(

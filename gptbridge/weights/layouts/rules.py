@@ -58,6 +58,8 @@ class Layout:
     first_layer: int = 0  # the number of the first layer; what follows the layers has the next one
     cut: str = CUT  # the letters that tensor parallelism cuts when this layout is written
     staged: bool | None = None  # written for several pipeline stages alone, for one alone, or for both
+    # canonical names, {} standing for the layer, of weights that it leaves out because they are zeros
+    zeros: tuple[str, ...] = ()
     activations: tuple[str, ...] = ()  # those that its software computes, if its configuration has no word
     plain_name: Callable[[str], str] = str  # from a name in a virtual stage to that without
 
@@ -97,9 +99,15 @@ class Layout:
         plain = self._plain(name)
         return any(pattern.fullmatch(plain) for pattern in self._dropped)
 
+    def leaves_out(self, name: str) -> bool:
+        """Tell whether the canonical weight `name` is one of `zeros`."""
+        return _LAYER.sub("h.{}.", name) in self.zeros
+
     def natives(self, canonical_names: Iterable[str], num_layers: int) -> Iterator[NativeTensor]:
         """Yield the tensors that hold the given canonical weights, in the order of their first ones."""
         for name in canonical_names:
+            if self.leaves_out(name):
+                continue
             rule, begins = self._rules[_LAYER.sub("h.{}.", name)]
             if begins:
                 layer = layer_of(name)
