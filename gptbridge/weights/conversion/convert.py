@@ -69,6 +69,7 @@ def convert_checkpoint(conversion: Conversion, progress: ByteProgress | None = N
         source = _merged(opened) if conversion.merge_lora else opened
         target = _target(source, dialect, layout, conversion)
         files = plan_files(target)
+        _require_zeros(source, target)
         nbytes = sum(tensor.info.nbytes for file in files for tensor in file.tensors)
         with new_folder(conversion.output, nbytes) as folder, _verifying(source):
             _Writing(source, nbytes, progress).write(files, folder)
@@ -139,6 +140,18 @@ def _target(source: Opened, dialect: Dialect, layout: Layout, conversion: Conver
         source.tokens,
         source.adapter,
     )
+
+
+def _require_zeros(source: Opened, target: Target) -> None:
+    """Refuse a weight that the layout leaves out as zeros, and that is not."""
+    for name in filter(target.layout.leaves_out, source.names):
+        if source.arrays[name].any():
+            others = [layout.variant for layout in target.dialect.written_layouts if not layout.zeros]
+            raise UsageError(
+                f"{name} is not zero, and {target.name} has no place for it",
+                where=source.path,
+                hint=f"Write another variant: --variant {' or '.join(others)}" if others else None,
+            )
 
 
 def _with_vocabulary(source: Opened, rows: int) -> ModelSpec:

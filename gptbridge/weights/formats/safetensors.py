@@ -40,7 +40,7 @@ _DTYPES: Mapping[str, str] = {
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _ALIGNMENT = 8
-# transformers opens a file only when its metadata names a framework.
+# Some software opens a file only when its metadata names a framework.
 _DEFAULT_METADATA = {"format": "pt"}
 
 

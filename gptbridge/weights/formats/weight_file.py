@@ -81,7 +81,7 @@ class WeightFile:
 
     `format` is a name of detection.READERS. `tensors` lists every tensor in the file's order. `metadata`
     is the text that the file carries beside them. `tree` is the file's structure as plain data with a
-    TensorRef in each tensor's place: nested for a file that nests (Megatron's `args`, `iteration`, ...),
+    TensorRef in each tensor's place: nested for a file that nests (`args`, `iteration`, ...),
     else one dict. A context manager; arrays that were read stay valid after it closes.
     """
 

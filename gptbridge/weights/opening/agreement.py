@@ -43,7 +43,7 @@ def agreed_model(
             f"but the embedding has {rows} rows",
             where=where,
         )
-    fields = {**facts.fields, **stored, "vocab_size": vocabulary}
+    fields = {**configured.assumed, **facts.fields, **stored, "vocab_size": vocabulary}
     if len(what.match.layout.activations) == 1:
         (fields["activation"],) = what.match.layout.activations  # whatever the configuration says
     return build_model(fields, where)
@@ -70,10 +70,20 @@ def overruled(configured: ConfigFacts, hinted: ConfigFacts) -> Iterator[str]:
             yield f"{file} means {name}={printable(own)}: {taken}"
 
 
-def assumed(what: Identified, model: ModelSpec, config_file: str, hinted: ConfigFacts) -> Iterator[str]:
-    """Yield what was taken for granted of the model, where there is neither configuration nor hint."""
-    if not config_file and "activation" not in hinted.fields:
+def assumed(
+    what: Identified, model: ModelSpec, configured: ConfigFacts | None, hinted: ConfigFacts
+) -> Iterator[str]:
+    """Yield what was taken for granted of the model; `configured` is None where there is no configuration."""
+    otherwise = "taken, --model PRESET|FILE says otherwise"
+    if configured is not None:
+        where, left_open = printable(configured.where), configured.assumed.items()
+        yield from (
+            f"{where} does not say {name}: {value} {otherwise}"
+            for name, value in left_open
+            if name not in hinted.fields
+        )
+    elif "activation" not in hinted.fields:
         fixed = len(what.match.layout.activations) == 1  # its software knows one alone
         fields = ("layernorm_epsilon",) if fixed else ("activation", "layernorm_epsilon")
-        taken = " and ".join(f"{name}={getattr(model, name)}" for name in fields)
-        yield f"no configuration beside the weights: {taken} taken, --model PRESET|FILE says otherwise"
+        values = " and ".join(f"{name}={getattr(model, name)}" for name in fields)
+        yield f"no configuration beside the weights: {values} {otherwise}"

@@ -60,7 +60,7 @@ def _open(path: Path, stack: ExitStack, hints: Hints, verify: bool) -> Opened:
     return Opened(
         path=path,
         dialect=dialect.name,
-        variant=match.layout.variant,
+        variant=match.variant,
         model=model.model_copy(update={"tie_word_embeddings": tied}),
         sizes=sizes,
         weights=weights,
@@ -70,7 +70,7 @@ def _open(path: Path, stack: ExitStack, hints: Hints, verify: bool) -> Opened:
         dropped=match.dropped,
         config_file=config_file,
         tokens={key: token for key, token in configured.tokens.items() if token < model.vocab_size},
-        assumed=tuple(assumed(what, model, config_file, hints.model)),
+        assumed=tuple(assumed(what, model, configured if config_file else None, hints.model)),
         warnings=(*what.warnings, *(overruled(configured, hints.model) if config_file else ())),
         _open_files=stack,
     )

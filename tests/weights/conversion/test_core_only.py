@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.weights.conversion.checkpoints import MODEL, random_weights, write_hugging_face
+
 ROOT = Path(__file__).parents[3]
 SITE = Path(sysconfig.get_path("purelib"))
 SCRIPT = """
@@ -83,14 +85,16 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(200)
-def test_every_pair_converts_without_any_framework(environment: Path, original: Path, tmp_path: Path) -> None:
+def test_every_pair_converts_without_any_framework(environment: Path, tmp_path: Path) -> None:
+    model = MODEL.model_copy(update={"ffn_hidden_size": None})  # 4 x hidden_size: some have no other
+    source = write_hugging_face(tmp_path / "source", model, random_weights(model))
     python = environment / "bin" / "python"
-    command = [str(python), "-I", "-c", SCRIPT, str(original), str(tmp_path)]
+    command = [str(python), "-I", "-c", SCRIPT, str(source), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert result["found"] == result["loaded"] == []
-    assert len(result["digests"]) == 1 + 7 * 7 + 4
+    assert len(result["digests"]) == 1 + 8 * 8 + 4
     assert set(result["digests"].values()) == {result["digests"]["source"]}
 
 

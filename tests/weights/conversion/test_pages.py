@@ -158,6 +158,7 @@ class Inputs:
             "checkpoint": self._ranks,
             "output/checkpoint": self._ranks,
             "gpt3-base": self._modelscope_base,
+            "nanogpt/out": self._nanogpt,
             "runs/mine": self._run,
             "data/my-gpt2": self._tokens,
             "data/corpus": self._tokens,
@@ -190,9 +191,14 @@ class Inputs:
         (path / "model.yaml").unlink()
 
     def _modelscope_base(self, path: Path) -> None:
-        model = MODEL.model_copy(update={"activation": "gelu_erf"})
-        source = write_hugging_face(path.with_suffix(".made"), model, random_weights(model))
-        converted(source, path, "modelscope", variant="base")
+        converted(self._made(path, activation="gelu_erf"), path, "modelscope", variant="base")
+
+    def _nanogpt(self, path: Path) -> None:
+        converted(self._made(path, activation="gelu_erf", ffn_hidden_size=None), path, "nanogpt")
+
+    def _made(self, path: Path, **fields: str | None) -> Path:
+        model = MODEL.model_copy(update=fields)
+        return write_hugging_face(path.with_suffix(".made"), model, random_weights(model))
 
     def _run(self, path: Path) -> None:
         CheckpointStore(path / "checkpoints").save(10, writer(spec_of(num_attention_heads=2), 10))

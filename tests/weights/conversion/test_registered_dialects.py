@@ -159,4 +159,13 @@ def test_one_that_two_packages_register_is_named_with_both(register: Register, s
 
 def test_the_order_of_preference_is_the_project_s_own() -> None:
     names = [dialect.name for dialect in known_dialects().dialects]
-    assert names == ["torch", "gptbridge", "paddle", "mindspore", "fleetx", "modelscope", "megatron"]
+    assert names == [
+        "torch",
+        "gptbridge",
+        "paddle",
+        "mindspore",
+        "fleetx",
+        "modelscope",
+        "megatron",
+        "nanogpt",
+    ]
