@@ -14,6 +14,7 @@ from gptbridge.weights.initial import InitialWeights
 from gptbridge_specs import load_run
 from tests.checkpoint.conftest import opened_run
 from tests.training.conftest import TINY, gptbridge, kinds_of, numbers_of, options, run_jobs, steps_of
+from tests.weights.conversion.test_vectors import VECTORS
 
 
 def test_a_run_folder_is_complete(torch_run: Path) -> None:
@@ -81,6 +82,25 @@ def test_a_branch_of_a_run_stands_on_its_own(torch_run: Path, tmp_path: Path) ->
     assert kinds_of(branch)[:2] == ["checkpoint", "resume"]
     with opened_run(branch / "checkpoints/step-00000004") as checkpoint:
         assert checkpoint.state.step == 4
+
+
+def test_a_run_from_before_goes_on(tmp_path: Path) -> None:
+    """Of a run whose software still had q, k and v in one weight, and which kept no spec.yaml."""
+    before = VECTORS / "run"
+    done = gptbridge(
+        "train", "-b", "torch", "--resume", before, "--run", tmp_path / "on", "-o", "training.max_steps=5"
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(steps_of(tmp_path / "on")) == [4, 5]
+    with opened_run(before) as old, opened_run(tmp_path / "on" / "checkpoints" / "step-00000003") as copy:
+        for name, array in old.weights.arrays.items():
+            np.testing.assert_array_equal(copy.weights.arrays[name], array)
+    spoilt = shutil.copytree(before, tmp_path / "spoilt")
+    weights = spoilt / "checkpoints" / "step-00000003" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    refused = gptbridge("train", "-b", "torch", "--resume", spoilt, "--run", tmp_path / "never")
+    assert refused.returncode == 5
+    assert "every checkpoint is damaged" in refused.stderr
 
 
 def test_a_forbidden_change_is_refused_before_anything_happens(torch_run: Path) -> None:
