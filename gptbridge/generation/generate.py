@@ -59,7 +59,7 @@ def generate(
 
     An adapter beside the weights is added to them. `tokenizer` is a folder or `byte`; None for the one that
     lies beside the weights. `overrides` set fields of the spec, such as generation.top_k=50; without them
-    the decoding is the run's own and computes in fp32. `warn` is told of a damaged checkpoint that is
+    the decoding is the run's own and computes in fp32. `warn` hears of a damaged checkpoint that is
     passed over, of what was taken for granted, a prompt longer than the model's window, which is cut from
     the left, and an override that changes nothing; `note` of an adapter that is used.
     BadInput for a damaged checkpoint or a classifier, UsageError for a bad override, hint or prompt.

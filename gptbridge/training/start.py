@@ -23,7 +23,7 @@ AUTO = "auto"
 RUNS = Path("runs")
 _UNNAMED = "run"  # the folder in RUNS of a spec that has no name
 _PREFERRED = ("torch", "paddle", "mindspore")
-# A run that was told to stop early goes on to its end, unless it is told so again.
+# A run that was to stop early goes on to its end, unless it is to stop early again.
 _NOT_INHERITED = ("training.stop_after_steps=null",)
 
 
