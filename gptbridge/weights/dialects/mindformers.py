@@ -19,7 +19,7 @@ from gptbridge.weights.dialects.dialect import Contents, Dialect
 from gptbridge.weights.dialects.files import Files, Place, RankFolders
 from gptbridge.weights.dialects.mindspore.ranks import find_ranks, rank_stages
 from gptbridge.weights.dialects.mindspore.strategy_files import strategies_of
-from gptbridge.weights.layouts.rules import HEADS, Layout, Table, rules, wrapped
+from gptbridge.weights.layouts.rules import HEADS, Layout, Table, rules
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.target import Split, Target, TargetFile
@@ -129,13 +129,12 @@ def _ranked(tensor: int, pipeline: int, split: Split) -> str:
     return f"rank_{pipeline * split.tensor + tensor}/gpt2.ckpt"
 
 
-_PLAIN = (_variant("GPT2LMHeadModel", "backbone."), _variant("GPT2Model", ""))
 _HIDDEN = Key("hidden_size", ("hidden_size", "embedding_size"))
 DIALECT = Dialect(
     "mindspore",
     aliases=("mindformers",),
     preference=40,
-    layouts=(*_PLAIN, *(wrapped(layout, "network") for layout in _PLAIN)),  # a cell around the model
+    layouts=(_variant("GPT2LMHeadModel", "backbone."), _variant("GPT2Model", "")),
     config=ConfigTable(
         files=("model.yaml", "config.yaml", "*.yaml"),
         section=("model", "model_config"),
