@@ -22,7 +22,7 @@ _OTHERS: dict[str, tuple[Any, ...]] = {
     "vocab_size": (64,),
     "hidden_size": (48,),
     "num_layers": (3,),
-    "num_attention_heads": (6,),
+    "num_attention_heads": (4,),
     "ffn_hidden_size": (90, 108, None),
     "max_position_embeddings": (17,),
     "activation": ("gelu_tanh", "gelu_erf", "quick_gelu"),

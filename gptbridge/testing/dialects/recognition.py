@@ -34,7 +34,10 @@ class RecognitionTests(DialectHarness):
         dialect = self._dialect()
         for layout, case in self._cases("tied"):
             folder, done = self._write(tmp_path / layout.variant, case, layout)
-            found = read(folder)
+            try:
+                found = read(folder)
+            except _REFUSED as error:
+                raise AssertionError(f"{self._named(layout)} is not recognised: {error}") from error
             kin = (self.dialect, *dialect.same_names)
             what = f"{found.dialect} ({found.variant})"
             require(found.dialect in kin, f"{self._named(layout)} is recognised as {what}")
