@@ -1,4 +1,4 @@
-"""An environment that sees this one's packages and has one of the examples installed."""
+"""An environment that sees this one's packages and has a project installed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def environment_with(example: Path, folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs Python there, in `folder`, which holds the example as `source`."""
-    shutil.copytree(example, folder / "source")
+def environment_with(project: Path, folder: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs Python there, in `folder`, which holds the project as `source`."""
+    folder.mkdir(exist_ok=True)
+    shutil.copytree(project, folder / "source")
     venv.create(folder / "venv", with_pip=False, symlinks=True)
     executable = folder / "venv" / "bin" / "python"
     (site_packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
