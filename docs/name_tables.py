@@ -21,8 +21,8 @@ weights: Hugging Face's names and linear weights (in, out), but q, k and v apart
 names in is read past wherever it stands: `module.`, `_orig_mod.`, `_fsdp_wrapped_module.`,
 `_checkpoint_wrapped_module.`, `network.`.
 """
-# dialect -> (heading, variants that share a table); a variant stands for all whose names begin with that word,
-# and a dialect that is not here has a table for each variant
+# dialect -> (heading, variants that share a table); a variant stands for all whose names begin with that
+# word. A dialect that is not here has a table for each variant.
 TABLES: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
     "torch": [("", ("GPT2Model", "GPT2LMHeadModel"))],
     "paddle": [("", ("GPTForPretraining", "GPTModel"))],
