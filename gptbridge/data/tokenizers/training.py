@@ -46,12 +46,10 @@ def train_tokenizer(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-            corpus = Path(folder, "corpus")
+            corpus, made = Path(folder, "corpus"), Path(folder, "tokenizer")
             _gather(found.sources, corpus, json_key, document_separator, on_progress)
             with _quiet_library():
-                merges = bpe_merges(corpus, vocab_size)
-            definition = _definition(merges)
-            made = Path(folder, "tokenizer")
+                definition = _definition(bpe_merges(corpus, vocab_size))
             write_bpe(definition, made)
             made.rename(output)
     except OSError as error:

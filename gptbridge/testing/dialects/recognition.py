@@ -39,10 +39,9 @@ class RecognitionTests(DialectHarness):
             except _REFUSED as error:
                 raise AssertionError(f"{self._named(layout)} is not recognised: {error}") from error
             kin = (self.dialect, *dialect.same_names)
+            right = {(self.dialect, layout.variant), *((name, found.variant) for name in dialect.same_names)}
             what = f"{found.dialect} ({found.variant})"
-            require(found.dialect in kin, f"{self._named(layout)} is recognised as {what}")
-            own = found.dialect != self.dialect or found.variant == layout.variant
-            require(own, f"{self._named(layout)} is recognised as {what}")
+            require((found.dialect, found.variant) in right, f"{self._named(layout)} is recognised as {what}")
             with open_weights(folder / done.files[0]) as weights:
                 others = [each.name for each in known_dialects().dialects if _is_of(each, weights)]
             strange = sorted(set(others) - set(kin))
