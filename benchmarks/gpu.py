@@ -1,4 +1,4 @@
-"""The torch session on one GPU: `python benchmarks/gpu.py [--model gpt2-small] [--micro 16 32]`.
+"""The torch trainer on one GPU: `python benchmarks/gpu.py [--model gpt2-small] [--micro 16 32]`.
 
 First the numbers are checked against the NumPy reference, then each model and micro-batch is timed
 in a process of its own: bf16, 1024 tokens, random tokens, dropout 0. One JSON line each. MFU counts
@@ -18,9 +18,11 @@ import numpy as np
 
 from gptbridge import reference
 from gptbridge.plugins.backend import load_backend
-from gptbridge.session import Batch, Session
+from gptbridge.rules.dropout import dropout_seed
+from gptbridge.session import Batch, Trainer
 from gptbridge.weights.architecture import flops_per_token
 from gptbridge.weights.initial import InitialWeights
+from gptbridge.weights.shards import arrays, load
 from gptbridge_specs import RunSpec, load_run
 
 PEAK = 989e12
@@ -41,7 +43,8 @@ def batches(spec: RunSpec, seed: int = 0) -> Iterator[Batch]:
         step += 1
         tokens = stream.integers(0, spec.model.vocab_size, shape, np.int32)
         mask = np.ones((*shape[:2], training.seq_length), np.bool_)
-        yield Batch(step, tokens[..., :-1], tokens[..., 1:], mask, mask.size)
+        seeds = tuple(dropout_seed(seed, step, number) for number in range(shape[0]))
+        yield Batch(tokens[..., :-1], tokens[..., 1:], mask, mask.size, seeds)
 
 
 def spec_of(model: str, micro: int, *more: str) -> RunSpec:
@@ -61,27 +64,29 @@ def spec_of(model: str, micro: int, *more: str) -> RunSpec:
     )
 
 
-def opened(spec: RunSpec) -> tuple[Session, str]:
-    session, device = load_backend("torch").open(spec)
-    session.import_weights(InitialWeights(spec.model, spec.training.seed))
-    return session, device.name
+def opened(spec: RunSpec) -> tuple[Trainer, str]:
+    trainer, device, _ = load_backend("torch").open_trainer(spec)
+    load(trainer.shards(), InitialWeights(spec.model, spec.training.seed).read)
+    return trainer, device.name
 
 
 def check(precision: str, *more: str) -> dict[str, object]:
     """Compare loss, gradients and logits on the GPU with the reference; largest relative differences."""
     small = ["model.num_layers=3", "training.seq_length=64", f"precision.compute={precision}"]
     spec = spec_of("gpt2-tiny", 2, *small, "training.compile=false", *more)
-    session, device = opened(spec)
+    trainer, device = opened(spec)
     weights = InitialWeights(spec.model, spec.training.seed)
     batch = next(batches(spec))
     loss, gradients = reference.loss_and_gradients(spec.model, weights, batch)
+    trainer.accumulate(batch)
     worst = max(
         float(np.abs(found - gradients[name]).max() / np.abs(gradients[name]).max())
-        for name, found in session.gradients(batch)
+        for name, found in arrays(trainer.shards("gradient")).items()
+        if not name.endswith("attn.k.bias")  # 0 but for rounding
     )
     tokens = batch.inputs[0]
-    logits = np.abs(session.logits(tokens) - reference.logits(spec.model, weights, tokens)).max()
-    step = session.step(batch, 1e-3)
+    logits = np.abs(trainer.logits(tokens) - reference.logits(spec.model, weights, tokens)).max()
+    step = trainer.step(batch, 1e-3)
     return {
         "check": precision,
         "device": device,
@@ -97,10 +102,10 @@ def repeatable(*changes: str) -> dict[str, object]:
     spec = spec_of("gpt2-tiny", 4, "training.seq_length=256", *more)
     runs = []
     for _ in range(2):
-        session, _ = opened(spec)
+        trainer, _ = opened(spec)
         source = batches(spec)
-        runs.append([session.step(next(source), 1e-3).loss for _ in range(5)])
-        session.close()
+        runs.append([trainer.step(next(source), 1e-3).loss for _ in range(5)])
+        trainer.close()
     return {"check": "same bits twice", "equal": runs[0] == runs[1], "losses": runs[0]}
 
 
@@ -109,14 +114,14 @@ def measure(model: str, micro: int, more: list[str]) -> dict[str, object]:
     import torch
 
     spec = spec_of(model, micro, *more)
-    session, device = opened(spec)
+    trainer, device = opened(spec)
     source = batches(spec)
     started = time.perf_counter()
-    losses = [session.step(next(source), 1e-4).loss for _ in range(WARM_UP)]
+    losses = [trainer.step(next(source), 1e-4).loss for _ in range(WARM_UP)]
     first = time.perf_counter() - started
     ready = [next(source) for _ in range(STEPS)]
     started = time.perf_counter()
-    losses += [session.step(batch, 1e-4).loss for batch in ready]
+    losses += [trainer.step(batch, 1e-4).loss for batch in ready]
     seconds = (time.perf_counter() - started) / STEPS
     rate = spec.tokens_per_step / seconds
     return {

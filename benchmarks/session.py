@@ -1,6 +1,6 @@
-"""One backend's session on the workload of `train.py`: `python benchmarks/session.py --backend torch`.
+"""One backend's trainer on the workload of `train.py`: `python benchmarks/session.py --backend torch`.
 
-The session is what `gptbridge train` drives; the loop, checkpoints and events are not in these figures.
+The trainer is what `gptbridge train` drives; the loop, checkpoints and events are not in these figures.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from workload import (
 )
 
 from gptbridge.plugins.backend import load_backend
+from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import Batch
 from gptbridge.weights.initial import InitialWeights
+from gptbridge.weights.shards import load
 from gptbridge_specs import RunSpec
 
 
@@ -55,18 +57,19 @@ def main() -> None:
     parser.add_argument("--backend", required=True)
     workload, backend = read_arguments(parser), parser.parse_known_args()[0].backend
     spec = run_spec(workload)
-    session, _ = load_backend(backend).open(spec)
-    session.import_weights(InitialWeights(spec.model, SEED))
+    trainer, _, _ = load_backend(backend).open_trainer(spec)
+    load(trainer.shards(), InitialWeights(spec.model, SEED).read)
     taken = 0
 
     def step(inputs: Tokens, labels: Tokens) -> float:
         nonlocal taken
         taken += 1
         mask = np.ones((1, *labels.shape), np.bool_)
-        return session.step(Batch(taken, inputs[None], labels[None], mask, mask.sum()), LEARNING_RATE).loss
+        batch = Batch(inputs[None], labels[None], mask, mask.size, (dropout_seed(SEED, taken, 0),))
+        return trainer.step(batch, LEARNING_RATE).loss
 
     measure(workload, step)
-    session.close()
+    trainer.close()
 
 
 if __name__ == "__main__":

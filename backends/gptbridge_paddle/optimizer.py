@@ -8,62 +8,61 @@ from collections.abc import Mapping
 import paddle
 from paddle import Tensor
 
-from gptbridge.session import EXP_AVG, EXP_AVG_SQ
+from gptbridge.session import MOMENTS, Kind
 from gptbridge_specs.run import OptimizerSpec
 
 
 class Optimizer:
-    """AdamW or SGD over the parameters of a model, with global norm clipping."""
+    """AdamW or SGD over the parameters of a model, with global norm clipping.
 
-    def __init__(self, spec: OptimizerSpec, parameters: list[Tensor]) -> None:
+    `decays` are the decoupled weight decays by the parameters' names.
+    """
+
+    def __init__(
+        self, spec: OptimizerSpec, parameters: Mapping[str, Tensor], decays: Mapping[str, float]
+    ) -> None:
         self._spec = spec
         self._parameters = parameters
-        self._decayed = {p.name for p in parameters if spec.decay == "all" or p.ndim > 1}
-        self._moments: dict[str, dict[str, Tensor]] = {p.name: {} for p in parameters}
-        if spec.name == "adamw":
-            for p in parameters:
-                self._moments[p.name] = {s: paddle.zeros_like(p) for s in (EXP_AVG, EXP_AVG_SQ)}
-        self._updates = 0
+        self._decays = decays
+        kinds = MOMENTS if spec.name == "adamw" else ()
+        self._moments: dict[Kind, dict[str, Tensor]] = {
+            kind: {name: paddle.zeros_like(p) for name, p in parameters.items()} for kind in kinds
+        }
         self._rule = {"adamw": self._adamw, "sgd": self._sgd}[spec.name]
 
-    def clip(self) -> float:
+    def clip(self) -> Tensor:
         """Scale the gradients to the largest norm that the spec allows; return their norm before."""
         # Not paddle.linalg.norm: its fp32 sum of five million squares on CPU is 0.6 % too small.
-        squares = [paddle.sum(paddle.square(p.grad)) for p in self._parameters]
-        norm = math.sqrt(float(paddle.add_n(squares)))
+        squares = [paddle.sum(paddle.square(p.grad)) for p in self._parameters.values()]
+        norm = paddle.sqrt(paddle.add_n(squares))
         limit = self._spec.clip_grad_norm
-        if limit is not None and norm > limit:
-            self.scale_gradients(limit / norm)
+        if limit is not None and float(norm) > limit:
+            self.scale_gradients(limit / float(norm))
         return norm
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply every gradient by `factor`."""
         with paddle.no_grad():
-            for parameter in self._parameters:
+            for parameter in self._parameters.values():
                 parameter.grad.scale_(factor)
 
-    def update(self, learning_rate: float) -> None:
-        """Change the parameters by their gradients."""
-        self._updates += 1
+    def update(self, learning_rate: float, count: int) -> None:
+        """Change the parameters by their gradients; AdamW's bias correction goes by `count`."""
         with paddle.no_grad():
-            self._rule(learning_rate)
+            self._rule(learning_rate, count)
 
-    def moments(self, parameter: Tensor) -> Mapping[str, Tensor]:
-        """Return the moments of one parameter by the suffix of their names; none for SGD."""
-        return self._moments[parameter.name]
+    def moments(self, kind: Kind) -> Mapping[str, Tensor]:
+        """Return the moments of `kind` by the parameters' names; none for SGD."""
+        return self._moments.get(kind, {})
 
-    def set_updates(self, updates: int) -> None:
-        """Say how many updates came before: the bias correction counts them."""
-        self._updates = updates
-
-    def _sgd(self, learning_rate: float) -> None:
-        kept = 1 - learning_rate * self._spec.weight_decay
-        for parameter in self._parameters:
-            if kept != 1 and parameter.name in self._decayed:
+    def _sgd(self, learning_rate: float, count: int) -> None:
+        for name, parameter in self._parameters.items():
+            kept = 1 - learning_rate * self._decays[name]
+            if kept != 1:
                 parameter.scale_(kept)
             parameter.subtract_(parameter.grad * learning_rate)
 
-    def _adamw(self, learning_rate: float) -> None:
+    def _adamw(self, learning_rate: float, count: int) -> None:
         """Decay, then subtract lr * m_hat / (sqrt(v_hat) + epsilon), by the kernel of paddle.optimizer.AdamW.
 
         Paddle's class keeps beta**t as a running fp32 product, which a resumed run could not repeat
@@ -71,19 +70,38 @@ class Optimizer:
         and the correction goes into learning rate, epsilon and decay: the same update.
         """
         spec = self._spec
-        root = math.sqrt(1 - spec.beta2**self._updates)
-        correction = root / (1 - spec.beta1**self._updates)
+        beta2, before, after = _kernel_beta(spec.beta2)
+        root = math.sqrt((1 - spec.beta2**count) / after)
+        correction = root / (1 - spec.beta1**count)
         rate = paddle.to_tensor([learning_rate * correction], dtype="float32")
         no_product = paddle.zeros([1])
-        for parameter in self._parameters:
-            moments = self._moments[parameter.name]
+        first, second = (self._moments[kind] for kind in MOMENTS)
+        for name, parameter in self._parameters.items():
+            if after != 1:
+                second[name].scale_(before)
             paddle._C_ops.adamw_(
-                *(parameter, parameter.grad, rate, moments[EXP_AVG], moments[EXP_AVG_SQ]),
+                *(parameter, parameter.grad, rate, first[name], second[name]),
                 *(None, no_product, no_product),  # AMSGrad's maximum, beta1**t, beta2**t
                 *(None, None),  # a master copy, the flag to skip the update
-                *(spec.beta1, spec.beta2, spec.epsilon * root),
+                *(spec.beta1, beta2, spec.epsilon * root),
                 1.0,  # the layer's share of the learning rate
-                spec.weight_decay / correction,
-                parameter.name in self._decayed,
+                self._decays[name] / correction,
+                self._decays[name] > 0,
                 *(False, 1000, False, False, False),  # lazy, its rows, master copy, global products, AMSGrad
             )
+            if after != 1:
+                second[name].scale_(after)
+
+
+def _kernel_beta(beta2: float) -> tuple[float, float, float]:
+    """Return a beta2 for the kernel, and by what to multiply the second moments before it and after it.
+
+    The kernel rounds beta2 to fp32 and takes 1 - beta2 of that: up to 0.99 it is right to 3e-6 of itself,
+    at 1 - 1e-8 it is 0. Near 1 it gets a small beta, in which nothing is lost, and moments that are scaled:
+    with 1 - beta2 = share * after, after * ((1 - share) * before * v + share * g**2) is what it should be.
+    """
+    if beta2 <= 0.99:
+        return beta2, 1.0, 1.0
+    share, power = math.frexp(1 - beta2)  # share in [1/2, 1)
+    after = 2.0**power
+    return 1 - share, beta2 / ((1 - share) * after), after

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptbridge.rules.rows import CachedDecoder
 from gptbridge.rules.stepping import Stepper
 from gptbridge.session import Device, Kind, Shard
 from gptbridge.weights.shards import decay_of_tensors, shards_of
@@ -58,7 +59,7 @@ class TorchModel:
                 recompute=spec.training.recompute,
                 stream_dtype=stream,
             )
-        self._model = model.to_empty(device=self._device).to(weight_dtype or self._dtype)
+        self._model = model.to(weight_dtype or self._dtype).to_empty(device=self._device)
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
@@ -76,14 +77,10 @@ class TorchModel:
         """Return (B, T, V) logits of (B, T) tokens; (B, K, V) at positions `at` (B, K)."""
         return self._project(self._at(self._evaluate(tokens), at))
 
-    def decoder(self, rows: int, capacity: int) -> TorchDecoder:
+    def decoder(self, rows: int, capacity: int) -> CachedDecoder[Cache]:
         """Return a decoder of `rows` empty rows of at most `capacity` tokens."""
-        return TorchDecoder(self, Cache(self._spec.model, rows, capacity, self._dtype, self._device))
-
-    def decode(self, tokens: NDArray[np.int32], cache: Cache) -> NDArray[np.float32]:
-        """Return (R, V) logits after the last of the (R, T) `tokens` that `cache` was prepared for."""
-        hidden = self._evaluate(tokens, cache)
-        return self._project(hidden.take_along_dim(cache.last[:, None, None], 1)[:, 0])
+        cache = Cache(self._spec.model, rows, capacity, self._dtype, self._device)
+        return CachedDecoder(self._decode, cache)
 
     def close(self) -> None:
         """Free the device."""
@@ -93,6 +90,11 @@ class TorchModel:
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         return dict(self._model.named_parameters()) if kind == "weight" else {}
+
+    def _decode(self, tokens: NDArray[np.int32], cache: Cache) -> NDArray[np.float32]:
+        """Return (R, V) logits after the last of the (R, T) `tokens` that `cache` was prepared for."""
+        hidden = self._evaluate(tokens, cache)
+        return self._project(hidden.take_along_dim(cache.last[:, None, None], 1)[:, 0])
 
     def _evaluate(self, tokens: NDArray[np.int32], cache: Cache | None = None) -> Tensor:
         """Return the final hidden states of (B, T) tokens without dropout and without a graph."""
@@ -123,23 +125,6 @@ class TorchModel:
         if self._device.type == "cpu":
             return copy
         return copy.pin_memory().to(self._device, non_blocking=True)
-
-
-class TorchDecoder:
-    """A `gptbridge.session.Decoder`."""
-
-    def __init__(self, model: TorchModel, cache: Cache) -> None:
-        self._model = model
-        self._cache = cache
-
-    def feed(self, tokens: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Append the first `lengths` (R,) of each row's `tokens` (R, T); return (R, V) logits."""
-        self._cache.place(lengths, tokens.shape[1])
-        return self._model.decode(tokens, self._cache)
-
-    def keep(self, rows: NDArray[np.int32]) -> None:
-        """Make row n what row `rows[n]` was; -1 begins an empty row."""
-        self._cache.keep(rows)
 
 
 class TorchTrainer(TorchModel, Stepper[Tensor]):

@@ -1,8 +1,10 @@
-"""Where the tokens of a decoder's rows stand: the arithmetic of every cache."""
+"""Where the tokens of a decoder's rows stand: the arithmetic of every cache, and the decoder over one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,3 +55,37 @@ class Rows:
     def keep(self, rows: NDArray[np.int32]) -> None:
         """Make row n what row `rows[n]` was; -1 begins an empty row."""
         self.lengths = np.where(rows < 0, 0, self.lengths[np.maximum(rows, 0)])
+
+
+class RowCache(Protocol):
+    """What a framework keeps of the tokens of each row."""
+
+    def place(self, lengths: NDArray[np.int32], width: int) -> None:
+        """Prepare for `width` new tokens, of which `lengths` (R,) count in each row."""
+
+    def keep(self, rows: NDArray[np.int32]) -> None:
+        """Make row n what row `rows[n]` was; -1 begins an empty row."""
+
+
+C = TypeVar("C", bound=RowCache)
+
+
+class CachedDecoder(Generic[C]):
+    """A `gptbridge.session.Decoder` over a cache and a model's `decode`.
+
+    `decode(tokens, cache)` returns the (R, V) logits after each row's last of the (R, T) `tokens`, for
+    which the cache was prepared.
+    """
+
+    def __init__(self, decode: Callable[[NDArray[np.int32], C], NDArray[np.float32]], cache: C) -> None:
+        self._decode = decode
+        self._cache = cache
+
+    def feed(self, tokens: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Append the first `lengths` (R,) of each row's `tokens` (R, T); return (R, V) logits."""
+        self._cache.place(lengths, tokens.shape[1])
+        return self._decode(tokens, self._cache)
+
+    def keep(self, rows: NDArray[np.int32]) -> None:
+        """Make row n what row `rows[n]` was; -1 begins an empty row."""
+        self._cache.keep(rows)

@@ -6,8 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,11 +17,20 @@ from gptbridge import reference
 from gptbridge.errors import BridgeError, UsageError
 from gptbridge.hookspecs import API_VERSION
 from gptbridge.plugins.finding import backend_names, hardware_names
-from gptbridge.session import LanguageModel, StepResult, Trainer, TrainerState
+from gptbridge.session import MOMENTS, LanguageModel, StepResult, Trainer, TrainerState
 from gptbridge.testing import cases, mistakes
-from gptbridge.testing.comparison import require, require_equal_bits, require_share
+from gptbridge.testing.comparison import require, require_equal_bits
 from gptbridge.testing.decoding import DecoderTests
-from gptbridge.testing.harness import MODELS, fill, fill_moments, gradients_of, moments_of, weights_of
+from gptbridge.testing.dropout import DropoutTests
+from gptbridge.testing.harness import (
+    MODELS,
+    fill,
+    fill_moments,
+    gradients_of,
+    moments_of,
+    weights_of,
+    with_joined_biases,
+)
 from gptbridge.testing.sharding import ShardTests
 
 LEARNING_RATE = 0.5
@@ -48,7 +56,7 @@ print(json.dumps([name for name in backend.info.modules if name in sys.modules])
 """
 
 
-class BackendConformance(ShardTests, DecoderTests):
+class BackendConformance(ShardTests, DecoderTests, DropoutTests):
     """Subclass it in a pytest file and name the backend: every test here then runs against it.
 
     Each comparison also proves that it would notice the mistakes of `gptbridge.testing.mistakes`.
@@ -77,15 +85,15 @@ class BackendConformance(ShardTests, DecoderTests):
         imported = json.loads(run.stdout.splitlines()[-1])
         require(not imported, f"loading or checking the plugin imports {imported}: import it in worker hooks")
 
-    def test_sessions_have_every_method(self) -> None:
-        """Model and trainer implement their whole protocols, and one opens beside another."""
+    def test_trainers_and_models_have_every_method(self) -> None:
+        """Both implement their whole protocols, and one opens beside another."""
         spec = self._spec("gelu_tanh-tied")
-        for name, kind, session in (
+        for name, kind, opened in (
             ("trainer", Trainer, self._open(spec)),
             ("model", LanguageModel, self._plugin().open_model(spec)),
         ):
-            require(isinstance(session, kind), f"the {name} lacks methods of {kind.__name__}")
-            session.close()
+            require(isinstance(opened, kind), f"the {name} lacks methods of {kind.__name__}")
+            opened.close()
 
     # The model
 
@@ -100,31 +108,46 @@ class BackendConformance(ShardTests, DecoderTests):
             name: {"logits": reference.logits(bad_model, bad_weights, tokens)}
             for name, (bad_model, bad_weights) in mistakes.in_weights(spec.model, weights).items()
         }
-        session = self._start(spec, weights)
-        self._compare("logits", session.logits(tokens), expected, wrong)
+        trainer = self._start(spec, weights)
+        self._compare("logits", trainer.logits(tokens), expected, wrong)
         if model == next(iter(MODELS)):  # every new shape is one more compilation for some
-            self._compare("logits of 5 tokens", session.logits(tokens[:2, :5]), expected[:2, :5], {})
+            self._compare("logits of 5 tokens", trainer.logits(tokens[:2, :5]), expected[:2, :5], {})
 
     def test_logits_at_positions(self) -> None:
         """`logits(tokens, at)` picks rows of the full logits."""
         spec = self._spec("gelu_erf-untied")
         tokens = cases.batch(spec.model).inputs[0]
-        session = self._start(spec, cases.weights(spec.model))
+        trainer = self._start(spec, cases.weights(spec.model))
         at = np.array([[10, 0], [3, 7], [5, 5], [1, 9]], np.int32)
-        full = session.logits(tokens)
+        full = trainer.logits(tokens)
         wrong = {"row": {"logits at": full[:, :2]}, "sample": {"logits at": _rows(full[::-1], at)}}
-        self._compare("logits at", session.logits(tokens, at), _rows(full, at), wrong)
+        self._compare("logits at", trainer.logits(tokens, at), _rows(full, at), wrong)
+
+    def test_a_model_without_an_optimizer_reads_the_same(self) -> None:
+        """What `open_model` returns has weights alone, and the logits and losses of a trainer."""
+        spec = self._spec("gelu_erf-untied")
+        weights, batch = cases.weights(spec.model), cases.batch(spec.model)
+        tokens, labels = batch.inputs[0], batch.labels[0]
+        opened = self._plugin().open_model(spec)
+        fill(opened, spec.model, weights)
+        require_equal_bits("weights of the model", weights_of(opened), weights)
+        for kind in ("gradient", *MOMENTS):
+            require(not opened.shards(kind), f"a model that is read alone has shards({kind!r})")
+        self._compare("logits", opened.logits(tokens), reference.logits(spec.model, weights, tokens), {})
+        expected = reference.token_losses(spec.model, weights, tokens, labels)
+        self._compare("token losses", opened.token_losses(tokens, labels), expected, {})
+        opened.close()
 
     @pytest.mark.parametrize("model", MODELS)
     def test_gradients_match_the_reference(self, model: str) -> None:
         """Loss and gradient are those of the analytic backward pass, and computing them changes nothing."""
         spec = self._spec(model)
         weights, batch = cases.weights(spec.model), cases.batch(spec.model)
-        session = self._start(spec, weights)
-        found = gradients_of(session, batch)
+        trainer = self._start(spec, weights)
+        found = gradients_of(trainer, batch)
         _, expected = reference.loss_and_gradients(spec.model, weights, batch)
         self._compare_all("gradient", found, expected, mistakes.in_gradients(spec.model, weights, batch))
-        require_equal_bits("weights after accumulate()", weights_of(session), weights)
+        require_equal_bits("weights after accumulate()", weights_of(trainer), weights)
 
     def test_token_losses_match_the_reference(self) -> None:
         """`token_losses` is the negative log likelihood of each label, masked or not."""
@@ -134,10 +157,10 @@ class BackendConformance(ShardTests, DecoderTests):
         expected = reference.token_losses(spec.model, weights, inputs, labels)
         shifted = reference.token_losses(spec.model, weights, inputs, np.roll(labels, 1, 1))
         wrong = {"labels are shifted": {"token losses": shifted}}
-        session = self._start(spec, weights)
-        self._compare("token losses", session.token_losses(inputs, labels), expected, wrong)
+        trainer = self._start(spec, weights)
+        self._compare("token losses", trainer.token_losses(inputs, labels), expected, wrong)
         at = np.array([[10, 0], [3, 7], [5, 5]], np.int32)
-        chosen = session.token_losses(inputs, np.take_along_axis(labels, at, 1), at)
+        chosen = trainer.token_losses(inputs, np.take_along_axis(labels, at, 1), at)
         wrong = {"row": {"token losses at": expected[:, :2]}}
         self._compare("token losses at", chosen, np.take_along_axis(expected, at, 1), wrong)
 
@@ -148,8 +171,8 @@ class BackendConformance(ShardTests, DecoderTests):
         spec = self._spec("gelu_tanh-tied")
         weights, batch = cases.weights(spec.model), cases.batch(spec.model)
         loss, gradients = reference.loss_and_gradients(spec.model, weights, batch)
-        session = self._start(spec, weights)
-        result = session.step(batch, LEARNING_RATE)
+        trainer = self._start(spec, weights)
+        result = trainer.step(batch, LEARNING_RATE)
         self._compare_result(result, loss, gradients)
         wrong = {
             name: {key: -LEARNING_RATE * g for key, g in bad.items()}
@@ -158,9 +181,9 @@ class BackendConformance(ShardTests, DecoderTests):
         clipped = reference.clip(gradients, 1.0)
         wrong["gradients are clipped to 1"] = {key: -LEARNING_RATE * g for key, g in clipped.items()}
         updated = reference.sgd_step(spec.model, spec.optimizer, weights, gradients, LEARNING_RATE)
-        found = _change(weights_of(session), weights)
+        found = _change(weights_of(trainer), weights)
         self._compare_all("change of", found, _change(updated, weights), wrong)
-        require(not moments_of(session), "SGD has no moments to export")
+        require(not moments_of(trainer), "SGD has no moments to export")
 
     def test_adamw_step_matches_the_reference(self) -> None:
         """The fifth update of AdamW from given moments, with clipping and decoupled decay."""
@@ -174,16 +197,16 @@ class BackendConformance(ShardTests, DecoderTests):
             new_weights, new_moments = reference.adamw_step(*arguments)
             return {**_change(new_weights, weights), **new_moments}
 
-        session = self._start(spec, weights)
-        fill_moments(session, spec.model, moments)
-        session.state = TrainerState(updates=4)
-        self._compare_result(session.step(batch, LEARNING_RATE), loss, gradients)
-        found = {**_change(weights_of(session), weights), **moments_of(session)}
+        trainer = self._start(spec, weights)
+        fill_moments(trainer, spec.model, moments)
+        trainer.state = TrainerState(updates=4)
+        self._compare_result(trainer.step(batch, LEARNING_RATE), loss, gradients)
+        found = {**_change(weights_of(trainer), weights), **moments_of(trainer)}
         wrong = {name: updated(bad) for name, bad in mistakes.in_adamw(spec.optimizer).items()}
         wrong["the update is not counted"] = updated(spec.optimizer, 4)
         wrong["moments are not corrected for their bias"] = updated(spec.optimizer, 10**9)
         self._compare_all("AdamW:", found, updated(spec.optimizer), wrong)
-        require(session.state.updates == 5, "state.updates does not count the update")
+        require(trainer.state.updates == 5, "state.updates does not count the update")
 
     def test_clipping_has_a_threshold(self) -> None:
         """Gradients above the largest norm are scaled down to it, others are left as they are."""
@@ -194,10 +217,10 @@ class BackendConformance(ShardTests, DecoderTests):
             batch = cases.batch(spec.model, kept=kept)
             loss, gradients = reference.loss_and_gradients(spec.model, weights, batch)
             sides[reference.gradient_norm(gradients) > (limit or 0)] = kept
-            session = self._start(spec, weights)
-            self._compare_result(session.step(batch, LEARNING_RATE), loss, gradients)
+            trainer = self._start(spec, weights)
+            self._compare_result(trainer.step(batch, LEARNING_RATE), loss, gradients)
             updated = reference.sgd_step(spec.model, spec.optimizer, weights, gradients, LEARNING_RATE)
-            found = _change(weights_of(session), weights)
+            found = _change(weights_of(trainer), weights)
             self._compare_all("change of", found, _change(updated, weights), {})
         require(len(sides) == 2, f"the kit's batches lie on one side of {limit}: {sides}")
 
@@ -216,32 +239,31 @@ class BackendConformance(ShardTests, DecoderTests):
     def test_weights_survive_a_round_trip(self, model: str) -> None:
         """What is imported is exported: names, order, float32 bits; and an export is a copy."""
         spec = self._spec(model)
-        session = self._start(spec, cases.weights(spec.model, seed=7))
+        trainer = self._start(spec, cases.weights(spec.model, seed=7))
         for seed in (8, 7):  # the second import proves that the first was not merely remembered
             weights = cases.weights(spec.model, seed=seed)
-            fill(session, spec.model, weights)
-            exported = weights_of(session)
+            fill(trainer, spec.model, weights)
+            exported = weights_of(trainer)
             require_equal_bits("exported weights", exported, weights)
-        session.step(cases.batch(spec.model), LEARNING_RATE)
+        trainer.step(cases.batch(spec.model), LEARNING_RATE)
         require_equal_bits("weights exported before a step", exported, weights)
-        moved = [
-            name for name, array in weights_of(session).items() if not np.array_equal(array, weights[name])
-        ]
-        require(len(moved) == len(weights), f"a step leaves {sorted(set(weights) - set(moved))} unchanged")
+        before, after = with_joined_biases(weights), with_joined_biases(weights_of(trainer))
+        kept = sorted(name for name, array in after.items() if np.array_equal(array, before[name]))
+        require(not kept, f"a step leaves {kept} unchanged")
 
     def test_moments_survive_a_round_trip(self) -> None:
         """AdamW's moments and the counters are exported as they were imported."""
         spec = self._spec("gelu_erf-untied")
-        session = self._start(spec, cases.weights(spec.model))
+        trainer = self._start(spec, cases.weights(spec.model))
         for seed, updates in ((2, 3), (5, 11)):
             moments, state = cases.moments(spec.model, seed), TrainerState(updates=updates)
-            fill_moments(session, spec.model, moments)
-            session.state = state
-            require_equal_bits("exported moments", moments_of(session), moments)
-            require(session.state == state, f"exported state is {session.state}")
+            fill_moments(trainer, spec.model, moments)
+            trainer.state = state
+            require_equal_bits("exported moments", moments_of(trainer), moments)
+            require(trainer.state == state, f"exported state is {trainer.state}")
 
     def test_resume_repeats_every_bit(self) -> None:
-        """A new session with the weights, moments and state of step 2 repeats steps 3 and 4, with dropout."""
+        """A new trainer with the weights, moments and state of step 2 repeats steps 3 and 4, with dropout."""
         spec, has_dropout = self._dropout_spec()
         first = self._start(spec, cases.weights(spec.model))
         for step in (1, 2):
@@ -267,99 +289,6 @@ class BackendConformance(ShardTests, DecoderTests):
             require(other.loss != expected[0].loss, "dropout does not depend on the step")
         second.close()
 
-    def test_dropout_of_a_micro_batch_depends_on_its_seed_alone(self) -> None:
-        """Two micro-batches in one step, or apart as two replicas have them, see the same dropout."""
-        spec, has_dropout = self._dropout_spec()
-        if not has_dropout:
-            pytest.skip(f"{self.backend} declares that it has no dropout")
-        session = self._start(spec, cases.weights(spec.model))
-        both = cases.batch(spec.model)
-
-        def one(number: int, seed: int) -> cases.Arrays:
-            half = slice(number, number + 1)
-            return gradients_of(
-                session,
-                replace(
-                    both,
-                    inputs=both.inputs[half],
-                    labels=both.labels[half],
-                    loss_mask=both.loss_mask[half],
-                    dropout_seeds=(both.dropout_seeds[seed],),
-                ),
-            )
-
-        def summed(*seeds: int) -> cases.Arrays:
-            parts = [one(number, seed) for number, seed in enumerate(seeds)]
-            return {name: parts[0][name] + parts[1][name] for name in parts[0]}
-
-        wrong = {"every replica draws the same": summed(0, 0), "seeds are exchanged": summed(1, 0)}
-        self._compare_all("gradient of two replicas", gradients_of(session, both), summed(0, 1), wrong)
-
-    def test_evaluation_has_no_dropout(self) -> None:
-        """`logits` and `token_losses` ignore the dropout that `step` applies."""
-        spec, has_dropout = self._dropout_spec()
-        weights, batch = cases.weights(spec.model), cases.batch(spec.model)
-        session = self._start(spec, weights)
-        trained = session.step(batch, 0.0).loss
-        loss, _ = reference.loss_and_gradients(spec.model, weights, batch)
-        if has_dropout:
-            require(abs(trained - loss) > 1e-3, "a training step applies no dropout")
-        fill(session, spec.model, weights)
-        tokens, labels = batch.inputs[0], batch.labels[0]
-        self._compare("logits", session.logits(tokens), reference.logits(spec.model, weights, tokens), {})
-        expected = reference.token_losses(spec.model, weights, tokens, labels)
-        self._compare("token losses", session.token_losses(tokens, labels), expected, {})
-
-    def test_dropout_has_its_rate_and_its_scale(self) -> None:
-        """Of the gradient that passes a dropout each number is 0, or the reference's / (1 - p).
-
-        The blocks add nothing here, so that the zeros in the gradient of the positions tell what the
-        dropout before them left of the input. Two micro-batches with the same token, each under a
-        dropout of its own, leave p * p zeros in their sum.
-        """
-        p = 0.4
-        session, model, weights = self._start_dropout({"hidden_dropout_prob": p})
-        places = ["wpe.weight", *(name for name in weights if name.endswith("c_proj.bias"))]
-        zeros, both_zero = [], []
-        for step in range(1, 11):
-            found = _first_rows(gradients_of(session, cases.one_token(step)), places)
-            kept = found["wpe.weight"] != 0
-            expected = cases.one_token_gradient(model, weights, kept / (1 - p))
-            passed = {name: np.where(found[name] != 0, expected / (1 - p), 0) for name in places}
-            unscaled = {"what is kept is not scaled": {n: g * (1 - p) for n, g in passed.items()}}
-            self._compare_all("gradient under dropout", found, passed, unscaled)
-            zeros += [gradient == 0 for gradient in found.values()]
-            two = _first_rows(gradients_of(session, cases.one_token(step, micro_batches=2)), places)
-            both_zero += [gradient == 0 for gradient in two.values()]
-        require_share("zeros under one dropout", np.array(zeros), p)
-        require_share("zeros under two dropouts", np.array(both_zero), p * p)
-
-    def test_attention_dropout_has_its_rate_and_its_scale(self) -> None:
-        """A lone token attends to itself alone: a head gives 0, or the token's value / (1 - p).
-
-        That output times the gradient of its projection is the gradient of attn.c_proj.weight. The
-        blocks add nothing here, so that no dropout changes the gradient that comes to the projection.
-        """
-        p, heads = 0.4, 32
-        fields = {"attention_probs_dropout_prob": p, "num_attention_heads": heads, "hidden_size": 8 * heads}
-        session, model, weights = self._start_dropout(fields)
-        places = [name for name in weights if name.endswith("attn.c_proj.weight")]
-        _, right = reference.loss_and_gradients(model, weights, cases.one_token(1))
-        zeros, both_zero = [], []
-        for step in range(1, 21):
-            found = _by_head(gradients_of(session, cases.one_token(step)), places, heads)
-            kept = {name: gradient.any(1) for name, gradient in found.items()}
-            undropped = _by_head(right, places, heads)
-            unscaled = {name: gradient * kept[name][:, None] for name, gradient in undropped.items()}
-            passed = {name: gradient / (1 - p) for name, gradient in unscaled.items()}
-            wrong = {"what is kept is not scaled": unscaled}
-            self._compare_all("gradient by head under attention dropout", found, passed, wrong)
-            zeros += [~head for head in kept.values()]
-            two = _by_head(gradients_of(session, cases.one_token(step, micro_batches=2)), places, heads)
-            both_zero += [~gradient.any(1) for gradient in two.values()]
-        require_share("heads dropped by one dropout", np.array(zeros), p)
-        require_share("heads dropped by two dropouts", np.array(both_zero), p * p)
-
     # What is refused
 
     @pytest.mark.parametrize("field", REFUSABLE)
@@ -378,18 +307,6 @@ class BackendConformance(ShardTests, DecoderTests):
         require(len(problems[0].reason) > 10, f"{field}: the reason is {problems[0].reason!r}")
         with pytest.raises(UsageError, match=field):
             backend.open_trainer(spec)
-
-
-def _first_rows(gradients: Mapping[str, NDArray[Any]], names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Return the gradients called `names`, of matrices the first row."""
-    return {name: gradients[name][0] if gradients[name].ndim > 1 else gradients[name] for name in names}
-
-
-def _by_head(
-    gradients: Mapping[str, NDArray[Any]], names: Sequence[str], heads: int
-) -> dict[str, NDArray[Any]]:
-    """Return the gradients called `names`, all that belongs to a head in its row."""
-    return {name: gradients[name].reshape(heads, -1) for name in names}
 
 
 def _rows(logits: NDArray[Any], at: NDArray[np.int32]) -> NDArray[Any]:

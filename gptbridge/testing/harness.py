@@ -116,9 +116,9 @@ class Harness:
     ) -> None:
         require_close(
             f"{self.backend}: {what}",
-            _with_joined_biases(found),
-            _with_joined_biases(expected),
-            {mistake: _with_joined_biases(tensors) for mistake, tensors in wrong.items()},
+            with_joined_biases(found),
+            with_joined_biases(expected),
+            {mistake: with_joined_biases(tensors) for mistake, tensors in wrong.items()},
             self.tolerance,
         )
 
@@ -134,11 +134,11 @@ class Harness:
         require(not result.skipped, "the step says that it was skipped")
 
 
-def _with_joined_biases(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def with_joined_biases(tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Return `tensors` with the biases of q, k and v joined.
 
     A key's bias moves all scores of a softmax alike, so its gradient is 0 but for rounding, which has no
-    scale of its own to be compared by.
+    scale of its own to be compared by, and perhaps moves nothing.
     """
     joined = dict(tensors)
     for name in tensors:

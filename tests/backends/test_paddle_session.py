@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from gptbridge.errors import UsageError
 from gptbridge.plugins.backend import load_backend
 from gptbridge.process.cores import usable_cores
-from gptbridge.session import EXP_AVG
 from gptbridge_paddle import ascend, hardware
 from gptbridge_specs import RunSpec
-from tests.backends import sessions
-from tests.backends.sessions import LENGTH, SessionTests, make_batch, make_spec
+from tests.backends.sessions import LENGTH, SessionTests, everything, make_batch, make_spec, opened
 
 paddle = hardware.import_paddle()
 
@@ -28,24 +26,24 @@ import paddle.nn.functional as F  # noqa: E402
 from paddle import Tensor  # noqa: E402
 
 from gptbridge_paddle import loss  # noqa: E402
-from gptbridge_paddle.model import GPT  # noqa: E402
 from gptbridge_paddle.optimizer import Optimizer  # noqa: E402
-from gptbridge_paddle.session import PaddleSession  # noqa: E402
+from gptbridge_paddle.parts import Attention, Recompute  # noqa: E402
+from gptbridge_paddle.session import PaddleModel, PaddleTrainer  # noqa: E402
 
 
-def open_session(spec: RunSpec) -> PaddleSession:
-    return sessions.open_session(PaddleSession, spec, hardware.setup("cpu"))
+def open_trainer(spec: RunSpec) -> PaddleTrainer:
+    return opened(PaddleTrainer, spec, hardware.setup("cpu"))
 
 
 def allocated() -> int:
     return int(paddle.base.core.host_memory_stat_current_value("Allocated", 0))
 
 
-def kept_bytes(session: PaddleSession) -> int:
+def kept_bytes(trainer: PaddleTrainer) -> int:
     """Return the bytes that a forward pass leaves allocated for the backward pass."""
-    model = session._model
+    model = trainer._model
     model(tokens := paddle.zeros([4, LENGTH], "int32"))  # fills the cache of causal masks
-    gc.collect()  # what earlier sessions held must not be freed in between
+    gc.collect()  # what earlier trainers held must not be freed in between
     before = allocated()
     hidden = model(tokens)
     kept = allocated() - before
@@ -54,16 +52,17 @@ def kept_bytes(session: PaddleSession) -> int:
 
 
 class TestPaddle(SessionTests):
-    open_session = staticmethod(open_session)
+    open_trainer = staticmethod(open_trainer)
     kept_bytes = staticmethod(kept_bytes)
 
 
 def test_attention_on_cpu_is_the_fused_one() -> None:
-    attention = GPT(make_spec().model, "none").h[0].attn
+    model = make_spec().model
+    attention = Attention(model, 0, Recompute("none", model))
     paddle.seed(1)
     qkv = paddle.randn([3, LENGTH, 72])
     qkv.stop_gradient = False
-    ours, theirs = attention._attend_on_cpu(qkv), attention._attend_fused(qkv)
+    ours, theirs = attention._attend(qkv), attention._attend_fused(qkv)
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
     (gradient,), (expected,) = paddle.grad(ours.square().sum(), qkv), paddle.grad(theirs.square().sum(), qkv)
     np.testing.assert_allclose(gradient.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
@@ -103,7 +102,8 @@ def optimizer_with(gradient: NDArray[np.float32], **fields: Any) -> tuple[Tensor
     parameter = paddle.create_parameter(list(gradient.shape), "float32")
     parameter.set_value(np.ones_like(gradient))
     parameter.grad = paddle.to_tensor(gradient)
-    return parameter, Optimizer(make_spec(optimizer=fields).optimizer, [parameter])
+    spec = make_spec(optimizer=fields).optimizer
+    return parameter, Optimizer(spec, {"weight": parameter}, {"weight": spec.weight_decay})
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-8, 1e-10])
@@ -115,44 +115,72 @@ def test_adamw_places_epsilon_outside_the_corrected_root(size: float) -> None:
     expected, inside = np.ones_like(g), np.ones_like(g)
     m, v = np.zeros_like(g), np.zeros_like(g)
     for step in range(1, 6):
-        optimizer.update(rate)
+        optimizer.update(rate, step)
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
         m_hat, v_hat = m / (1 - beta1**step), v / (1 - beta2**step)
         expected = expected * (1 - rate * decay) - rate * m_hat / (np.sqrt(v_hat) + epsilon)
         inside = inside * (1 - rate * decay) - rate * m_hat / np.sqrt(v_hat + epsilon)
     assert np.abs(parameter.numpy() - expected).max() < 1e-6
     assert size == 1.0 or np.abs(parameter.numpy() - inside).max() > 1e-5
-    np.testing.assert_allclose(optimizer.moments(parameter)[EXP_AVG].numpy(), m, rtol=1e-5)
+    np.testing.assert_allclose(optimizer.moments("exp_avg")["weight"].numpy(), m, rtol=1e-5)
+
+
+@pytest.mark.parametrize("beta2", [0.0, 0.5, 0.95, 0.999, 1 - 1e-6, 1 - 1e-9, 1 - 1e-15])
+def test_second_moments_are_right_for_any_beta2(beta2: float) -> None:
+    stream, rate = np.random.default_rng(0), 1e-2
+    parameter, optimizer = optimizer_with(np.zeros(40, np.float32), beta2=beta2, weight_decay=0.0)
+    weight, m, v = np.ones(40), np.zeros(40), np.zeros(40)
+    rounded = np.zeros(40)  # what the kernel makes of beta2
+    for step in range(1, 31):
+        g = stream.standard_normal(40).astype(np.float32)
+        parameter.grad = paddle.to_tensor(g)
+        optimizer.update(rate, step)
+        m, v = 0.9 * m + 0.1 * g, beta2 * v + (1 - beta2) * np.square(g, dtype=np.float64)
+        rounded = np.float32(beta2) * rounded + (1 - np.float32(beta2)) * g * g
+        weight -= rate * m / (1 - 0.9**step) / (np.sqrt(v / (1 - beta2**step)) + 1e-8)
+    np.testing.assert_allclose(optimizer.moments("exp_avg_sq")["weight"].numpy(), v, rtol=4e-6)
+    np.testing.assert_allclose(parameter.numpy(), weight, rtol=0, atol=3e-6)
+    assert beta2 < 0.99 or np.abs(rounded / v - 1).max() > 1e-5
+
+
+def test_a_model_holds_its_weights_in_the_compute_type_alone() -> None:
+    spec = make_spec(precision={"compute": "bf16"})
+    model = opened(PaddleModel, spec, hardware.setup("cpu"))
+    assert {p.dtype for p in model._model.parameters()} == {paddle.bfloat16}
+    assert {p.dtype for p in open_trainer(spec)._model.parameters()} == {paddle.float32}
+    exact = opened(PaddleModel, make_spec(), hardware.setup("cpu")).shards()
+    for shard, other in zip(model.shards(), exact, strict=True):  # what was written is rounded, not lost
+        np.testing.assert_allclose(shard.read(), other.read(), rtol=2**-8, err_msg=shard.name)
 
 
 def test_clipping_sees_the_norm_of_millions_of_gradients() -> None:
     draw = np.random.default_rng(0).standard_normal((1500, 2000)).astype(np.float32)
     norm = math.sqrt(np.square(draw, dtype=np.float64).sum())
     parameter, optimizer = optimizer_with(draw, clip_grad_norm=1.0)
-    assert optimizer.clip() == pytest.approx(norm, rel=1e-6)
+    assert float(optimizer.clip()) == pytest.approx(norm, rel=1e-6)
     np.testing.assert_allclose(parameter.grad.numpy(), draw / norm, rtol=1e-5)
 
 
-def fp16_session(**precision: Any) -> PaddleSession:
-    """Return a session that scales its loss. On CPU auto_cast leaves the arithmetic in fp32."""
-    return open_session(make_spec(precision={"compute": "fp16", **precision}))
+def fp16_trainer(**precision: Any) -> PaddleTrainer:
+    """Return a trainer that scales its loss. On CPU auto_cast leaves the arithmetic in fp32."""
+    return open_trainer(make_spec(precision={"compute": "fp16", **precision}))
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_an_overflowed_step_changes_nothing_and_halves_the_scale() -> None:
-    session = fp16_session(initial_loss_scale=2.0**200)
-    before = {**dict(session.export_weights()), **dict(session.export_optimizer())}
-    result = session.step(make_batch(), 1e-2)
+    trainer = fp16_trainer(initial_loss_scale=2.0**200)
+    before = everything(trainer)
+    result = trainer.step(make_batch(), 1e-2)
     assert result.skipped
     assert result.loss_scale == 2.0**200
-    assert (session.export_state().loss_scale, session.export_state().updates) == (2.0**199, 0)
-    for name, array in [*session.export_weights(), *session.export_optimizer()]:
+    assert (trainer.state.loss_scale, trainer.state.updates) == (2.0**199, 0)
+    for name, array in everything(trainer).items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_the_loss_scale_leaves_loss_and_norm_alone() -> None:
-    results = [fp16_session(loss_scale=scale).step(make_batch(), 0.0) for scale in (1.0, 1024.0)]
+    results = [fp16_trainer(loss_scale=scale).step(make_batch(), 0.0) for scale in (1.0, 1024.0)]
     assert results[0].loss == results[1].loss
     assert results[0].grad_norm == results[1].grad_norm
 
@@ -160,12 +188,14 @@ def test_the_loss_scale_leaves_loss_and_norm_alone() -> None:
 @pytest.mark.parametrize("compute", ["bf16", "fp16"])
 def test_lower_precision_on_cpu_is_refused(compute: str) -> None:
     with pytest.raises(UsageError, match=rf"precision\.compute={compute}: .*silently compute in fp32"):
-        load_backend("paddle").open(make_spec(precision={"compute": compute}, training={"device": "auto"}))
+        load_backend("paddle").open_trainer(
+            make_spec(precision={"compute": compute}, training={"device": "auto"})
+        )
 
 
 def test_compile_is_refused() -> None:
     with pytest.raises(UsageError, match=r"training\.compile=True: this backend runs eagerly"):
-        load_backend("paddle").open(make_spec(training={"compile": True}))
+        load_backend("paddle").open_trainer(make_spec(training={"compile": True}))
 
 
 @pytest.mark.skipif(paddle.device.is_compiled_with_cuda(), reason="there may be a GPU")

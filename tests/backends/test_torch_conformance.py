@@ -2,52 +2,92 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from numpy.typing import NDArray
+from torch import Tensor
 
-from gptbridge.session import Batch, Session
-from gptbridge.testing import BackendConformance, cases
+from gptbridge.session import Trainer
+from gptbridge.testing import BackendConformance
 from gptbridge_specs import RunSpec
-
-Gradients = Iterator[tuple[str, NDArray[Any]]]
+from gptbridge_torch import hardware
+from gptbridge_torch.session import TorchTrainer
 
 
 class TestTorch(BackendConformance):
     backend = "torch"
 
 
-def unscaled(session: Session, batch: Batch) -> Gradients:
-    """Return gradients as a dropout of 0.4 without its 1 / (1 - p) gives them."""
-    return ((name, gradient * 0.6) for name, gradient in session.gradients(batch))
+class Unscaled(TorchTrainer):
+    """Its gradients are those of a dropout of 0.4 without its 1 / (1 - p)."""
+
+    def scale_gradients(self, factor: float) -> None:
+        super().scale_gradients(0.6 * factor)
+
+    def _accumulate(self, batch: Any) -> Tensor:
+        total = super()._accumulate(batch)
+        self.scale_gradients(1.0)
+        return total
 
 
-def one_draw(session: Session, batch: Batch) -> Gradients:
-    """Return gradients as one dropout for all micro-batches gives them."""
-    first = replace(batch, inputs=batch.inputs[:1], labels=batch.labels[:1], loss_mask=batch.loss_mask[:1])
-    return ((name, gradient * len(batch.inputs)) for name, gradient in session.gradients(first))
+class OneDraw(TorchTrainer):
+    """All micro-batches of a step see the same dropout."""
+
+    def _accumulate(self, batch: Any) -> Tensor:
+        self._seed = batch.dropout_seeds[0]
+        return super()._accumulate(batch)
+
+    def backward(self, inputs: Any, labels: Any, mask: Any, factor: float, seed: int) -> Tensor:
+        return super().backward(inputs, labels, mask, factor, self._seed)
+
+
+class Unseeded(TorchTrainer):
+    """Dropout goes on where the generator stands."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._random = False
+
+
+class Reseeded(TorchTrainer):
+    """Dropout depends on the number of the micro-batch on this rank."""
+
+    def clear_gradients(self) -> None:
+        super().clear_gradients()
+        self._number = 0
+
+    def backward(self, inputs: Any, labels: Any, mask: Any, factor: float, seed: int) -> Tensor:
+        self._number += 1
+        return super().backward(inputs, labels, mask, factor, self._number)
+
+
+def wrong_kit(kind: type[TorchTrainer]) -> BackendConformance:
+    class Wrong(BackendConformance):
+        backend = "torch"
+
+        def _open(self, spec: RunSpec) -> Trainer:
+            device = hardware.setup("cpu")
+            assert device is not None
+            return kind(spec, device)
+
+    return Wrong()
 
 
 @pytest.mark.parametrize("kind", ["dropout", "attention_dropout"])
 @pytest.mark.parametrize(
-    ("wrong", "words"), [(unscaled, "what is kept is not scaled"), (one_draw, "two dropouts")]
+    ("wrong", "words"), [(Unscaled, "what is kept is not scaled"), (OneDraw, "two dropouts")]
 )
-def test_the_kit_notices_a_wrong_dropout(
-    kind: str, wrong: Callable[[Session, Batch], Gradients], words: str
-) -> None:
-    class Wrong(BackendConformance):
-        backend = "torch"
-
-        def _start(self, spec: RunSpec, weights: cases.Arrays) -> Session:
-            session = self._open(spec)
-            session.import_weights(weights)
-            mutant: Session = SimpleNamespace(gradients=partial(wrong, session))
-            return mutant
-
+def test_the_kit_notices_a_wrong_dropout(kind: str, wrong: type[TorchTrainer], words: str) -> None:
     with pytest.raises(AssertionError, match=words):
-        getattr(Wrong(), f"test_{kind}_has_its_rate_and_its_scale")()
+        getattr(wrong_kit(wrong), f"test_{kind}_has_its_rate_and_its_scale")()
+
+
+@pytest.mark.parametrize("wrong", [OneDraw, Unseeded, Reseeded])
+def test_the_kit_notices_a_dropout_of_another_seed(wrong: type[TorchTrainer]) -> None:
+    with pytest.raises(AssertionError, match="gradient of two replicas"):
+        wrong_kit(wrong).test_dropout_of_a_micro_batch_depends_on_its_seed_alone()
+
+
+def test_the_kit_notices_that_a_dropout_is_not_resumed() -> None:
+    with pytest.raises(AssertionError, match="resumed steps give"):
+        wrong_kit(Unseeded).test_resume_repeats_every_bit()

@@ -39,7 +39,7 @@ def torch_logits(model: ModelSpec, w: dict[str, Tensor], tokens: Tensor) -> Tens
         normed = norm(f"h.{n}.ln_1", x)
         q, k, v = (
             linear(f"h.{n}.attn.{part}", normed)
-            .unflatten(-1, (model.num_attention_heads, -1))
+            .reshape(*tokens.shape, model.num_attention_heads, -1)
             .transpose(1, 2)
             for part in "qkv"
         )

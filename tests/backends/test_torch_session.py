@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from gptbridge.errors import UsageError
 from gptbridge.plugins.backend import load_backend
+from gptbridge.weights import shards
 from gptbridge_specs import RunSpec
 from gptbridge_torch import ascend, hardware, loss
-from gptbridge_torch.session import TorchSession
-from tests.backends import sessions
-from tests.backends.sessions import LENGTH, VOCAB, SessionTests, gradients, make_batch, make_spec
+from gptbridge_torch.session import TorchModel, TorchTrainer
+from tests.backends.sessions import (
+    LENGTH,
+    VOCAB,
+    SessionTests,
+    everything,
+    gradients,
+    make_batch,
+    make_spec,
+    opened,
+)
 
 
-def open_session(spec: RunSpec) -> TorchSession:
-    return sessions.open_session(TorchSession, spec, hardware.setup("cpu"))
+def open_trainer(spec: RunSpec) -> TorchTrainer:
+    return opened(TorchTrainer, spec, hardware.setup("cpu"))
 
 
-def kept_bytes(session: TorchSession) -> int:
+def open_model(spec: RunSpec) -> TorchModel:
+    return opened(TorchModel, spec, hardware.setup("cpu"))
+
+
+def kept_bytes(trainer: TorchTrainer) -> int:
     """Return the bytes that the forward pass keeps for the backward pass, parameters aside."""
-    model = session._model
+    model = trainer._model
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -39,7 +55,7 @@ def kept_bytes(session: TorchSession) -> int:
 
 
 class TestTorch(SessionTests):
-    open_session = staticmethod(open_session)
+    open_trainer = staticmethod(open_trainer)
     kept_bytes = staticmethod(kept_bytes)
 
 
@@ -68,37 +84,37 @@ def test_fused_loss_is_the_cross_entropy() -> None:
 
 @pytest.mark.parametrize("compute", ["bf16", "fp16"])
 def test_lower_precision_is_close_to_fp32_but_another(compute: str) -> None:
-    exact = gradients(open_session(make_spec()))
-    lower = gradients(open_session(make_spec(precision={"compute": compute})))
+    exact = gradients(open_trainer(make_spec()))
+    lower = gradients(open_trainer(make_spec(precision={"compute": compute})))
     for name, gradient in exact.items():
         distance = np.abs(gradient - lower[name]).max() / np.abs(gradient).max()
         assert 0 < distance < 0.05, name
 
 
 def test_weights_stay_fp32_when_compute_is_lower() -> None:
-    session = open_session(make_spec(precision={"compute": "bf16"}))
-    before = dict(session.export_weights())
-    session.step(make_batch(), 1e-5)
-    after = dict(session.export_weights())
+    trainer = open_trainer(make_spec(precision={"compute": "bf16"}))
+    before = shards.arrays(trainer.shards())
+    trainer.step(make_batch(), 1e-5)
+    after = shards.arrays(trainer.shards())
     # A step of 1e-5 on a weight near 0.3 is far below what bf16 could hold.
     changed = np.mean(before["h.0.mlp.c_fc.weight"] != after["h.0.mlp.c_fc.weight"])
     assert changed > 0.99
 
 
 def test_an_overflowed_step_changes_nothing_and_halves_the_scale() -> None:
-    session = open_session(make_spec(precision={"compute": "fp16", "initial_loss_scale": 2.0**40}))
-    before = {**dict(session.export_weights()), **dict(session.export_optimizer())}
-    result = session.step(make_batch(), 1e-2)
+    trainer = open_trainer(make_spec(precision={"compute": "fp16", "initial_loss_scale": 2.0**40}))
+    before = everything(trainer)
+    result = trainer.step(make_batch(), 1e-2)
     assert result.skipped
     assert result.loss_scale == 2.0**40
-    assert (session.export_state().loss_scale, session.export_state().updates) == (2.0**39, 0)
-    for name, array in [*session.export_weights(), *session.export_optimizer()]:
+    assert (trainer.state.loss_scale, trainer.state.updates) == (2.0**39, 0)
+    for name, array in everything(trainer).items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
 def test_the_loss_scale_leaves_loss_and_norm_alone() -> None:
     results = [
-        open_session(make_spec(precision={"compute": "fp16", "loss_scale": scale})).step(make_batch(), 0.0)
+        open_trainer(make_spec(precision={"compute": "fp16", "loss_scale": scale})).step(make_batch(), 0.0)
         for scale in (1.0, 1024.0)
     ]
     assert results[0].loss == results[1].loss
@@ -124,23 +140,48 @@ def test_logits_are_those_of_hugging_face(activation: str) -> None:
     ).eval()
     for parameter in theirs.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    state = {name.removeprefix("transformer."): p.detach().numpy() for name, p in theirs.named_parameters()}
-    session = open_session(spec)
-    session.import_weights(state)
+    weights = canonical(theirs)
+    model = open_model(spec)
+    shards.load(model.shards(), shards.from_arrays(spec.model, weights))
     tokens = make_batch().inputs[0]
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens).long()).logits.numpy()
-    assert np.abs(session.logits(tokens) - expected).max() < 1e-4
-    state["h.0.attn.c_proj.weight"] = state["h.0.attn.c_proj.weight"].T  # square: no shape check sees it
-    session.import_weights(state)
-    assert np.abs(session.logits(tokens) - expected).max() > 1e-2
+    assert np.abs(model.logits(tokens) - expected).max() < 1e-4
+    weights["h.0.attn.c_proj.weight"] = weights["h.0.attn.c_proj.weight"].T  # square: no shape check sees it
+    shards.load(model.shards(), shards.from_arrays(spec.model, weights))
+    assert np.abs(model.logits(tokens) - expected).max() > 1e-2
+
+
+def canonical(theirs: Any) -> dict[str, NDArray[np.float32]]:
+    """Return the weights of a GPT2LMHeadModel, q, k and v apart."""
+    weights: dict[str, NDArray[np.float32]] = {}
+    for name, parameter in theirs.transformer.named_parameters():
+        array = parameter.detach().numpy()
+        names = [name.replace("c_attn", part) for part in "qkv"] if ".c_attn." in name else [name]
+        weights |= zip(names, np.split(array, len(names), -1), strict=True)
+    return weights
+
+
+def test_a_model_holds_its_weights_in_the_compute_type_alone() -> None:
+    exact, lower = open_model(make_spec()), open_model(make_spec(precision={"compute": "bf16"}))
+    assert {p.dtype for p in lower._model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in open_trainer(make_spec(precision={"compute": "bf16"}))._model.parameters()} == {
+        torch.float32
+    }
+    tokens = make_batch().inputs[0]
+    expected, found = exact.logits(tokens), lower.logits(tokens)
+    assert 0 < np.abs(found - expected).max() < 0.05 * np.abs(expected).max()
+    decoder = lower.decoder(len(tokens), LENGTH)
+    decoder.feed(tokens[:, :-1], np.full(len(tokens), LENGTH - 1, np.int32))
+    decoded = decoder.feed(tokens[:, -1:], np.ones(len(tokens), np.int32))
+    assert np.abs(decoded - found[:, -1]).max() < 0.02 * np.abs(expected).max()
 
 
 @pytest.mark.timeout(200)
 def test_compile_trains_the_same_model() -> None:
     small = {"num_layers": 1}
-    plain = open_session(make_spec(model=small))
-    compiled = open_session(make_spec(model=small, training={"compile": True}))
+    plain = open_trainer(make_spec(model=small))
+    compiled = open_trainer(make_spec(model=small, training={"compile": True}))
     for step in (1, 2):
         expected, result = plain.step(make_batch(step), 1e-2), compiled.step(make_batch(step), 1e-2)
         assert result.loss == pytest.approx(expected.loss, rel=1e-5)
@@ -150,7 +191,7 @@ def test_compile_trains_the_same_model() -> None:
 def test_compile_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(UsageError, match=r"training\.compile=True: .*compiler"):
-        load_backend("torch").open(make_spec(training={"compile": True}))
+        load_backend("torch").open_trainer(make_spec(training={"compile": True}))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -56,8 +56,8 @@ def flat_tokens(path: str, split: str) -> NDArray[np.int64]:
 def test_a_sample_is_a_piece_of_the_concatenated_documents(dataset: str) -> None:
     flat = flat_tokens(dataset, "training")
     spec = make_spec(dataset, data={"shuffle": False})
-    for batch in take(spec, 3):
-        numbers = (batch.step - 1) * G + np.arange(G)
+    for step, batch in enumerate(take(spec, 3), start=1):
+        numbers = (step - 1) * G + np.arange(G)
         wanted = np.stack([flat[k * T : k * T + T + 1] for k in numbers])
         assert np.array_equal(batch.inputs[0], wanted[:, :-1])
         assert np.array_equal(batch.labels[0], wanted[:, 1:])
@@ -87,8 +87,23 @@ def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own(dataset: str) 
 def test_a_resumed_run_sees_the_batches_of_the_uninterrupted_one(dataset: str) -> None:
     spec = make_spec(dataset)
     for whole, resumed in zip(take(spec, 60)[37:], take(spec, 23, first=38), strict=True):
-        assert whole.step == resumed.step
+        assert whole.dropout_seeds == resumed.dropout_seeds
         assert np.array_equal(whole.inputs, resumed.inputs)
+
+
+def test_replicas_draw_the_dropout_of_one_process(dataset: str) -> None:
+    """Micro-batches of 2 samples see the same dropout on 1, 2 and 4 replicas, and each another."""
+    spec = make_spec(dataset, training={"micro_batch_size": 2})
+    (whole,) = take(spec, 1, first=5)
+    assert len(set(whole.dropout_seeds)) == len(whole.dropout_seeds) == 4
+    for ranks in (2, 4):
+        parts = [take(spec, 1, first=5, rank=rank, ranks=ranks)[0] for rank in range(ranks)]
+        together = [
+            seed for seeds in zip(*(part.dropout_seeds for part in parts), strict=True) for seed in seeds
+        ]
+        assert tuple(together) == whole.dropout_seeds
+    (other,) = take(spec, 1, first=6)
+    assert not set(other.dropout_seeds) & set(whole.dropout_seeds)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +275,7 @@ def write_bpe_tokenizer(folder: Path) -> None:
     from gptbridge.data.tokenizers.bpe_files import BpeDefinition, byte_symbols, write_bpe
 
     vocabulary = {symbol: i for i, symbol in enumerate(byte_symbols())} | {"ab": 256}
-    write_bpe(BpeDefinition(vocabulary, (("a", "b"),), {"<|endoftext|>": 257}), folder)
+    write_bpe(BpeDefinition(vocabulary, (("a", "b"),), {"<|endoftext|>": 257}, end="<|endoftext|>"), folder)
 
 
 def test_the_tokenizer_beside_the_dataset_is_taken_when_none_is_named(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def gptbridge_check(spec, device):
 """
     write_plugin("toy", TOY + check)
     with pytest.raises(UsageError) as caught:
-        load_backend("toy").open(RunSpec())
+        load_backend("toy").open_trainer(RunSpec())
     assert str(caught.value).splitlines() == [
         "parallel.tensor=1: one device (backend toy)",
         "training.compile=False: no compiler (backend toy)",
@@ -155,7 +155,7 @@ def test_a_device_that_the_backend_lacks_is_refused(write_plugin: WritePlugin) -
             "no plugin answers gptbridge_setup_hardware",
         ),
         (('return Device("cpu", "toy cpu", None)', "return 'cpu'"), "returns str, not a Device"),
-        (("def nothing", ""), "no plugin answers gptbridge_open_session"),
+        (("def nothing", ""), "no plugin answers gptbridge_open_trainer"),
     ],
 )
 def test_opening_a_broken_backend_is_one_line(
@@ -163,7 +163,7 @@ def test_opening_a_broken_backend_is_one_line(
 ) -> None:
     write_plugin("toy", TOY.replace(*change))
     with pytest.raises(BackendBroken) as caught:
-        load_backend("toy").open(RunSpec())
+        load_backend("toy").open_trainer(RunSpec())
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
     assert ("Reinstall Toy: pip install toy" in str(caught.value)) == (reason == "ModuleNotFoundError")
@@ -176,23 +176,57 @@ def test_a_device_that_fails_asks_for_no_new_framework(
     toy = TOY.replace("modules=()", f"modules=({module!r},)")
     write_plugin("toy", toy.replace("return Device", "raise OSError('no answer'); return Device"))
     with pytest.raises(BackendBroken, match="OSError: no answer") as caught:
-        load_backend("toy").open(RunSpec())
+        load_backend("toy").open_trainer(RunSpec())
     assert ("Reinstall" in str(caught.value)) != loaded
 
 
-def test_a_session_must_have_every_method(write_plugin: WritePlugin) -> None:
-    session = """
-class Session:
+@pytest.mark.parametrize(
+    ("kind", "lacking"),
+    [
+        ("model", "not a LanguageModel; it lacks decoder, logits, shards"),
+        ("trainer", "not a Trainer; it lacks"),
+    ],
+)
+def test_what_is_opened_must_have_every_method(kind: str, lacking: str, write_plugin: WritePlugin) -> None:
+    source = f"""
+class Half:
+    def token_losses(self, inputs, labels, at=None): ...
     def step(self, batch, learning_rate): ...
     def close(self): ...
 
 @hookimpl
-def gptbridge_open_session(spec, device):
-    return Session()
+def gptbridge_open_{kind}(spec, device):
+    return Half()
 """
-    write_plugin("toy", TOY + session)
-    with pytest.raises(BackendBroken, match="it lacks export_optimizer, export_state, export_weights"):
-        load_backend("toy").open(RunSpec())
+    write_plugin("toy", TOY + source)
+    with pytest.raises(BackendBroken, match=lacking):
+        getattr(load_backend("toy"), f"open_{kind}")(RunSpec())
+
+
+def test_a_backend_that_knows_no_ranks_is_the_only_one(write_plugin: WritePlugin) -> None:
+    write_plugin("toy", TOY + OPENED_AMONG)
+    with pytest.raises(BridgeError, match="rank 0 of 1"):
+        load_backend("toy").open_trainer(RunSpec())
+
+
+def test_a_backend_may_meet_other_ranks(write_plugin: WritePlugin) -> None:
+    join = """
+@hookimpl
+def gptbridge_join(spec, device):
+    from gptbridge.process.world import World
+    return World(rank=1, size=2)
+"""
+    write_plugin("toy", TOY + OPENED_AMONG + join)
+    with pytest.raises(BridgeError, match="rank 1 of 2"):
+        load_backend("toy").open_trainer(RunSpec())
+
+
+OPENED_AMONG = """
+@hookimpl
+def gptbridge_open_trainer(spec, world):
+    from gptbridge.errors import RunFailed
+    raise RunFailed(f"rank {world.rank} of {world.size}")
+"""
 
 
 HARDWARE = """
@@ -205,20 +239,20 @@ def gptbridge_setup_hardware(spec):
     from gptbridge.session import Device
     return Device("ascend", "npu:0", None)
 """
-SESSION_NAMES_ITS_DEVICE = """
+TRAINER_NAMES_ITS_DEVICE = """
 @hookimpl
-def gptbridge_open_session(spec, device):
+def gptbridge_open_trainer(spec, device):
     from gptbridge.errors import RunFailed
     raise RunFailed(f"opened on {device.name}")
 """
 
 
 def test_hardware_plugins_answer_first(write_plugin: WritePlugin) -> None:
-    write_plugin("toy", TOY + SESSION_NAMES_ITS_DEVICE)
+    write_plugin("toy", TOY + TRAINER_NAMES_ITS_DEVICE)
     write_plugin("toy:ascend", HARDWARE, group="gptbridge.hardware")
     for device, name in (("ascend", "npu:0"), ("cpu", "toy cpu"), ("auto", "toy cpu")):
         with pytest.raises(BridgeError, match=f"opened on {name}"):
-            load_backend("toy").open(RunSpec.model_validate({"training": {"device": device}}))
+            load_backend("toy").open_trainer(RunSpec.model_validate({"training": {"device": device}}))
     (report,) = (report for report in survey() if report.name == "toy")
     assert report.hardware == ("cpu", "ascend")
 
@@ -226,12 +260,12 @@ def test_hardware_plugins_answer_first(write_plugin: WritePlugin) -> None:
 def test_a_broken_hardware_plugin_stops_only_who_asks_for_it(
     write_plugin: WritePlugin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_plugin("toy", TOY + SESSION_NAMES_ITS_DEVICE)
+    write_plugin("toy", TOY + TRAINER_NAMES_ITS_DEVICE)
     write_plugin("toy:ascend", "import no_such_driver", group="gptbridge.hardware")
     with pytest.raises(BackendBroken, match=r"toy:ascend: .*no_such_driver"):
-        load_backend("toy").open(RunSpec.model_validate({"training": {"device": "ascend"}}))
+        load_backend("toy").open_trainer(RunSpec.model_validate({"training": {"device": "ascend"}}))
     with caplog.at_level(logging.WARNING), pytest.raises(BridgeError, match="opened on toy cpu"):
-        load_backend("toy").open(RunSpec())
+        load_backend("toy").open_trainer(RunSpec())
     assert "no_such_driver" in caplog.text
     (report,) = (report for report in survey() if report.name == "toy")
     assert report.state == "ready"
@@ -245,7 +279,7 @@ def test_two_frameworks_never_share_a_process(write_plugin: WritePlugin) -> None
     )
     code = "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()): import this\n"
     code += "from gptbridge.plugins.backend import load_backend\nfrom gptbridge_specs import RunSpec\n"
-    code += "load_backend('toy').open(RunSpec())"
+    code += "load_backend('toy').open_trainer(RunSpec())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "toy: cannot share a process with other: this is already imported. Start a new" in result.stderr
 

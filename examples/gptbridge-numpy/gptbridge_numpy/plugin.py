@@ -9,7 +9,7 @@ from gptbridge.hookspecs import BackendInfo, Problem, hookimpl
 from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, SINGLE_DEVICE, Limit, problems
 
 if TYPE_CHECKING:
-    from gptbridge.session import Device, DeviceKind, Session
+    from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
     from gptbridge_specs import RunSpec
 
 NO_DROPOUT = "this backend has no dropout; set it to 0"
@@ -74,8 +74,16 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device:
 
 
 @hookimpl
-def gptbridge_open_session(spec: RunSpec, device: Device) -> Session:
-    """Build model and optimizer."""
-    from gptbridge_numpy.session import NumpySession
+def gptbridge_open_model(spec: RunSpec) -> LanguageModel:
+    """Build the model, to be read."""
+    from gptbridge_numpy.session import NumpyModel
 
-    return NumpySession(spec)
+    return NumpyModel(spec)
+
+
+@hookimpl
+def gptbridge_open_trainer(spec: RunSpec) -> Trainer:
+    """Build model and optimizer."""
+    from gptbridge_numpy.session import NumpyTrainer
+
+    return NumpyTrainer(spec)

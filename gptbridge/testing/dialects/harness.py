@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,13 +16,12 @@ from gptbridge.testing.comparison import require
 from gptbridge.testing.dialects import sources
 from gptbridge.testing.dialects.sources import Arrays, Case
 from gptbridge.weights.architecture import weight_axes
-from gptbridge.weights.conversion.arrays import CanonicalArrays
-from gptbridge.weights.conversion.convert import Converted, Request, convert_checkpoint
-from gptbridge.weights.conversion.source import Told, open_source
+from gptbridge.weights.conversion.convert import Conversion, Converted, convert_checkpoint
 from gptbridge.weights.conversion.target import Split, Target, plan_files
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.registry import find_dialect
 from gptbridge.weights.layouts.rules import Layout
+from gptbridge.weights.opening import Hints, open_checkpoint
 from gptbridge_specs import ModelSpec
 
 _DTYPE = "float32"
@@ -107,13 +105,13 @@ class DialectHarness:
         source = folder.with_name(f"{folder.name}-source")
         if not source.exists():
             sources.write(case, source)
-        request = Request(source, folder, self.dialect, variant=layout.variant, split=split or Split())
-        return folder, convert_checkpoint(request)
+        conversion = Conversion(source, folder, self.dialect, variant=layout.variant, split=split or Split())
+        return folder, convert_checkpoint(conversion)
 
     def _back(self, folder: Path) -> Path:
         """Convert a folder of the dialect into a checkpoint of a run."""
         output = folder.with_name(f"{folder.name}-back")
-        convert_checkpoint(Request(folder, output, "gptbridge", Told(self.dialect)))
+        convert_checkpoint(Conversion(folder, output, "gptbridge", Hints(self.dialect)))
         return output
 
     def _named(self, layout: Layout) -> str:
@@ -122,24 +120,23 @@ class DialectHarness:
 
 def read(folder: Path, dialect: str | None = None) -> Read:
     """Read a folder of `dialect`, or of the one that it is recognised as."""
-    with ExitStack() as stack:
-        source = open_source(folder, stack, Told(dialect))
-        lora = source.lora
-        sizes = {**source.sizes, "r": lora.rank} if lora else source.sizes
+    with open_checkpoint(folder, Hints(dialect)) as opened:
+        lora = opened.adapter
+        sizes = {**opened.sizes, "r": lora.rank} if lora else opened.sizes
         adapters = {
             name: weight.read(weight.whole(sizes), weight_axes(name), _DTYPE)
             for name, weight in (lora.weights.items() if lora else ())
         }
         return Read(
-            source.dialect,
-            source.variant,
-            source.model,
-            {name: np.array(array) for name, array in CanonicalArrays(source).items()},
-            source.num_labels,
+            opened.dialect,
+            opened.variant,
+            opened.model,
+            {name: np.array(array) for name, array in opened.arrays.items()},
+            opened.num_labels,
             adapters,
             lora.alpha if lora else None,
-            source.tokens,
-            (source.stages[0].cutting.degree, len({stage.ranks[0] for stage in source.stages})),
+            opened.tokens,
+            (opened.stages[0].cutting.degree, len({stage.ranks[0] for stage in opened.stages})),
         )
 
 

@@ -12,7 +12,7 @@ from gptbridge.errors import BadInput, UsageError
 from gptbridge.testing.comparison import require
 from gptbridge.testing.dialects import sources
 from gptbridge.testing.dialects.harness import DialectHarness, read
-from gptbridge.weights.conversion.convert import Request, convert_checkpoint
+from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.registry import known_dialects
 from gptbridge.weights.formats import TREE_WRITERS, WRITERS, Entry, TensorInfo, TensorRef, open_weights
@@ -99,9 +99,9 @@ class RecognitionTests(DialectHarness):
         layout = self._layouts()[0]
         case = sources.make(self._model(layout), zeros=layout.zeros)
         source = sources.write(case, tmp_path / "source")
-        request = Request(source, tmp_path / "out", self.dialect, variant="no such variant")
+        conversion = Conversion(source, tmp_path / "out", self.dialect, variant="no such variant")
         with pytest.raises(UsageError, match=layout.variant):
-            convert_checkpoint(request)
+            convert_checkpoint(conversion)
 
 
 def _is_of(dialect: Dialect, weights: Any) -> bool:

@@ -15,7 +15,7 @@ from gptbridge.weights.configs.numbers import whole_number
 from gptbridge_specs import ModelSpec
 
 if TYPE_CHECKING:
-    from gptbridge.weights.conversion.lora import Lora
+    from gptbridge.weights.canonical.lora import Lora
 
 Content = Mapping[str, Any]  # the part of a configuration that describes the model
 

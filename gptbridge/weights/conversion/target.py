@@ -9,8 +9,9 @@ from typing import Any
 from gptbridge.errors import UsageError
 from gptbridge.weights.architecture import LORA_A, LORA_B, layer_of, parameters, shifted
 from gptbridge.weights.architecture import sizes as letter_sizes
+from gptbridge.weights.canonical.casting import joint_type
+from gptbridge.weights.canonical.lora import Lora
 from gptbridge.weights.configs.rows import Described
-from gptbridge.weights.conversion.lora import Lora
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.files import Place
 from gptbridge.weights.formats import TensorInfo, Tree
@@ -203,16 +204,6 @@ def _tensor(native: NativeTensor, sizes: Mapping[str, int], rank: int, target: T
         share = sizes[letter] // target.split.tensor
         boxes = tuple({**box, letter: (rank * share, (rank + 1) * share)} for box in boxes)
         cut = native.axes.dim_of(letter)
-    info = TensorInfo(native.name, _dtype(native, target), native.axes.shape(sizes_of(*boxes)))
+    dtype = joint_type(native.name, {name: target.dtypes[name] for name in native.canonicals})
+    info = TensorInfo(native.name, dtype, native.axes.shape(sizes_of(*boxes)))
     return TargetTensor(info, native.canonicals, boxes, native.axes, cut)
-
-
-def _dtype(native: NativeTensor, target: Target) -> str:
-    """Return the one element type of the weights that a tensor joins."""
-    dtypes = list(dict.fromkeys(target.dtypes[name] for name in native.canonicals))
-    if len(dtypes) > 1:
-        raise UsageError(
-            f"{native.name} joins {', '.join(native.canonicals)}, which are {' and '.join(dtypes)}",
-            hint="Give the element type to write: --dtype",
-        )
-    return dtypes[0]

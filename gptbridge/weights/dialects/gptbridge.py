@@ -6,9 +6,7 @@ from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.huggingface import CONFIG, config_of, read_model, variant
 from gptbridge.weights.dialects.huggingface import DIALECT as HUGGING_FACE
 
-__all__ = ["DIALECT", "READ_LAYOUTS", "config_of", "read_model"]
-
-READ_LAYOUTS = HUGGING_FACE.layouts  # what a folder to train from may have
+__all__ = ["DIALECT", "config_of", "read_model"]
 
 DIALECT = Dialect(
     "gptbridge",

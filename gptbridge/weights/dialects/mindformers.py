@@ -32,9 +32,12 @@ _TRAINING = (
 )
 
 
-def _lora() -> Table:
+def _qkv() -> Table:
+    """Return the rows of q, k and v, and of the LoRA beside them."""
     rows: dict[str | tuple[str, ...], tuple[str, str]] = {}
     for part, (name, heads) in _QKV.items():
+        rows[f"attn.{part}.weight"] = (f"{name}.weight", f"({heads}) i")
+        rows[f"attn.{part}.bias"] = (f"{name}.bias", f"({heads})")
         rows[f"attn.{part}{LORA_A}"] = (f"{name}.mindpet_delta_lora_a", "r i")
         rows[f"attn.{part}{LORA_B}"] = (f"{name}.mindpet_delta_lora_b", f"({heads}) r")
     return rows
@@ -56,12 +59,7 @@ def _variant(name: str, prefix: str) -> Layout:
             block={
                 "ln_1.weight": ("layernorm1.gamma", "i"),
                 "ln_1.bias": ("layernorm1.beta", "i"),
-                **{
-                    f"attn.{x}.weight": (f"{name}.weight", f"({heads}) i")
-                    for x, (name, heads) in _QKV.items()
-                },
-                **{f"attn.{x}.bias": (f"{name}.bias", f"({heads})") for x, (name, heads) in _QKV.items()},
-                **_lora(),
+                **_qkv(),
                 "attn.c_proj.weight": ("attention.projection.weight", "(m g d) o"),
                 "attn.c_proj.bias": ("attention.projection.bias", "o"),
                 "ln_2.weight": ("layernorm2.gamma", "i"),

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import read_json, write_json
 from gptbridge.weights.architecture import LORA_A, LORA_B, sizes, weight_axes
+from gptbridge.weights.canonical.casting import FLOATS, joint_type
+from gptbridge.weights.canonical.lora import QKV, Lora
+from gptbridge.weights.canonical.weight import CanonicalWeight
 from gptbridge.weights.configs.numbers import finite_number
-from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
-from gptbridge.weights.conversion.casting import FLOATS
-from gptbridge.weights.conversion.lora import QKV, Lora
 from gptbridge.weights.formats import Entry, TensorInfo, WeightFile, open_weights
 from gptbridge.weights.formats.safetensors import write_safetensors
 from gptbridge.weights.layouts.axes import Axes
@@ -197,8 +197,8 @@ def _entries(
         for letter, factor, shape in forms:
             pairs = [lora.weights.get(f"h.{layer}.attn.{QKV[part]}{factor}") for part in parts]
             name = f"{_PREFIX}h.{layer}.attn.c_attn.lora_{letter}.weight"
-            dtype = next(dtypes[weight.name] for weight in pairs if weight is not None)
             blocks = {part: weight for part, weight in zip(parts, pairs, strict=True) if weight is not None}
+            dtype = joint_type(name, {weight.name: dtypes[weight.name] for weight in blocks.values()})
             info = TensorInfo(name, dtype, shape)
             yield info, partial(_fused, blocks, lora.rank, model, parts, info)
 

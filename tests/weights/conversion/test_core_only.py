@@ -19,17 +19,16 @@ ROOT = Path(__file__).parents[3]
 SITE = Path(sysconfig.get_path("purelib"))
 SCRIPT = """
 import importlib.util, itertools, json, sys
-from contextlib import ExitStack
 from pathlib import Path
-from gptbridge.weights.conversion.arrays import digest
-from gptbridge.weights.conversion.convert import Request, convert_checkpoint
-from gptbridge.weights.conversion.source import Told, open_source
+from gptbridge.weights.conversion.digest import digest
+from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
+from gptbridge.weights.opening import Hints, open_checkpoint
 from gptbridge.weights.conversion.target import Split
 from gptbridge.weights.dialects.registry import dialect_names
 
 def digest_of(path):
-    with ExitStack() as stack:
-        return digest(open_source(path, stack))
+    with open_checkpoint(path) as opened:
+        return digest(opened)
 
 source, folder = Path(sys.argv[1]), Path(sys.argv[2])
 absent = ("torch", "paddle", "mindspore", "transformers", "peft", "google.protobuf")
@@ -37,15 +36,15 @@ dialects = dialect_names()
 found = [name for name in absent if importlib.util.find_spec(name.split(".")[0])]
 digests = {"source": digest_of(source)}
 for dialect in dialects:
-    convert_checkpoint(Request(source, folder / dialect, dialect))
+    convert_checkpoint(Conversion(source, folder / dialect, dialect))
 for first, second in itertools.product(dialects, dialects):
     output = folder / f"{first}-{second}"
-    convert_checkpoint(Request(folder / first, output, second, Told(first)))
+    convert_checkpoint(Conversion(folder / first, output, second, Hints(first)))
     digests[output.name] = digest_of(output)
 for dialect in ("mindspore", "fleetx", "modelscope", "megatron"):
     output = folder / f"{dialect}-2"
-    convert_checkpoint(Request(source, output, dialect, vocab_size=64, split=Split(2)))
-    convert_checkpoint(Request(output, folder / f"{dialect}-1", "torch", Told(dialect), vocab_size=61))
+    convert_checkpoint(Conversion(source, output, dialect, vocab_size=64, split=Split(2)))
+    convert_checkpoint(Conversion(output, folder / f"{dialect}-1", "torch", Hints(dialect), vocab_size=61))
     digests[f"{dialect} split"] = digest_of(folder / f"{dialect}-1")
 print(json.dumps({"found": found, "loaded": sorted(set(absent) & set(sys.modules)), "digests": digests}))
 """

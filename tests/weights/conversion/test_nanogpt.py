@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,13 @@ from numpy.typing import NDArray
 
 from gptbridge import reference
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.weights.conversion.arrays import CanonicalArrays
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import open_source
+from gptbridge.weights.opening import open_checkpoint
 from gptbridge_specs import ModelSpec
 from tests.weights.conversion.checkpoints import (
     assert_identical,
     converted,
     digest_of,
+    facts_of,
     random_weights,
     rewrite_torch,
     weights_of,
@@ -84,10 +82,9 @@ def source(tmp_path: Path) -> Path:
 
 
 def our_logits(folder: Path, **changed: Any) -> NDArray[np.float64]:
-    with ExitStack() as stack:
-        opened = open_source(folder, stack)
+    with open_checkpoint(folder) as opened:
         model = opened.model.model_copy(update=changed)
-        return reference.logits(model, CanonicalArrays(opened), TOKENS)
+        return reference.logits(model, opened.arrays, TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -105,14 +102,14 @@ def test_what_it_saves_computes_the_same(
     form: str, variant: str, activation: str, nanogpt: NanoGpt, tmp_path: Path
 ) -> None:
     folder = nanogpt.saved(tmp_path / "saved", form)
-    facts = inspect_checkpoint(folder)
-    assert (facts["dialect"], facts["variant"], facts["configuration"]) == ("nanogpt", variant, "model_args")
-    model = facts["model"]
-    assert (model["num_attention_heads"], model["activation"]) == (4, activation)
-    assert model["tie_word_embeddings"] == (form != "untied")
-    assert ("model.transformer.h.0.attn.bias" in facts["left_out"]) == (form in _MASKED)
-    assert any(f"activation: {activation} taken" in warning for warning in facts["warnings"])
-    assert any("zeros are taken" in warning for warning in facts["warnings"]) == (form == "bias-free")
+    facts = facts_of(folder)
+    assert (facts.dialect, facts.variant, facts.configuration) == ("nanogpt", variant, "model_args")
+    model = facts.model
+    assert (model.num_attention_heads, model.activation) == (4, activation)
+    assert model.tie_word_embeddings == (form != "untied")
+    assert ("model.transformer.h.0.attn.bias" in facts.left_out) == (form in _MASKED)
+    assert any(f"activation: {activation} taken" in line for line in facts.assumed)
+    assert any("zeros are taken" in warning for warning in facts.warnings) == (form == "bias-free")
     expected = np.load(folder / "logits.npy")
     assert np.abs(our_logits(folder) - expected).max() < 1e-9
     other = "gelu_erf" if activation == "gelu_tanh" else "gelu_tanh"
@@ -188,8 +185,9 @@ def test_what_it_has_no_word_for_comes_back(tmp_path: Path) -> None:
     model = MODEL.model_copy(update={**changed, "initializer_range": 0.03})
     source = write_hugging_face(tmp_path / "in", model, random_weights(model))
     folder = converted(source, tmp_path / "out", "nanogpt")
-    assert inspect_checkpoint(folder)["model"] == {**model.model_dump(), "ffn_hidden_size": 96}
-    assert not inspect_checkpoint(folder)["warnings"]
+    assert facts_of(folder).model == model.model_copy(update={"ffn_hidden_size": 96})
+    assert not facts_of(folder).warnings
+    assert not facts_of(folder).assumed
 
 
 def _without(name: str) -> Callable[[dict[Any, Any]], object]:
@@ -219,14 +217,14 @@ def test_a_file_that_contradicts_itself_is_refused(
     )
     rewrite_torch(plain / "ckpt.pt", change)
     with pytest.raises((BadInput, UsageError), match=words):
-        inspect_checkpoint(plain)
+        facts_of(plain)
 
 
 def test_without_a_bias_key_the_tensors_tell(nanogpt: NanoGpt, tmp_path: Path) -> None:
     folder = nanogpt.saved(tmp_path / "saved", "bias-free")
     plain = converted(folder, tmp_path / "out", "nanogpt", variant="bias-free")
     rewrite_torch(plain / "ckpt.pt", _without("bias"))
-    assert inspect_checkpoint(plain)["variant"] == "bias-free"
+    assert facts_of(plain).variant == "bias-free"
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     (other / "ckpt.pt").rename(other / "renamed.pt")
-    assert inspect_checkpoint(other)["dialect"] == "nanogpt"
+    assert facts_of(other).dialect == "nanogpt"

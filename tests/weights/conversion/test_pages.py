@@ -18,8 +18,8 @@ from docs.name_tables import END, PAGES, START, TABLES, with_tables
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.plugins.finding import backend_names
 from gptbridge.weights.configs.table import ConfigFacts
-from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.dialects.registry import dialect_names, find_dialect
+from gptbridge.weights.opening import Hints
 from gptbridge_cli.main import app
 from gptbridge_specs import RunSpec, load_model, load_run
 from tests.checkpoint.conftest import spec_of, writer
@@ -183,8 +183,8 @@ class Inputs:
 
     def _adapter(self, path: Path) -> None:
         self.make("gpt2-lora.ckpt")
-        told = Told(model=ConfigFacts({"num_attention_heads": 4}), lora_alpha=8)
-        converted(self._folder / "gpt2-lora.ckpt", path, "torch", told=told)
+        hints = Hints(model=ConfigFacts({"num_attention_heads": 4}), lora_alpha=8)
+        converted(self._folder / "gpt2-lora.ckpt", path, "torch", hints=hints)
 
     def _ranks(self, path: Path) -> None:
         converted(self._original, path, "mindspore", 2, 2)

@@ -10,7 +10,7 @@ import numpy as np
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import list_folder
-from gptbridge.weights.conversion.cutting import LetterCutting, Stage
+from gptbridge.weights.canonical.cutting import LetterCutting, Stage
 from gptbridge.weights.dialects.mindspore.cutting import StrategyCutting
 from gptbridge.weights.dialects.mindspore.strategies import Strategy, TensorLayout
 from gptbridge.weights.dialects.mindspore.strategy_files import SUFFIXES, read_strategies

@@ -12,9 +12,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.conversion.canonical_weight import CanonicalWeight, StoredTensor
-from gptbridge.weights.conversion.casting import FLOATS
-from gptbridge.weights.conversion.cutting import Stage
+from gptbridge.weights.canonical.casting import FLOATS
+from gptbridge.weights.canonical.cutting import Stage
+from gptbridge.weights.canonical.weight import CanonicalWeight, StoredTensor
 from gptbridge.weights.formats import TensorInfo, WeightFile
 from gptbridge.weights.layouts.boxes import CutBox, Piece, sizes_of, volume
 from gptbridge.weights.layouts.matching import RANKS_HINT, Match, solve_sizes

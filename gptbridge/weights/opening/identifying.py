@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.weights.conversion.cutting import LetterCutting, Stage
-from gptbridge.weights.conversion.discovery import Found
+from gptbridge.weights.canonical.cutting import LetterCutting, Stage
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.registry import find_dialect, known_dialects
 from gptbridge.weights.formats import WeightFile
 from gptbridge.weights.layouts.matching import Match, best_match, require_whole
+from gptbridge.weights.opening.discovery import Found
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptbridge.errors import UsageError
 from gptbridge.weights.formats import STORAGE_DTYPES
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
@@ -22,7 +24,7 @@ def cast(array: NDArray[Any], source: str, target: str) -> NDArray[Any]:
         return array
     if source == "bfloat16":
         array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    with np.errstate(over="ignore"):  # it is told below, by its number
+    with np.errstate(over="ignore"):  # refused below, by its number
         if target == "bfloat16":
             result: NDArray[Any] = _to_bfloat16(array.astype(np.float32, copy=False))
             infinite = (result & 0x7FFF) == 0x7F80
@@ -33,6 +35,17 @@ def cast(array: NDArray[Any], source: str, target: str) -> NDArray[Any]:
     if lost.any():
         raise OverflowError(f"holds {array[lost].flat[0]:g}, which is beyond {target}")
     return result
+
+
+def joint_type(tensor: str, dtypes: Mapping[str, str]) -> str:
+    """Return the one element type of the weights that `tensor` joins; UsageError where there are several."""
+    found = list(dict.fromkeys(dtypes.values()))
+    if len(found) > 1:
+        raise UsageError(
+            f"{tensor} joins {', '.join(f'{name} ({dtype})' for name, dtype in dtypes.items())}",
+            hint="Give the element type to write: --dtype",
+        )
+    return found[0]
 
 
 def _to_bfloat16(array: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -1,0 +1,56 @@
+"""Keys and values of the tokens that a decoder has been fed. Shapes: R rows, T new tokens, N heads of D."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import paddle
+from numpy.typing import NDArray
+from paddle import Tensor
+
+from gptbridge.rules.rows import Rows
+from gptbridge_specs import ModelSpec
+
+
+class Cache:
+    """The keys and values of R rows, each up to `capacity` tokens; heads lie before rows, as in attention.
+
+    One more place takes what fills up the shorter rows of a call; nothing ever attends to it.
+    """
+
+    def __init__(self, model: ModelSpec, rows: int, capacity: int, dtype: str) -> None:
+        self.rows = Rows(rows, capacity)
+        self._heads = model.num_attention_heads
+        shape = [self._heads * rows, capacity + 1, model.head_size]
+        self._keys = [paddle.zeros(shape, dtype) for _ in range(model.num_layers)]
+        self._values = [paddle.zeros(shape, dtype) for _ in range(model.num_layers)]
+
+    def place(self, lengths: NDArray[np.int32], width: int) -> None:
+        """Prepare for T = `width` new tokens, of which `lengths` (R,) count in each row."""
+        placed = self.rows.place(lengths, width)
+        self.positions = paddle.to_tensor(placed.positions)  # (R, T)
+        self.last = paddle.to_tensor(placed.last)  # (R,), of the new tokens
+        hidden = np.where(placed.visible, np.float32(0), np.float32(-math.inf))
+        self.mask = paddle.to_tensor(hidden)  # (R, T, S), 0 where a token is seen and -inf elsewhere
+        self._span = placed.visible.shape[-1]
+        slots = np.tile(placed.slots, (self._heads, 1))
+        row = np.broadcast_to(np.arange(len(slots))[:, None], slots.shape)
+        self._places = paddle.to_tensor(row.copy()), paddle.to_tensor(slots)  # (N x R, T) each
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Add `k` and `v` (N x R, T, D) of the new tokens; return all up to the longest, (N x R, S, D)."""
+        held = []
+        for store, new in ((self._keys[layer], k), (self._values[layer], v)):
+            store.index_put_(self._places, new.astype(store.dtype))
+            held.append(store[:, : self._span])
+        return held[0], held[1]
+
+    def keep(self, rows: NDArray[np.int32]) -> None:
+        """Make row n what row `rows[n]` was; -1 begins an empty row."""
+        before = len(self.rows.lengths)
+        self.rows.keep(rows)
+        chosen = np.arange(self._heads)[:, None] * before + np.maximum(rows, 0)
+        index = paddle.to_tensor(chosen.flatten())
+        self._keys = [paddle.index_select(store, index) for store in self._keys]
+        self._values = [paddle.index_select(store, index) for store in self._values]
