@@ -23,6 +23,7 @@ from gptbridge.files import INDEX_LIMIT, discard, read_json, write_json
 from gptbridge.process.signals import StopRequest
 
 _ENDINGS = ("tokenizer", "bin", "idx", "json")  # PREFIX.json says that the others are whole
+_KEEPING = "stopping, and keeping what is done"
 COMMIT_TOKENS = 16 << 20  # what a kill may cost
 
 
@@ -72,10 +73,7 @@ def prepare(
     if not overwrite and (made := _made_before(job, prefix, on_problem)):
         return made
     try:
-        with (
-            job.partial(replace=overwrite) as partial,
-            StopRequest("stopping, and keeping what is done") as stop,
-        ):
+        with job.partial(replace=overwrite) as partial, StopRequest(_KEEPING) as stop:
             if not partial.published:
                 report = _Report(job.sources, job.options.skip_bad, stop, on_progress, on_problem)
                 _collect(_encoded(job, partial, tokenizer_name, workers), partial, report)

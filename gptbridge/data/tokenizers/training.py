@@ -18,6 +18,9 @@ from gptbridge.errors import BadInput, RunFailed, UsageError
 SMALLEST = 257  # the bytes and end-of-text
 
 
+_ROOM = "A copy of the text lies beside it during training: make room for it, or give another --output"
+
+
 def train_tokenizer(
     inputs: list[str],
     vocab_size: int,
@@ -56,8 +59,7 @@ def train_tokenizer(
         raise RunFailed(
             f"the tokenizer cannot be written: {error.strerror}",
             where=output,
-            hint="A copy of the text lies beside it during training: make room for it, "
-            "or give another --output",
+            hint=_ROOM,
         ) from error
     return definition
 
