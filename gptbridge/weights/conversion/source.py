@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -24,13 +23,13 @@ from gptbridge.weights.conversion.discovery import find_files
 from gptbridge.weights.conversion.identifying import Identified, identify
 from gptbridge.weights.conversion.lora import Lora, split_lora
 from gptbridge.weights.formats import WeightFile, open_weights
+from gptbridge.weights.formats.source import allow_open_files
 from gptbridge.weights.layouts.boxes import slabs
 from gptbridge.weights.layouts.matching import RANKS_HINT
 from gptbridge.weights.layouts.stored import StoredAxes
 from gptbridge_specs import ModelSpec
 
 _COMPARED_ITEMS = 1 << 20
-_SPARE_FILES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ def _unharmed(path: Path, warn: Callable[[str], None]) -> Path:
 
 def _open(path: Path, stack: ExitStack, told: Told, verify: bool) -> Source:
     found = find_files(path)
-    _allow_open_files(len(found.files))
+    allow_open_files(len(found.files))
     files = [stack.enter_context(open_weights(file, verify=verify)) for file in found.files]
     what = identify(found, files, dialect=told.dialect, strategy=told.strategy, where=path)
     dialect, match, stages = what.dialect, what.match, what.stages
@@ -145,17 +144,6 @@ def _open(path: Path, stack: ExitStack, told: Told, verify: bool) -> Source:
         len(match.layout.activations) == 1,
         (*what.warnings, *(_overruled(declared, told.model) if config_file else ())),
     )
-
-
-def _allow_open_files(count: int) -> None:
-    """Let this process have a file open for each of very many ranks."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _SPARE_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE,
-            (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard),
-        )
 
 
 def _model(

@@ -46,6 +46,7 @@ class PickleDecoder:
         table: Mapping[tuple[str, str], Global],
         build_state: BuildState,
         persistent_load: PersistentLoad | None = None,
+        max_opcodes: int = MAX_OPCODES,
     ) -> None:
         self.position = start
         self._source = source
@@ -53,7 +54,7 @@ class PickleDecoder:
         self._table = table
         self._build_state = build_state
         self._persistent_load = persistent_load
-        self._opcodes_left = MAX_OPCODES
+        self._opcodes_left = self._max_opcodes = max_opcodes
         self._inline_bytes_left = MAX_INLINE_BYTES
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
@@ -89,7 +90,7 @@ class PickleDecoder:
     def _spend(self, opcodes: int) -> None:
         self._opcodes_left -= opcodes
         if self._opcodes_left < 0:
-            raise Refused(f"has more than {MAX_OPCODES} opcodes")
+            raise Refused(f"has more than {self._max_opcodes} opcodes")
 
     # What follows an opcode.
 
@@ -98,13 +99,13 @@ class PickleDecoder:
         if start + nbytes > self._stop:
             raise Refused("ends inside a value")
         self.position = start + nbytes
-        return self._source.data[start : self.position]
+        return bytes(self._source.data[start : self.position])
 
     def _unsigned(self, nbytes: int) -> int:
         return int.from_bytes(self._take(nbytes), "little")
 
     def _line(self) -> str:
-        end = self._source.data.find(b"\n", self.position, min(self.position + _MAX_LINE, self._stop))
+        end = self._source.find(b"\n", self.position, min(self.position + _MAX_LINE, self._stop))
         if end < 0:
             raise Refused("holds a name that does not end")
         return _decoded(self._take(end + 1 - self.position)[:-1])
