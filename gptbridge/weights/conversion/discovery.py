@@ -121,14 +121,14 @@ def _refuse_unread(folder: Path, names: Sequence[str], dialects: Sequence[Dialec
     """Refuse a form of checkpoint that some dialect has and nobody reads."""
     for dialect in dialects:
         for form in dialect.files.unread:
-            if any(name.endswith(form.suffix) for name in names):
+            if form.unless not in names and any(name.endswith(form.suffix) for name in names):
                 raise BadInput(form.problem, where=folder, hint=form.hint)
 
 
 def _single(folder: Path, names: Sequence[str], dialects: Sequence[Dialect]) -> Path:
     known = dict.fromkeys(name for dialect in dialects for name in dialect.files.single)
     for name in known:
-        if name in names:
+        if name in names or ("/" in name and (folder / name).is_file()):
             return folder / name
     for suffix in _SUFFIXES:
         files = [name for name in names if Path(name).suffix == suffix and (folder / name).is_file()]

@@ -81,7 +81,8 @@ class Dialect:
     a file says of itself. `padded`: the embedding may have more rows than the configuration has words.
     `adapters` may lie beside the weights. `same_names` are dialects whose tensors have the same names, so
     that their configuration may lie here. `virtual_stage(tensor name)` is the virtual pipeline stage
-    that a name says, 0 for none.
+    that a name says, 0 for none. `formats` are those of the files that it may lie in, () for any.
+    `seen(file)` returns a file as the dialect has it, such as with a tensor of several layers as one of each.
     """
 
     name: str
@@ -96,6 +97,8 @@ class Dialect:
     adapters: AdapterFiles | None = None
     same_names: tuple[str, ...] = ()
     virtual_stage: Callable[[str], int] | None = None
+    formats: tuple[str, ...] = ()
+    seen: Callable[[WeightFile], WeightFile] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a table that contradicts itself, with ValueError."""

@@ -71,11 +71,15 @@ class Pointer:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A form of checkpoint that is not read: the ending of its files, what it is, and what to do."""
+    """A form of checkpoint that is not read: the ending of its files, what it is, and what to do.
+
+    It is none where the file `unless` lies there too.
+    """
 
     suffix: str
     problem: str
     hint: str
+    unless: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,8 @@ def allow_open_files(count: int) -> None:
 class SourceFile:
     """An open regular file: `fd`, `size` and `data`, its bytes as a read-only memory map.
 
-    A part of one has the bytes of its range alone; only the whole is closed. Links are followed. A FIFO, device, folder, dangling link or empty file is refused as BadInput.
+    A part of one has the bytes of its range alone; only the whole is closed. Links are followed. A FIFO,
+    device, folder, dangling link or empty file is refused as BadInput.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,0 +1,52 @@
+"""A model's tensors among all that a training run saved with them, below names of the run's own making."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from gptbridge.errors import BadInput, printable
+from gptbridge.weights.formats import WeightFile
+from gptbridge.weights.layouts.rules import Layout
+
+# A part of a name below which there are no weights, whatever stands in the other parts.
+_TRAINING = (
+    r"(?:optim\w*|\w*(?:scheduler|rng_state\w*|sampler)|rng_tracker_states|train(?:er)?_state|"
+    r"data_?loader\w*|rerun_state_machine_state)"
+)
+_STATE = re.compile(rf"(?:.*\.)?{_TRAINING}(?:[./].*)?")
+_ELSEWHERE = "."  # before a name outside the model, which no layout has
+
+
+def amid_training(layout: Layout, weights: WeightFile) -> Layout:
+    """Return `layout` for the names in a file that holds other things too, such as `app.model.wte.weight`.
+
+    What leads to the model is found by its embedding. Whatever is not below it is left out, and so is
+    the state of training. BadInput where a file holds two models.
+    """
+    embedding = next(rule.native for rule in layout.rules if rule.canonical == ("wte.weight",))
+    prefixes = _prefixes(embedding, weights.tensors)
+    if len(prefixes) > 1:
+        named = " and ".join(printable(f"{prefix}{embedding}", 80) for prefix in prefixes[:2])
+        raise BadInput(f"holds several models: {named}", where=weights.path)
+    prefix = prefixes[0] if prefixes else ""
+    inner = layout.plain_name
+
+    def plain_name(name: str) -> str:
+        if not name.startswith(prefix) or _STATE.fullmatch(name):
+            return _ELSEWHERE + name
+        return inner(name.removeprefix(prefix))
+
+    return replace(
+        layout,
+        variant=f"{layout.variant} in {prefix.rstrip('.')}" if prefix else layout.variant,
+        plain_name=plain_name,
+        dropped=(*layout.dropped, rf"\{_ELSEWHERE}.*"),
+    )
+
+
+def _prefixes(embedding: str, names: Iterable[str]) -> list[str]:
+    """Return what stands before each embedding that is a weight."""
+    found = (name.removesuffix(embedding) for name in names if name.endswith(embedding))
+    return [prefix for prefix in found if prefix[-1:] in ("", ".") and not _STATE.fullmatch(prefix)]
