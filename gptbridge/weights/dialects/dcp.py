@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.files import Files, Place, Unread
@@ -32,7 +32,7 @@ def _below(prefix: str, layout: Layout, name: str) -> Layout:
 
 
 def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
-    return tuple(amid_training(layout, weights) for layout in _READ)
+    return tuple(amid_training(layout, weights.tensors, weights.path) for layout in _READ)
 
 
 def _tree(names: Sequence[str], target: Target) -> Tree:
@@ -41,7 +41,8 @@ def _tree(names: Sequence[str], target: Target) -> Tree:
     inner: dict[str, Tree] = {name.removeprefix(prefix): TensorRef(name) for name in names}
     if target.model.tie_word_embeddings:
         inner[_HEAD] = TensorRef(prefix + _TABLE)
-    return {_MODEL.rstrip("."): inner} if prefix else {**inner}
+    tree: dict[Any, Tree] = {**inner}
+    return {_MODEL.rstrip("."): tree} if prefix else tree
 
 
 DIALECT = Dialect(

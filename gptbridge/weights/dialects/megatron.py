@@ -21,7 +21,7 @@ from gptbridge.weights.dialects.files import Files, Place, Pointer, Ranked
 from gptbridge.weights.formats import Namespace, TensorRef, Tree, WeightFile
 from gptbridge.weights.formats.dcp import FORMAT as DISTRIBUTED
 from gptbridge.weights.formats.dcp import split_layers
-from gptbridge.weights.layouts.amid_training import amid_training
+from gptbridge.weights.layouts.amid_training import amid_training, is_state
 from gptbridge.weights.layouts.rules import BY_HEAD, CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, Table, rules
 
 if TYPE_CHECKING:
@@ -167,13 +167,13 @@ def _classics(version: int) -> tuple[Layout, ...]:
 def _layer_name(name: str) -> str | None:
     """Return the name with a layer's number of a tensor that holds it of all layers, as torch_dist has it."""
     found = _STACKED.fullmatch(name)
-    return f"{found[1]}{{}}.{found[2]}" if found else None
+    return f"{found[1]}{{}}.{found[2]}" if found and not is_state(name) else None
 
 
 def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
     """Return the layouts of the file's checkpoint_version; one without is version 0, as Megatron reads it."""
     if weights.format == DISTRIBUTED:
-        return tuple(amid_training(layout, weights) for layout in _DISTRIBUTED)
+        return tuple(amid_training(layout, weights.tensors, weights.path) for layout in _DISTRIBUTED)
     value = weights.tree.get("checkpoint_version", 0) if isinstance(weights.tree, dict) else 0
     if value not in (0, 1, 2, 3) or isinstance(value, bool):
         raise BadInput(f"checkpoint_version is {printable(value)}", where=weights.path, allowed="0, 1, 2, 3")

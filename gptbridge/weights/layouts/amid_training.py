@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.formats import WeightFile
 from gptbridge.weights.layouts.rules import Layout
 
 # A part of a name below which there are no weights, whatever stands in the other parts.
@@ -19,22 +18,27 @@ _STATE = re.compile(rf"(?:.*\.)?{_TRAINING}(?:[./].*)?")
 _ELSEWHERE = "."  # before a name outside the model, which no layout has
 
 
-def amid_training(layout: Layout, weights: WeightFile) -> Layout:
-    """Return `layout` for the names in a file that holds other things too, such as `app.model.wte.weight`.
+def is_state(name: str) -> bool:
+    """Tell whether a name is that of something that training keeps beside the weights."""
+    return _STATE.fullmatch(name) is not None
+
+
+def amid_training(layout: Layout, names: Iterable[str], where: object) -> Layout:
+    """Return `layout` for the names of a file that holds other things too, such as `app.model.wte.weight`.
 
     What leads to the model is found by its embedding. Whatever is not below it is left out, and so is
     the state of training. BadInput where a file holds two models.
     """
     embedding = next(rule.native for rule in layout.rules if rule.canonical == ("wte.weight",))
-    prefixes = _prefixes(embedding, weights.tensors)
+    prefixes = _prefixes(embedding, names)
     if len(prefixes) > 1:
         named = " and ".join(printable(f"{prefix}{embedding}", 80) for prefix in prefixes[:2])
-        raise BadInput(f"holds several models: {named}", where=weights.path)
+        raise BadInput(f"holds several models: {named}", where=where)
     prefix = prefixes[0] if prefixes else ""
     inner = layout.plain_name
 
     def plain_name(name: str) -> str:
-        if not name.startswith(prefix) or _STATE.fullmatch(name):
+        if not name.startswith(prefix) or is_state(name):
             return _ELSEWHERE + name
         return inner(name.removeprefix(prefix))
 
@@ -49,4 +53,4 @@ def amid_training(layout: Layout, weights: WeightFile) -> Layout:
 def _prefixes(embedding: str, names: Iterable[str]) -> list[str]:
     """Return what stands before each embedding that is a weight."""
     found = (name.removesuffix(embedding) for name in names if name.endswith(embedding))
-    return [prefix for prefix in found if prefix[-1:] in ("", ".") and not _STATE.fullmatch(prefix)]
+    return [prefix for prefix in found if prefix[-1:] in ("", ".") and not is_state(prefix)]
