@@ -1,5 +1,8 @@
-# Every target makes and reuses .venv; python3.11 or newer and pip are all it takes.
-PYTHON ?= python3
+# Every target makes and reuses .venv; a fitting Python and pip are all it takes. MindSpore has wheels for 3.11
+# and 3.12 alone, PaddlePaddle none for 3.14 and none for aarch64: `make demo` needs neither.
+NAMES := python3.12 python3.11 python3 python3.13 python3.14
+FITS := -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))"
+PYTHON ?= $(or $(firstword $(foreach name,$(NAMES),$(shell $(name) $(FITS) >/dev/null 2>&1 && echo $(name)))),none)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
@@ -17,7 +20,8 @@ help:
 install: .venv/all
 
 .venv/made:
-	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'gptbridge needs Python 3.11 or newer')"
+	@$(PYTHON) $(FITS) 2>/dev/null || { echo "gptbridge needs Python 3.11 to 3.14, and this is not one: $(PYTHON)." \
+	  "Tried: $(NAMES). Install one, or give make PYTHON=PATH"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(PIP) --upgrade "pip>=25.1"
 	touch $@
@@ -28,6 +32,10 @@ install: .venv/all
 	touch $@
 
 .venv/all: .venv/torch
+	@$(BIN)/python -c "import platform, sys; sys.exit(not sys.version_info[:2] <= (3, 12) and \
+	  'MindSpore has wheels for Python 3.11 and 3.12 alone, .venv has ' + platform.python_version() + \
+	  ': make clean, then make install PYTHON=python3.12' or platform.machine() not in ('x86_64', 'AMD64') and \
+	  'PaddlePaddle has no wheel for ' + platform.machine() + ': pip install -e .[torch,mindspore]')"
 	@echo "installing PaddlePaddle, MindSpore and the tools"
 	$(PIP) --editable ".[all,tensorboard,zh]" --group dev
 	touch $@

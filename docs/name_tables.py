@@ -17,7 +17,9 @@ _LEGEND = """
 H is the hidden width, F the feed-forward width, V the vocabulary, P the positions, C the classes of a
 classifier; N a layer, counted from 0, L their number. `{a,b}` in a name: either is read, the first is
 written; `[q,k,v]`: three weights that one tensor joins. The last column compares with the canonical
-weights: Hugging Face's names and linear weights (in, out), but q, k and v apart.
+weights: Hugging Face's names and linear weights (in, out), but q, k and v apart. What training code wraps
+names in is read past wherever it stands: `module.`, `_orig_mod.`, `_fsdp_wrapped_module.`,
+`_checkpoint_wrapped_module.`, `network.`.
 """
 # dialect -> (heading, variants that share a table); a variant stands for all whose names begin with that word
 TABLES: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
@@ -31,6 +33,7 @@ TABLES: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
         ("`pipeline`: a stage of several", ("pipeline",)),
     ],
     "modelscope": [("`large`: 1.3B and up", ("large",)), ("`base`: base and large", ("base",))],
+    "nanogpt": [("`biased`; `bias-free` has the rows that are no bias", ("biased",))],
     "megatron": [
         ("`version-3` and `version-2`", ("version-3", "version-2")),
         ("`version-1`", ("version-1",)),

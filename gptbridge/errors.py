@@ -17,6 +17,11 @@ def printable(name: object, limit: int = 200) -> str:
     return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
 
 
+def from_checkout(extra: str) -> str:
+    """Return the next step for somebody who lacks an extra: no index has this package."""
+    return f"In a checkout of gptbridge, run: pip install -e '.[{extra}]'"
+
+
 class BridgeError(Exception):
     """An error with a cause that the user can mend.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
+import shutil
 import stat
 from collections import Counter
 from itertools import islice
@@ -87,12 +89,37 @@ def write_json(path: Path, content: object) -> None:
     write_synced(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
+def open_own(path: Path, flags: int = 0) -> int:
+    """Open a file to be written in place, made where there is none; return its descriptor.
+
+    A file that also has another name, by a link of either kind, is somebody else's: FileExistsError,
+    as for what is no regular file.
+    """
+    handle = os.open(
+        path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o666
+    )
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(handle)
+        raise FileExistsError(errno.EEXIST, "it is a link or no regular file", str(path))
+    return handle
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until the disk has it."""
-    with path.open("wb") as file:
+    with os.fdopen(open_own(path), "wb") as file:
+        file.truncate()
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def discard(path: Path) -> None:
+    """Remove what has this name, if anything: of a link the link alone, a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

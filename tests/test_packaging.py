@@ -1,5 +1,9 @@
 """The wheel holds every package, every preset and the entry points."""
 
+import importlib.metadata
+import importlib.util
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -7,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -48,3 +54,48 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
     ):
         assert f"{name}:DIALECT" in text
     assert "gptbridge = gptbridge_cli.main:main" in text
+
+
+MODULES = {"pyyaml": "yaml", "backports-zstd": "backports"}  # where a package's module is called otherwise
+
+
+def requirements() -> list[Requirement]:
+    project = PROJECT["project"]
+    extras = [
+        text for name, texts in project["optional-dependencies"].items() if name != "all" for text in texts
+    ]
+    return [Requirement(text) for text in [*project["dependencies"], *extras]]
+
+
+def test_every_dependency_is_imported() -> None:
+    sources = [path for package in LISTED for path in (ROOT / package).rglob("*.py")]
+    text = "\n".join(path.read_text() for path in sources)
+    for requirement in requirements():
+        name = canonicalize_name(requirement.name)
+        module = {"paddlepaddle": "paddle"}.get(name, MODULES.get(name, requirement.name))
+        assert re.search(rf"^ *(import|from) {module}\b|[\"(]{module}\"", text, re.MULTILINE), requirement
+    assert not re.search(r"^ *(import|from) safetensors\b", text, re.MULTILINE)
+
+
+def test_what_is_not_yet_stable_has_a_ceiling() -> None:
+    for requirement in requirements():
+        if (
+            importlib.util.find_spec(MODULES.get(canonicalize_name(requirement.name), requirement.name))
+            is None
+        ):
+            continue
+        zero = importlib.metadata.version(requirement.name).startswith("0.")
+        assert not zero or any(one.operator == "<" for one in requirement.specifier), requirement
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_make_says_in_one_line_which_python_it_lacks(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for python in ("no-such-python", "false"):
+        command = ["make", "--no-print-directory", ".venv/made", f"PYTHON={python}"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode != 0
+        (line,) = done.stdout.splitlines()
+        assert "needs Python 3.11 to 3.14" in line
+        assert python in line
+        assert not (tmp_path / ".venv").exists()

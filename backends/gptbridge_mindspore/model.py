@@ -14,7 +14,8 @@ import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
-from gptbridge.weights.canonical import parameters
+from gptbridge.weights.architecture import parameters, sizes
+from gptbridge.weights.layouts.rules import CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, rules
 from gptbridge_mindspore.block import Block
 from gptbridge_mindspore.dropout import DropoutMasks
 from gptbridge_mindspore.embedding import Embedding
@@ -23,12 +24,49 @@ from gptbridge_specs import ModelSpec
 
 Tensors = Mapping[str, Tensor]
 
+# Matrices are (in, out); q, k and v are one.
+LAYOUT = Layout(
+    "mindspore",
+    "memory",
+    rules(
+        top={
+            "wte.weight": ("wte.weight", "v i"),
+            "wpe.weight": ("wpe.weight", "t i"),
+            "ln_f.weight": ("ln_f.weight", "i"),
+            "ln_f.bias": ("ln_f.bias", "i"),
+            "lm_head.weight": ("lm_head.weight", "v i"),
+        },
+        block={
+            "ln_1.weight": ("ln_1.weight", "i"),
+            "ln_1.bias": ("ln_1.bias", "i"),
+            QKV_WEIGHT: ("attn.c_attn.weight", f"i {CONCATENATED}"),
+            QKV_BIAS: ("attn.c_attn.bias", CONCATENATED),
+            "attn.c_proj.weight": ("attn.c_proj.weight", "(m g d) o"),
+            "attn.c_proj.bias": ("attn.c_proj.bias", "o"),
+            "ln_2.weight": ("ln_2.weight", "i"),
+            "ln_2.bias": ("ln_2.bias", "i"),
+            "mlp.c_fc.weight": ("mlp.c_fc.weight", "i f"),
+            "mlp.c_fc.bias": ("mlp.c_fc.bias", "f"),
+            "mlp.c_proj.weight": ("mlp.c_proj.weight", "f o"),
+            "mlp.c_proj.bias": ("mlp.c_proj.bias", "o"),
+        },
+        blocks="h.{}.",
+    ),
+)
+
+
+def empty_weights(model: ModelSpec) -> dict[str, Tensor]:
+    """Return the tensors of `model` by name, in the order of the architecture table."""
+    whole, names = sizes(model), [parameter.name for parameter in parameters(model)]
+    natives = LAYOUT.natives(names, model.num_layers)
+    return {native.name: Tensor(np.zeros(native.axes.shape(whole), np.float32)) for native in natives}
+
 
 class GPT:
     """The whole model as functions of its weights, which it does not hold."""
 
     def __init__(self, model: ModelSpec, granularity: str, dtype: Any) -> None:
-        names = [p.name for p in parameters(model)]
+        names = [n.name for n in LAYOUT.natives([p.name for p in parameters(model)], model.num_layers)]
         self._layers = [
             [name for name in names if name.startswith(f"h.{n}.")] for n in range(model.num_layers)
         ]

@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from gptbridge.session import EXP_AVG, EXP_AVG_SQ
+from gptbridge.session import MOMENTS, Kind
 from gptbridge_specs.run import OptimizerSpec
 
 _ADAM = ops.AdamWeightDecay()
@@ -19,21 +19,22 @@ _SUM = ops.ReduceSum()
 class Optimizer:
     """AdamW or SGD over weights by canonical name, which it changes in place."""
 
-    def __init__(self, spec: OptimizerSpec, weights: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, spec: OptimizerSpec, weights: Mapping[str, Tensor], decays: Mapping[str, float]
+    ) -> None:
         self._spec = spec
         self._weights = weights
-        self._decay = {
-            name: spec.weight_decay if spec.decay == "all" or weight.ndim > 1 else 0.0
-            for name, weight in weights.items()
-        }
+        self._decay = decays
         self._clip = ms.jit(_clip)
-        self.moments: dict[str, Tensor] = {}
-        if spec.name == "adamw":
-            self.moments = {
-                name + suffix: Tensor(np.zeros(weight.shape, np.float32))
-                for name, weight in weights.items()
-                for suffix in (EXP_AVG, EXP_AVG_SQ)
-            }
+        kinds = MOMENTS if spec.name == "adamw" else ()
+        self._moments: dict[Kind, dict[str, Tensor]] = {
+            kind: {name: Tensor(np.zeros(weight.shape, np.float32)) for name, weight in weights.items()}
+            for kind in kinds
+        }
+
+    def moments(self, kind: Kind) -> dict[str, Tensor]:
+        """Return the moments of `kind` by the weights' names; none for SGD."""
+        return self._moments.get(kind, {})
 
     def clip(self, gradients: Mapping[str, Tensor], scale: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the L2 norm of all gradients / `scale`, and them scaled down to the largest one allowed."""
@@ -59,8 +60,8 @@ class Optimizer:
         ratio = root / (1 - spec.beta1**count)
         _ADAM(
             self._weights[name],
-            self.moments[name + EXP_AVG],
-            self.moments[name + EXP_AVG_SQ],
+            self._moments["exp_avg"][name],
+            self._moments["exp_avg_sq"][name],
             learning_rate * ratio,
             spec.beta1,
             spec.beta2,

@@ -20,7 +20,7 @@ INFO = BackendInfo(
     requires=("mindspore>=2.5",),
     modules=("mindspore",),
     hardware=("cpu", "ascend"),
-    install="pip install 'gptbridge[mindspore]'",
+    install="pip install -e '.[mindspore]' (in a checkout of gptbridge)",
 )
 
 # training.compile is not here: this backend compiles its model always, asked or not.

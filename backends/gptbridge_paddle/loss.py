@@ -45,7 +45,7 @@ class _LinearCrossEntropy(PyLayer):
             column = mask[rows].unsqueeze(1)
             loss, gradient = _loss_and_probabilities(hidden[rows], weight, labels[rows])
             total += (loss * column).sum()
-            gradient.put_along_axis_(labels[rows].unsqueeze(1), paddle.expm1(-loss), 1)
+            gradient.put_along_axis_(labels[rows].unsqueeze(1), paddle.expm1(-loss), 1, broadcast=False)
             grad_hidden.append(paddle.matmul(gradient, weight) * column)
             share = paddle.matmul(gradient, hidden[rows] * column, transpose_x=True)
             grad_weight.add_(share.astype(grad_weight.dtype))
@@ -72,6 +72,11 @@ def _loss_and_probabilities(hidden: Tensor, weight: Tensor, labels: Tensor) -> t
     highest = paddle.argmax(logits, axis=1, keepdim=True, dtype="int32")
     # -log softmax[label] by way of the likeliest token, whose probability never vanishes: on CPU
     # Paddle's softmax and cross entropy cut everything beyond 64 below the highest logit.
-    lead = paddle.take_along_axis(logits, highest, 1) - paddle.take_along_axis(logits, labels, 1)
+    lead = _pick(logits, highest) - _pick(logits, labels)
     probabilities = F.softmax_(logits, axis=1)
-    return lead - paddle.log(paddle.take_along_axis(probabilities, highest, 1)), probabilities
+    return lead - paddle.log(_pick(probabilities, highest)), probabilities
+
+
+def _pick(values: Tensor, columns: Tensor) -> Tensor:
+    # Without broadcast=False Paddle first makes a copy of all values.
+    return paddle.take_along_axis(values, columns, 1, broadcast=False)

@@ -68,28 +68,40 @@ class Optimizer:
         Paddle's class keeps beta**t as a running fp32 product, which a resumed run could not repeat
         bit for bit. Here that product is given as 0, which turns the kernel's bias correction off,
         and the correction goes into learning rate, epsilon and decay: the same update.
-        The kernel also rounds beta2 to fp32 before it takes 1 - beta2, of which little is left near 1, and
-        nothing at 1 - 1e-8. It gets second moments that are scaled by a power of 2, before and after, and
-        the beta of at most 1/2 that goes with them.
         """
         spec = self._spec
-        share, power = math.frexp(1 - spec.beta2)  # share x 2**power, share in [1/2, 1)
-        root = math.sqrt((1 - spec.beta2**count) * 2.0**-power)
+        beta2, before, after = _kernel_beta(spec.beta2)
+        root = math.sqrt((1 - spec.beta2**count) / after)
         correction = root / (1 - spec.beta1**count)
         rate = paddle.to_tensor([learning_rate * correction], dtype="float32")
-        before = spec.beta2 / (1 - share) * 2.0**-power
         no_product = paddle.zeros([1])
         first, second = (self._moments[kind] for kind in MOMENTS)
         for name, parameter in self._parameters.items():
-            second[name].scale_(before)
+            if after != 1:
+                second[name].scale_(before)
             paddle._C_ops.adamw_(
                 *(parameter, parameter.grad, rate, first[name], second[name]),
                 *(None, no_product, no_product),  # AMSGrad's maximum, beta1**t, beta2**t
                 *(None, None),  # a master copy, the flag to skip the update
-                *(spec.beta1, 1 - share, spec.epsilon * root),
+                *(spec.beta1, beta2, spec.epsilon * root),
                 1.0,  # the layer's share of the learning rate
                 self._decays[name] / correction,
                 self._decays[name] > 0,
                 *(False, 1000, False, False, False),  # lazy, its rows, master copy, global products, AMSGrad
             )
-            second[name].scale_(2.0**power)
+            if after != 1:
+                second[name].scale_(after)
+
+
+def _kernel_beta(beta2: float) -> tuple[float, float, float]:
+    """Return a beta2 for the kernel, and by what to multiply the second moments before it and after it.
+
+    The kernel rounds beta2 to fp32 and takes 1 - beta2 of that: up to 0.99 it is right to 3e-6 of itself,
+    at 1 - 1e-8 it is 0. Near 1 it gets a small beta, in which nothing is lost, and moments that are scaled:
+    with 1 - beta2 = share * after, after * ((1 - share) * before * v + share * g**2) is what it should be.
+    """
+    if beta2 <= 0.99:
+        return beta2, 1.0, 1.0
+    share, power = math.frexp(1 - beta2)  # share in [1/2, 1)
+    after = 2.0**power
+    return 1 - share, beta2 / ((1 - share) * after), after

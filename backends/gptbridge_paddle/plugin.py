@@ -20,7 +20,7 @@ INFO = BackendInfo(
     requires=("paddlepaddle>=3.0",),
     modules=("paddle",),
     hardware=("cpu", "gpu"),
-    install="pip install 'gptbridge[paddle]'",
+    install="pip install -e '.[paddle]' (in a checkout of gptbridge)",
 )
 
 LIMITS = (

@@ -22,7 +22,7 @@ INFO = BackendInfo(
     requires=("torch>=2.5",),
     modules=("torch",),
     hardware=("cpu", "gpu"),
-    install="pip install 'gptbridge[torch]'",
+    install="pip install -e '.[torch]' (in a checkout of gptbridge)",
 )
 
 LIMITS = (

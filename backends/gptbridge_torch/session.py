@@ -59,7 +59,7 @@ class TorchModel:
                 recompute=spec.training.recompute,
                 stream_dtype=stream,
             )
-        self._model = model.to_empty(device=self._device).to(weight_dtype or self._dtype)
+        self._model = model.to(weight_dtype or self._dtype).to_empty(device=self._device)
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gptbridge_cli.lines import say
+
 
 def backends(
     probe: Annotated[
@@ -31,4 +33,4 @@ def backends(
             f"{report.version or '-':<12}",
             ", ".join(devices) or "-",
         ]
-        typer.echo("  ".join(facts) + (f"  {report.detail}" if report.detail else ""))
+        say("  ".join(facts) + (f"  {report.detail}" if report.detail else ""))

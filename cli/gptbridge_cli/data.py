@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from gptbridge_cli.lines import say
 from gptbridge_cli.prepare_options import AppendEos, Output, Overwrite, SkipBad, TokenizerName, Workers
-from gptbridge_cli.text_options import AsJson, Inputs, JsonKey, Quiet, Separator
+from gptbridge_cli.text_options import AsJson, AsText, Glob, Inputs, JsonKey, Quiet, Separator
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -24,6 +25,8 @@ def prepare(
     json_key: JsonKey = "text",
     document_separator: Separator = None,
     skip_bad: SkipBad = False,
+    glob: Glob = None,
+    as_text: AsText = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -31,6 +34,7 @@ def prepare(
     """Turn text into a token dataset. Run the same command again to continue after a kill."""
     from gptbridge.data.prepare import TextOptions
     from gptbridge.data.prepare import prepare as prepare_dataset
+    from gptbridge.data.sources import Selection
     from gptbridge_cli.progress import transfer_progress
 
     options = TextOptions(
@@ -47,11 +51,12 @@ def prepare(
             options,
             workers=workers,
             overwrite=overwrite,
+            selection=Selection(glob, as_text),
             on_progress=lambda at: report(at.consumed, at.total, _count(at.documents, "document")),
-            on_problem=lambda line: typer.echo(line, err=True),
+            on_problem=lambda line: say(line, err=True),
         )
     for line in [json.dumps(content, indent=2)] if as_json else _made(output, content):
-        typer.echo(line)
+        (typer.echo if as_json else say)(line)
 
 
 def _made(output: str, content: Mapping[str, Any]) -> list[str]:
@@ -90,4 +95,4 @@ def inspect(
                 f"{k} {_count(v['documents'], 'document')} {_count(v['tokens'], 'token')}"
                 for k, v in value.items()
             )
-        typer.echo(f"{name.replace('_', ' ')}: {'-' if shown is None else shown}")
+        say(f"{name.replace('_', ' ')}: {'-' if shown is None else shown}")

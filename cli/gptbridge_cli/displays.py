@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import typer
+
+from gptbridge.errors import printable
+from gptbridge_cli.lines import LONGEST
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-Event = Mapping[str, Any]
+    from gptbridge.training.events import Event
 
 
 def choose_display(log_interval: int, *, quiet: bool, as_json: bool) -> list[Callable[[Event], None]]:
@@ -21,8 +24,15 @@ def choose_display(log_interval: int, *, quiet: bool, as_json: bool) -> list[Cal
     if as_json:
         return [while_read(lambda event: typer.echo(json.dumps(event)))]
     if quiet:
-        return []
+        return [while_read(_warn)]
     return [while_read(ProgressBar() if sys.stdout.isatty() else PlainLines(log_interval))]
+
+
+def _warn(event: Event) -> None:
+    """Tell on stderr what also somebody who wants no lines must know, such as a damaged checkpoint."""
+    if event["event"] == "warning":
+        for line in describe(event):
+            typer.echo(line, err=True)
 
 
 def while_read(display: Callable[[Event], None]) -> Callable[[Event], None]:
@@ -138,8 +148,8 @@ class ProgressBar:
 
 def describe(event: Event) -> list[str]:
     """Return the lines that say an event other than a step to a person."""
-    teller = _TELLERS.get(event["event"])
-    return teller(event) if teller else []
+    describer = _DESCRIBERS.get(event["event"])
+    return [printable(line, LONGEST) for line in describer(event)] if describer else []
 
 
 def _start(event: Event) -> list[str]:
@@ -175,7 +185,7 @@ def _end(event: Event) -> list[str]:
     return [f"{event['reason']} at step {event['step']}"]
 
 
-_TELLERS: dict[str, Callable[[Event], list[str]]] = {
+_DESCRIBERS: dict[str, Callable[[Event], list[str]]] = {
     "start": _start,
     "resume": _resume,
     "evaluate": _evaluate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from typing import Annotated
@@ -9,8 +10,8 @@ from typing import Annotated
 import typer
 
 from gptbridge import __version__
-from gptbridge_cli import backends, convert, data, generate, parity, spec, tokenizer, train
-from gptbridge_cli.convert_options import DialectCommand
+from gptbridge_cli import backends, convert, data, generate, parity, spec, tensorboard, tokenizer, train
+from gptbridge_cli.hint_options import DialectCommand
 from gptbridge_cli.quick_help import QuickGroup
 
 _LONGEST = 2000  # characters of an error's line
@@ -23,11 +24,12 @@ app = typer.Typer(
     cls=QuickGroup,
 )
 app.command()(train.train)
-app.command()(generate.generate)
+app.command(cls=DialectCommand)(generate.generate)
 app.command()(parity.parity)
 app.command()(backends.backends)
 app.command(cls=DialectCommand)(convert.convert)
 app.command(cls=DialectCommand)(convert.inspect)
+app.command()(tensorboard.tensorboard)
 app.add_typer(spec.app, cls=QuickGroup, name="spec", help="List, show and check specs.")
 app.add_typer(tokenizer.app, cls=QuickGroup, name="tokenizer", help="Train a vocabulary.")
 app.add_typer(data.app, cls=QuickGroup, name="data", help="Make token datasets and look into them.")
@@ -51,6 +53,8 @@ def options(
 
 def main() -> None:
     """Run the command line; turn every error that a user can mend into its lines and exit code."""
+    if os.name != "posix":
+        sys.exit("error: gptbridge runs on Linux and macOS, not on this system: it needs POSIX (fcntl)")
     try:
         sys.exit(app(standalone_mode=False))
     except Exception as error:
@@ -72,8 +76,29 @@ def _lines(error: Exception) -> list[str]:
         return str(error).splitlines()
     words = " ".join(message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
+    command = getattr(context, "command", None)
+    takes_fields = any(param.name == "overrides" for param in getattr(command, "params", ()))
+    if takes_fields and (option := getattr(error, "option_name", None)):
+        from gptbridge_specs.elsewhere import typed_instead
+
+        meant = typed_instead(option) or _as_override(option)
+        words += (
+            f". Did you mean {meant}?" if meant and meant.startswith("-") else f". {meant}" if meant else ""
+        )
     hint = f" {context.command_path} --help tells more." if context else ""
-    return [f"{words}.{hint}"] if words else []  # a command without arguments has printed its help
+    return (
+        [f"{words.rstrip('.')}{'' if words.endswith('?') else '.'}{hint}"] if words else []
+    )  # a command without arguments has printed its help
+
+
+def _as_override(option: str) -> str | None:
+    """Return the -o that sets the field which `option` names, if one does."""
+    from gptbridge_specs.fields import describe_fields
+    from gptbridge_specs.run import RunSpec
+
+    name = option.lstrip("-").replace("-", "_")
+    found = [row for row in describe_fields(RunSpec) if row.name.rpartition(".")[2] == name]
+    return f"-o {found[0].name}={found[0].default or 'VALUE'}" if found else None
 
 
 def _unexpected(error: Exception) -> str:

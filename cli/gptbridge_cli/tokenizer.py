@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from gptbridge_cli.text_options import AsJson, Inputs, JsonKey, Quiet, Separator
+from gptbridge_cli.lines import say
+from gptbridge_cli.text_options import AsJson, AsText, Glob, Inputs, JsonKey, Quiet, Separator
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -25,10 +26,13 @@ def train(
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
     json_key: JsonKey = "text",
     document_separator: Separator = None,
+    glob: Glob = None,
+    as_text: AsText = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Train a byte-level BPE; write vocab.json, merges.txt, tokenizer.json, tokenizer_config.json."""
+    from gptbridge.data.sources import Selection
     from gptbridge.data.tokenizers.training import train_tokenizer
     from gptbridge_cli.progress import transfer_progress
 
@@ -39,12 +43,14 @@ def train(
             output,
             json_key=json_key,
             document_separator=document_separator,
+            selection=Selection(glob, as_text),
             on_progress=lambda consumed, total: report(consumed, total, ""),
+            on_problem=lambda line: say(line, err=True),
         )
     facts = {"folder": str(output), "vocab_size": definition.vocab_size, "identity": definition.identity}
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    typer.echo(f"{output}: {definition.vocab_size} tokens, identity {definition.identity}")
+    say(f"{output}: {definition.vocab_size} tokens, identity {definition.identity}")
     if definition.vocab_size < vocab_size:
         typer.echo(f"fewer than {vocab_size}: the text has nothing left to merge", err=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from gptbridge_cli.lines import say
 from gptbridge_cli.train_options import (
     AsJson,
     Backend,
@@ -20,7 +21,8 @@ from gptbridge_cli.train_options import (
 )
 
 if TYPE_CHECKING:
-    from gptbridge.training.start import Request
+    from gptbridge.training.run import Outcome
+    from gptbridge.training.start import RunPlan
 
 
 def train(
@@ -37,36 +39,55 @@ def train(
     """Train a GPT on one backend; stop it, move it, resume it."""
     from gptbridge.plugins.backend import load_backend
     from gptbridge.training.run import train as run_training
-    from gptbridge.training.start import choose_backend, resolve
+    from gptbridge.training.start import choose_backend, require_data, resolve
     from gptbridge_cli.displays import choose_display
 
-    request = resolve(spec, overrides or (), run, resume)
+    plan = resolve(spec, overrides or (), run, resume)
+    if not dry_run:
+        require_data(plan, spec)
     if backend is not None:
-        load_backend(backend).check(request.spec)
+        load_backend(backend).check(plan.spec)
     if dry_run:
-        _tell(request, as_json=as_json)
+        _tell(plan, as_json=as_json)
         return
     if backend is None:
-        backend = choose_backend(request)
+        backend = choose_backend(plan)
         if not quiet and not as_json:
             typer.echo(f"no --backend: {backend} is taken")
-    observers = choose_display(request.spec.training.log_interval, quiet=quiet, as_json=as_json)
-    if tensorboard:
-        from gptbridge.training.tensorboard import TensorBoard
+    observers = choose_display(plan.spec.training.log_interval, quiet=quiet, as_json=as_json)
+    from gptbridge.training.tensorboard import TensorBoard, is_written
 
-        observers.append(TensorBoard(request.run))
-    run_training(request.spec, backend=backend, run=request.run, resume=request.resume, observers=observers)
+    if tensorboard or (plan.resume and is_written(plan.run)):
+        observers.append(TensorBoard(plan.run))
+    done = run_training(plan.spec, backend=backend, run=plan.run, resume=plan.resume, observers=observers)
+    if not quiet and not as_json:
+        for line in _next(done, plan.spec.training.max_steps):
+            say(line)
 
 
-def _tell(request: Request, *, as_json: bool) -> None:
+def _next(done: Outcome, max_steps: int) -> list[str]:
+    """Return the lines that say where the checkpoint is and what can be typed now."""
+    from gptbridge.training.run_folder import RunFolder
+
+    run = done.run
+    longer = f"--run {run.with_name(f'{run.resolve().name}-longer')} -o training.max_steps={2 * max_steps}"
+    return [
+        f"checkpoint  {RunFolder(run).store.path(done.step)}",
+        f"next        gptbridge generate {run} --prompt TEXT",
+        f"            gptbridge convert {run} FOLDER --to torch",
+        f"            gptbridge train --resume {run}" + (f" {longer}" if done.reason == "complete" else ""),
+    ]
+
+
+def _tell(plan: RunPlan, *, as_json: bool) -> None:
     """Print the whole spec of a run, and what it costs."""
     from gptbridge.training.facts import memory_facts, spec_facts
     from gptbridge_specs import dump_yaml
 
-    facts = {**spec_facts(request.spec), **memory_facts(request.spec), "run": str(request.run)}
+    facts = {**spec_facts(plan.spec), **memory_facts(plan.spec), "run": str(plan.run)}
     if as_json:
-        typer.echo(json.dumps({"spec": request.spec.model_dump(mode="json"), **facts}, indent=2))
+        typer.echo(json.dumps({"spec": plan.spec.model_dump(mode="json"), **facts}, indent=2))
         return
-    typer.echo(dump_yaml(request.spec))
+    typer.echo(dump_yaml(plan.spec))
     for name, value in facts.items():
-        typer.echo(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
+        say(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")

@@ -30,7 +30,7 @@ Resume = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the whole spec and its size; launch nothing.")]
 WriteTensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Write RUN/tensorboard for TensorBoard.")
+    bool, typer.Option("--tensorboard", help="Write RUN/tensorboard; a resumed run goes on with it.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only, on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")]

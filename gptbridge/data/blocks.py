@@ -17,6 +17,7 @@ from gptbridge.data.sources import Source, SourceStream
 DOCUMENT_LIMIT = 16 << 20  # bytes: what one document may cost in memory, whatever a file holds
 
 _SEPARATOR_LIMIT = 64 << 10  # bytes of a separator's line
+_NO_NUMBER = re.compile(rb"[:\[,]\s*(NaN|-?Infinity)\s*[,\]}]")  # what Python's json writes all the same
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -44,6 +45,8 @@ class JsonLines:
 
     def documents(self) -> Iterator[tuple[int, str | Problem]]:
         """Yield the line number and the text, or what is wrong, of each line that is not blank."""
+        if not self.data.strip():
+            return  # blank lines alone, of which there may be very many
         key = self.key
         for number, line in enumerate(self.data.split(b"\n"), self.line):
             if len(line) > DOCUMENT_LIMIT:
@@ -62,7 +65,9 @@ def _explain(line: bytes, key: str) -> Problem:
     try:
         content = orjson.loads(line)
     except ValueError as error:
-        return Problem("not JSON", str(error))
+        if constant := _NO_NUMBER.search(line):
+            return Problem("not JSON", f"{constant[1].decode()} is no number that JSON knows")
+        return Problem("not JSON", str(error).partition(": line ")[0])
     return Problem(f"no {key!r}" if isinstance(content, dict) else "not a JSON object")
 
 
@@ -197,8 +202,7 @@ class _TextCutter(_Cutter):
 
     def __init__(self, stream: SourceStream, start: Position, strict: bool, separator: str | None) -> None:
         super().__init__(stream, start, strict)
-        word = None if separator is None else re.escape(separator.strip().encode())
-        self._separator = None if word is None else re.compile(rb"(?m)^[ \t\r]*" + word + rb"[ \t\r]*\n")
+        self._separator = None if separator is None else _separator_lines(separator.strip().encode())
 
     def _take(self, line: int, final: bool) -> tuple[PlainTexts, int]:
         texts: list[tuple[int, bytes]] = []
@@ -218,6 +222,13 @@ class _TextCutter(_Cutter):
     def _first_end(self) -> int | None:
         match = self._separator.search(self._buffer) if self._separator else None
         return match.end() if match else None
+
+
+def _separator_lines(word: bytes) -> re.Pattern[bytes]:
+    """Match a run of lines that hold `word` alone: together they end one document."""
+    if not word:
+        return re.compile(rb"(?m)^[ \t\r\n]*\n")
+    return re.compile(rb"(?m)(?:^[ \t\r]*" + re.escape(word) + rb"[ \t\r]*\n)++")
 
 
 def read_blocks(

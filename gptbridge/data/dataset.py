@@ -140,4 +140,5 @@ def _joined(path: str, datasets: list[TokenDataset]) -> TokenDataset:
         first.tokenizer_identity,
         first.vocab_size,
         first.tokenizer,
+        tuple(file for dataset in datasets for file in dataset.files),
     )

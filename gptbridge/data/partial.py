@@ -3,6 +3,10 @@
 Tokens and lengths are appended; each line of the journal says how far they count, where reading
 goes on, and the CRC-32 of what was added, and begins with its own CRC-32. After a kill the lines
 that hold are kept and the rest is cut off.
+
+Nothing else may lie in the folder, and no link: what is not known to come from a preparation is
+neither written nor removed. plan.json comes first and goes last; it is called published.json from
+where on all files of the dataset are whole and are given their names.
 """
 
 from __future__ import annotations
@@ -10,8 +14,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
+import stat
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -22,8 +27,11 @@ from isal.isal_zlib import crc32
 from gptbridge.data.blocks import Position
 from gptbridge.data.encoding import Encoded
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.files import read_json, write_json
+from gptbridge.files import discard, read_json, sync_folder, write_json
 
+MADE = "dataset."  # begins the names of what `publish` gives a name
+_PLAN, _PUBLISHED, _LOCK = "plan.json", "published.json", "lock"
+_APPENDED = ("tokens.bin", "lengths.bin", "journal.jsonl")
 _PLAN_LIMIT = 1 << 30  # it names every source
 
 
@@ -43,24 +51,34 @@ class PartialDataset:
     """The folder PREFIX.partial, held by one process at a time.
 
     `done` is what it held when it was opened, and grows with `append` and `commit`. Another plan
-    than the one it was begun with empties it.
+    than the one it was begun with empties it. `published` tells that a kill came while the files of
+    this plan were given their names. UsageError where the folder holds anything else; `replace`
+    removes that instead.
     """
 
-    def __init__(self, folder: Path, plan: dict[str, Any], token_size: int) -> None:
+    def __init__(self, folder: Path, plan: dict[str, Any], token_size: int, *, replace: bool = False) -> None:
         self.folder = folder
         self._token_size = token_size
+        if replace and _foreign(folder):
+            discard(folder)
+        _require_own(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("w")
+        self._lock = (folder / _LOCK).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UsageError("another process is preparing this dataset", where=folder) from error
         self.done = Done()
-        if self._planned() != plan:
+        self._files: list[IO[bytes]] = []
+        self.published = is_published(folder, plan)
+        if self.published:
+            return
+        if _read(folder / _PLAN) != plan:
             self._begin(plan)
-        self._tokens, self._lengths, self._journal = (
-            (folder / name).open("r+b") for name in ("tokens.bin", "lengths.bin", "journal.jsonl")
-        )
+        for name in _APPENDED:
+            (folder / name).touch()
+        self._files = [(folder / name).open("r+b") for name in _APPENDED]
+        self._tokens, self._lengths, self._journal = self._files
         self._crcs = [0, 0]
         self._new_digests = 0
         self._replay()
@@ -112,15 +130,33 @@ class PartialDataset:
         self._crcs = [0, 0]
         self._new_digests = 0
 
+    def mark_whole(self) -> None:
+        """Note that all files of the dataset are whole: a rerun gives them their names and ends."""
+        sync_folder(self.folder)
+        (self.folder / _PLAN).replace(self.folder / _PUBLISHED)
+        sync_folder(self.folder)
+        self.published = True
+
+    def publish(self, names: dict[Path, Path]) -> None:
+        """Give each file of `names` its name, in order, unless it has it; what had the name is replaced."""
+        for made, name in names.items():
+            if made.exists():
+                discard(name)
+                made.replace(name)
+
     def close(self) -> None:
         """Let go of the folder; it stays, to be continued."""
-        for file in (self._tokens, self._lengths, self._journal, self._lock):
+        for file in self._files:
             file.close()
+        self._lock.close()
 
     def remove(self) -> None:
-        """Delete the folder."""
+        """Delete the folder, last what tells whose it is."""
         self.close()
-        shutil.rmtree(self.folder)
+        last = (_LOCK, _PLAN, _PUBLISHED)
+        for entry in sorted(self.folder.iterdir(), key=lambda path: (path.name in last, path.name)):
+            discard(entry)
+        self.folder.rmdir()
 
     def __enter__(self) -> Self:
         return self
@@ -133,17 +169,14 @@ class PartialDataset:
             self.remove()
         self.close()
 
-    def _planned(self) -> object:
-        try:
-            return read_json(self.folder / "plan.json", limit=_PLAN_LIMIT)
-        except BadInput:
-            return None
-
     def _begin(self, plan: dict[str, Any]) -> None:
-        (self.folder / "plan.json").unlink(missing_ok=True)
-        for name in ("tokens.bin", "lengths.bin", "journal.jsonl"):
-            (self.folder / name).write_bytes(b"")
-        write_json(self.folder / "plan.json", plan)
+        """Empty the folder under the old plan, so that no line of its journal is read under the new one."""
+        for entry in self.folder.iterdir():
+            if entry.name not in (_LOCK, _PLAN):
+                discard(entry)
+        new = self.folder / f"{_PLAN}.new"
+        write_json(new, plan)
+        new.replace(self.folder / _PLAN)
 
     def _replay(self) -> None:
         """Go through the journal as far as files and checksums agree with it; cut off the rest."""
@@ -179,6 +212,52 @@ class PartialDataset:
             empty,
             Counter(entry["problems"]),
             before.digests + entry["digests"],
+        )
+
+
+def is_published(folder: Path, plan: dict[str, Any]) -> bool:
+    """Tell whether a kill came when the files of `plan` were whole and not all had their names."""
+    return _read(folder / _PUBLISHED) == plan
+
+
+def _read(path: Path) -> object:
+    try:
+        return read_json(path, limit=_PLAN_LIMIT)
+    except BadInput:
+        return None
+
+
+def _foreign(folder: Path) -> Path | None:
+    """Return what is at `folder`, or in it, and does not come from a preparation; None: nothing."""
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            return folder
+        entries = sorted(folder.iterdir())
+        planned = any(_is_plan(_read(folder / name)) for name in (_PLAN, _PUBLISHED))
+        known = {_LOCK, f"{_PLAN}.new"} | ({_PLAN, _PUBLISHED, *_APPENDED} if planned else set())
+        for entry in entries:
+            own = entry.name in known or (planned and entry.name.startswith(MADE))
+            if not own or not _is_plain(entry):
+                return entry
+    return None
+
+
+def _is_plan(content: object) -> bool:
+    return isinstance(content, dict) and {"version", "tokenizer", "options", "sources"} == content.keys()
+
+
+def _is_plain(path: Path) -> bool:
+    """Tell whether `path` is a file with this one name, or a folder: no link leads anywhere else."""
+    status = path.lstat()
+    return stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
+
+
+def _require_own(folder: Path) -> None:
+    if foreign := _foreign(folder):
+        raise UsageError(
+            "does not come from a preparation, which needs this folder for itself",
+            where=foreign,
+            hint="Move it away, give another --output, or add --overwrite to remove it",
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ import numpy as np
 from gptbridge.data.blocks import Block, Problem, read_blocks
 from gptbridge.data.encoding import Encoded, Encoder, encode_blocks
 from gptbridge.data.indexed_files import dtype_for, write_index
-from gptbridge.data.partial import Done, PartialDataset
-from gptbridge.data.sources import Source, find_sources
+from gptbridge.data.partial import MADE, Done, PartialDataset, is_published
+from gptbridge.data.sources import Selection, Source, SourceStream, find_sources
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
-from gptbridge.errors import BadInput, Interrupted, RunFailed, UsageError
-from gptbridge.files import write_json
+from gptbridge.errors import BadInput, BridgeError, Interrupted, RunFailed, UsageError
+from gptbridge.files import INDEX_LIMIT, discard, read_json, write_json
 from gptbridge.process.signals import StopRequest
 
+_ENDINGS = ("tokenizer", "bin", "idx", "json")  # PREFIX.json says that the others are whole
 COMMIT_TOKENS = 16 << 20  # what a kill may cost
 
 
@@ -51,18 +54,35 @@ def prepare(
     *,
     workers: int = 1,
     overwrite: bool = False,
+    selection: Selection | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_problem: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Tokenize `inputs` into the dataset `prefix`; return the content of PREFIX.json.
 
     The bytes written depend on inputs, tokenizer and options alone. A preparation that was
-    interrupted goes on where it was last committed. Raises BadInput for a bad document, unless
-    `options.skip_bad`, when `on_problem` gets a line on each; UsageError when the dataset exists.
+    interrupted goes on where it was last committed, and one that is whole is left as it is. Raises
+    BadInput for a bad document, unless `options.skip_bad`, when `on_problem` gets a line on each (as on what
+    was passed over); UsageError when anything else has the name of one of its files, unless `overwrite`.
     """
-    job = _settle(inputs, tokenizer_name, prefix, options or TextOptions(), overwrite)
+    found = find_sources(inputs, selection)
+    if notice := found.notice():
+        on_problem(notice)
+    job = _settle(found.sources, tokenizer_name, prefix, options or TextOptions())
+    if not overwrite and not is_published(job.path("partial"), job.plan()):
+        if made := job.made_before():
+            with suppress(OSError):
+                job.path("partial").rmdir()  # all that a kill may have left
+            on_problem(f"{prefix}: was made from the same text before, and is left as it is")
+            return made
+        job.require_free()
     try:
-        with job.partial() as partial, StopRequest() as stop:
+        with (
+            job.partial(replace=overwrite) as partial,
+            StopRequest("stopping, and keeping what is done") as stop,
+        ):
+            if partial.published:
+                return job.publish(partial)
             blocks = read_blocks(
                 job.sources,
                 partial.done.position,
@@ -84,11 +104,9 @@ def prepare(
         ) from error
 
 
-def _settle(
-    inputs: list[str], tokenizer_name: str, prefix: str | Path, options: TextOptions, overwrite: bool
-) -> _Job:
+def _settle(sources: list[Source], tokenizer_name: str, prefix: str | Path, options: TextOptions) -> _Job:
     """Check all that can be checked before the first byte is read."""
-    job = _Job(Path(prefix), find_sources(inputs), load_tokenizer(tokenizer_name), options)
+    job = _Job(Path(prefix), sources, load_tokenizer(tokenizer_name), options)
     if str(prefix).endswith("/") or job.prefix.is_dir():
         raise UsageError(
             "this names a folder, the files of the dataset begin with the prefix",
@@ -97,10 +115,9 @@ def _settle(
         )
     if options.append_end_of_text and job.tokenizer.end_of_text is None:
         raise UsageError("this tokenizer has no end-of-text token to append", where=tokenizer_name)
-    if job.path("json").exists() and not overwrite:
-        raise UsageError(
-            "this dataset exists already", where=job.path("json"), hint="Add --overwrite to replace it"
-        )
+    outputs = {job.path(ending).resolve() for ending in _ENDINGS}
+    if own := next((source.path for source in job.sources if source.path.resolve() in outputs), None):
+        raise UsageError("this is an input, and the dataset would replace it", where=own)
     return job
 
 
@@ -127,33 +144,69 @@ class _Job:
         end = self.tokenizer.end_of_text if self.options.append_end_of_text else None
         return Encoder(self.tokenizer, self.dtype, end)
 
-    def partial(self) -> PartialDataset:
-        """Open PREFIX.partial, under a plan of all that decides the bytes."""
+    def plan(self) -> dict[str, Any]:
+        """Return all that decides the bytes."""
         files = [[str(s.path), s.size, s.path.stat().st_mtime_ns] for s in self.sources]
-        plan = {
+        return {
             "version": 1,
             "tokenizer": self.tokenizer.identity,
             "options": asdict(self.options),
             "sources": files,
         }
-        return PartialDataset(self.path("partial"), plan, np.dtype(self.dtype).itemsize)
+
+    def partial(self, *, replace: bool) -> PartialDataset:
+        """Open PREFIX.partial under the plan; `replace` removes what else is in it."""
+        itemsize = np.dtype(self.dtype).itemsize
+        return PartialDataset(self.path("partial"), self.plan(), itemsize, replace=replace)
+
+    def require_free(self) -> None:
+        """Raise UsageError where one of the files to write is there: it is somebody's."""
+        for ending in _ENDINGS:
+            if os.path.lexists(self.path(ending)):
+                raise UsageError(
+                    "exists already, and this dataset would replace it",
+                    where=self.path(ending),
+                    hint="Give another --output, or add --overwrite to replace it",
+                )
+
+    def made_before(self) -> dict[str, Any] | None:
+        """Return the content of PREFIX.json where the whole dataset is there, of the text as it is now."""
+        with suppress(BridgeError, OSError):
+            content = read_json(self.path("json"), limit=INDEX_LIMIT)
+            sizes = [(source["path"], source["bytes"]) for source in content["sources"]]
+            whole = self.path("idx").is_file() and self.path("tokenizer").is_dir()
+            whole &= self.path("bin").stat().st_size == content["tokens"] * np.dtype(self.dtype).itemsize
+            if whole and sizes == [(str(source.path), source.size) for source in self.sources]:
+                digests = []
+                for source in self.sources:
+                    with SourceStream(source) as stream:
+                        digests.append(stream.finish())
+                done = Done(
+                    tokens=content["tokens"],
+                    documents=content["documents"],
+                    empty=content["empty_documents"],
+                    problems=Counter(content["bad_documents"]),
+                    digests=digests,
+                )
+                return content if self._facts(done) == content else None
+        return None
 
     def publish(self, partial: PartialDataset) -> dict[str, Any]:
         """Write the other files, then give each its name; return the content of PREFIX.json.
 
         That one says that the dataset is whole, so it comes last.
         """
-        endings = ("tokenizer", "bin", "idx", "json")
-        made = {ending: partial.folder / f"dataset.{ending}" for ending in endings} | {"bin": partial.tokens}
-        content = self._facts(partial.done)
-        shutil.rmtree(made["tokenizer"], ignore_errors=True)
-        self.tokenizer.save(made["tokenizer"])
-        write_index(made["idx"], self.dtype, partial.lengths)
-        write_json(made["json"], content)
-        self.path("json").unlink(missing_ok=True)
-        shutil.rmtree(self.path("tokenizer"), ignore_errors=True)
-        for ending in endings:
-            made[ending].replace(self.path(ending))
+        made = {ending: partial.folder / f"{MADE}{ending}" for ending in _ENDINGS} | {"bin": partial.tokens}
+        if not partial.published:
+            discard(made["tokenizer"])
+            self.tokenizer.save(made["tokenizer"])
+            write_index(made["idx"], self.dtype, partial.lengths)
+            write_json(made["json"], self._facts(partial.done))
+            partial.mark_whole()
+        if made["json"].exists():  # else this one has its name
+            discard(self.path("json"))
+        partial.publish({made[ending]: self.path(ending) for ending in _ENDINGS})
+        content = read_json(self.path("json"), limit=INDEX_LIMIT)
         partial.remove()
         return content
 

@@ -13,11 +13,12 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from gptbridge.errors import BadInput
+from gptbridge.errors import BadInput, printable
 from gptbridge.files import require_regular_file
 
 if sys.version_info >= (3, 14):
@@ -26,6 +27,10 @@ else:
     from backports import zstd
 
 CHUNK = 1 << 20
+
+# Text shrinks to a third, logs to a hundredth: what grows beyond this was made to fill a disk.
+_EXPANSION, _EXPANSION_FREE = 1000, 64 << 20
+_NAMED = 5  # names in a notice
 
 FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 COMPRESSIONS = (".gz", ".zst", ".zstd", ".bz2", ".xz")
@@ -53,40 +58,85 @@ class Source:
     size: int
 
 
-def find_sources(inputs: Iterable[str]) -> list[Source]:
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which files of a folder are read: `glob` for their names, or None: those known as text.
+
+    A file that `glob` matches is text where its name does not say otherwise, with `as_text` every file.
+    """
+
+    glob: str | None = None
+    as_text: bool = False
+
+    def format(self, path: Path) -> str | None:
+        """Return text or jsonl; None for a file that is not to be read."""
+        matched = self.glob is not None and fnmatch(path.name, self.glob)
+        return _format(path) or ("text" if self.as_text or matched else None)
+
+    def takes(self, path: Path) -> bool:
+        """Tell whether `path`, met in a folder, is read."""
+        return bool(self.format(path)) and (self.glob is None or fnmatch(path.name, self.glob))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The sources, and what was passed over in folders because its name does not say that it is text."""
+
+    sources: list[Source]
+    passed_over: list[Path]
+
+    def notice(self) -> str | None:
+        """Return the line that counts and names what was passed over; None where there is nothing."""
+        if not self.passed_over:
+            return None
+        names = ", ".join(printable(path, 80) for path in self.passed_over[:_NAMED])
+        more = len(self.passed_over) - _NAMED
+        return (
+            f"passed over {len(self.passed_over)}, not text by name: {names}"
+            + (f" and {more} more" if more > 0 else "")
+            + "; --glob PATTERN or --as-text takes files"
+        )
+
+
+def find_sources(inputs: Iterable[str], selection: Selection | None = None) -> Found:
     """Return the sources that `inputs` name: a file as it is, a folder's files sorted, recursively.
 
-    In a folder, files that are not text by their name are passed over; named outright, such a file
-    is refused.
+    In a folder, what `selection` does not take is passed over; a file that is named outright and not
+    known as text is refused.
     """
-    found: list[Source] = []
+    wanted = selection or Selection()
+    found = Found([], [])
     for name in inputs:
         path = Path(name)
-        if path.is_dir():
-            files = [path / relative for relative in _walk(path)]
-            within = [_source(file) for file in files if _format(file)]
-            if not within:
-                raise BadInput("no text in this folder", where=path, allowed=_allowed())
-            found += within
-        else:
-            found.append(_source(path))
+        if not path.is_dir():
+            found.sources.append(_source(path, wanted))
+            continue
+        files = [path / relative for relative in _walk(path)]
+        within = [_source(file, wanted) for file in files if wanted.takes(file)]
+        if not within:
+            raise BadInput("no text in this folder", where=path, allowed=_allowed(wanted))
+        found.sources.extend(within)
+        if wanted.glob is None:
+            found.passed_over.extend(file for file in files if not wanted.takes(file))
     return found
 
 
 def _walk(folder: Path) -> list[str]:
+    """Return the files in a folder, and the links to folders, which are not followed."""
     names: list[str] = []
     for parent, folders, files in os.walk(folder):
-        # the merges.txt of a dataset written here before is no text
-        folders[:] = [name for name in folders if not name.endswith(".tokenizer")]
-        names += [Path(parent, file).relative_to(folder).as_posix() for file in files]
+        # what belongs to a dataset that was written here before is no text
+        folders[:] = [name for name in folders if not name.endswith((".tokenizer", ".partial"))]
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        names += [Path(parent, name).relative_to(folder).as_posix() for name in [*files, *links]]
     return sorted(names)
 
 
-def _source(path: Path) -> Source:
+def _source(path: Path, selection: Selection) -> Source:
     size = require_regular_file(path)
-    format_name = _format(path)
+    format_name = selection.format(path)
     if format_name is None:
-        raise BadInput("not known as text by its name", where=path, allowed=_allowed())
+        raise BadInput("not known as text by its name", where=path, allowed=_allowed(selection))
     return Source(path, format_name, size)
 
 
@@ -97,19 +147,22 @@ def _format(path: Path) -> str | None:
     return FORMATS.get(Path(name).suffix)
 
 
-def _allowed() -> str:
-    return f"{', '.join(FORMATS)}, each also with {', '.join(COMPRESSIONS)}"
+def _allowed(selection: Selection) -> str:
+    known = f"{', '.join(FORMATS)}, each also with {', '.join(COMPRESSIONS)}"
+    return f"a name like {selection.glob}" if selection.glob else f"{known}; --as-text takes any"
 
 
 class SourceStream:
     """The decompressed bytes of a source, read once from begin to end, whatever its size.
 
     `consumed` counts the bytes read from the disk; `finish` returns their BLAKE2b and checks
-    that the file was whole.
+    that the file was whole and still has the size that it had when it was found.
     """
 
     def __init__(self, source: Source) -> None:
         self._path = source.path
+        self._size = source.size
+        self._unpacked = 0
         with self._explained():
             self._raw = _DigestingFile(source.path)
         self._stream: IO[bytes] = self._open()
@@ -136,7 +189,19 @@ class SourceStream:
     def read(self) -> bytes:
         """Return up to 1 MiB; nothing at the end."""
         with self._explained():
-            return self._stream.read(CHUNK)
+            data = self._stream.read(CHUNK)
+        self._count(len(data))
+        return data
+
+    def _count(self, nbytes: int) -> None:
+        self._unpacked += nbytes
+        if self._unpacked > _EXPANSION_FREE + _EXPANSION * self.consumed:
+            raise BadInput(
+                f"{self._kind} data that unpack to more than {_EXPANSION} times their size: "
+                f"{self._unpacked} bytes of the first {self.consumed}",
+                where=self._path,
+                hint="Unpack it yourself if that is what it should hold",
+            )
 
     def skip(self, count: int) -> None:
         """Read and drop `count` bytes."""
@@ -146,12 +211,18 @@ class SourceStream:
                 if not dropped:
                     raise BadInput("shorter than when it was begun", where=self._path)
                 count -= dropped
+                self._count(dropped)
 
     def finish(self) -> str:
         """Return the BLAKE2b-256 (hex) of the whole file on the disk, as `b2sum -l 256` prints it."""
         with self._explained():
             while self._raw.read(CHUNK):
                 pass
+        if self._raw.consumed != self._size:
+            raise BadInput(
+                f"changed while it was read: {self._raw.consumed} bytes, it had {self._size}",
+                where=self._path,
+            )
         return self._raw.digest.hexdigest()
 
     @contextmanager

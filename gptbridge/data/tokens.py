@@ -6,17 +6,19 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptbridge.data.digests import content_digest, kept_digest
 from gptbridge.errors import BadInput
 
 Ids = NDArray[np.integer[Any]]
 
-_DIGEST_BLOCKS = 256
-_DIGEST_BLOCK = 4096
+_SAMPLE_BLOCKS = 256
+_SAMPLE_BLOCK = 4096
 
 
 class TokenSource(Protocol):
@@ -30,11 +32,11 @@ class TokenSource(Protocol):
         """Return the number of tokens."""
 
     def read(self, start: int, stop: int) -> Ids:
-        """Return tokens `start` to `stop` (exclusive); a view of the file where that is possible."""
+        """Return tokens `start` to `stop` (exclusive)."""
 
 
 class FlatTokens:
-    """Tokens that lie back to back in one array, usually a memory-mapped file."""
+    """Tokens that lie back to back in one array."""
 
     def __init__(self, ids: Ids) -> None:
         self._ids = np.asarray(ids)
@@ -97,6 +99,7 @@ class TokenDataset:
     tokenizer_identity: str | None = None
     vocab_size: int | None = None
     tokenizer: str | None = None
+    files: tuple[Path, ...] = ()  # that hold it
 
     @property
     def documents(self) -> int:
@@ -138,11 +141,15 @@ class TokenDataset:
 
     @cached_property
     def digest(self) -> str:
-        """A cheap identity of the content (sha256, hex), the same in every format.
+        """The identity of the content: `gptbridge.data.digests`."""
+        offsets = FlatTokens(self.offsets)
+        if self.path is None:
+            return content_digest(self.source, offsets)
+        return kept_digest(Path(self.path), self.files, self.source, offsets)
 
-        It covers the numbers of documents and tokens and, of the ids and of the documents' offsets,
-        up to 256 blocks of 4096, evenly spaced from the first to the last: all of a small dataset.
-        """
+    @cached_property
+    def sampled_digest(self) -> str:
+        """The identity that older checkpoints note: of ids and offsets, `sampled_blocks` alone."""
         digest = hashlib.sha256(f"{self.documents} documents {self.tokens} tokens".encode())
         for source in (self.source, FlatTokens(self.offsets)):
             for _, block in sampled_blocks(source):
@@ -159,10 +166,10 @@ def beyond(limit: int | None, ids: Ids) -> NDArray[np.bool_]:
 def sampled_blocks(source: TokenSource) -> Iterator[tuple[int, Ids]]:
     """Yield up to 256 blocks of 4096 ids with their positions, evenly spaced: all of a small source."""
     for start in _block_starts(len(source)):
-        yield start, source.read(start, min(start + _DIGEST_BLOCK, len(source)))
+        yield start, source.read(start, min(start + _SAMPLE_BLOCK, len(source)))
 
 
 def _block_starts(count: int) -> list[int]:
-    if count <= _DIGEST_BLOCKS * _DIGEST_BLOCK:
-        return list(range(0, count, _DIGEST_BLOCK))
-    return [i * (count - _DIGEST_BLOCK) // (_DIGEST_BLOCKS - 1) for i in range(_DIGEST_BLOCKS)]
+    if count <= _SAMPLE_BLOCKS * _SAMPLE_BLOCK:
+        return list(range(0, count, _SAMPLE_BLOCK))
+    return [i * (count - _SAMPLE_BLOCK) // (_SAMPLE_BLOCKS - 1) for i in range(_SAMPLE_BLOCKS)]

@@ -1,26 +1,47 @@
-"""SIGINT, SIGTERM and SIGHUP ask a run to stop after the step it is in; nothing is cut short."""
+"""A first signal asks a run to stop after the step it is in; a second, after a moment, ends it at once.
+
+A thread reads them from a pipe that Python's own handler in C writes to: the main thread may be in a
+framework's step for minutes, and runs no handler of ours until that returns.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+_ALWAYS = (signal.SIGINT, signal.SIGTERM)
+# Unless ignored, as under nohup, or the program's that calls us.
+_UNLESS_TAKEN = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+# Seconds within which signals are one request: `timeout` and service managers send theirs twice.
+_ONE_REQUEST = 0.1
+_SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
+
 
 class StopRequest:
-    """While entered, remembers the first of them in `received`; later ones change nothing."""
+    """While entered, remembers the first signal in `received`, and leaves at once at a second one.
 
-    def __init__(self) -> None:
+    `words` tell a person on stderr when the run will stop.
+    """
+
+    def __init__(self, words: str = "stopping after this step") -> None:
         self.received: signal.Signals | None = None
+        self._words = words
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         # Python allows handlers in the main thread only; elsewhere the caller owns the signals.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup
-                    self._before[number] = signal.signal(number, self._note)
+            free = [number for number in _UNLESS_TAKEN if signal.getsignal(number) == signal.SIG_DFL]
+            for number in (*_ALWAYS, *free):
+                self._before[number] = signal.signal(number, self._note)
+            reader, self._writer = os.pipe()
+            os.set_blocking(self._writer, False)
+            self._fd_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         return self
 
     def __exit__(
@@ -29,11 +50,35 @@ class StopRequest:
         for number, handler in self._before.items():
             # None: a framework had installed a handler in C, which Python cannot put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if self._before:
+            signal.set_wakeup_fd(self._fd_before)
+            os.close(self._writer)  # which ends the thread
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number)
 
+    def _watch(self, reader: int) -> None:
+        first: float | None = None
+        while content := os.read(reader, 1):
+            number, now = content[0], time.monotonic()
+            if number not in self._before:
+                continue
+            if first is None:
+                first = now
+                _tell(f"{self._words}; once more to stop at once\n".encode())
+            elif now - first > _ONE_REQUEST:
+                _tell(_SHOW_CURSOR if os.isatty(2) else b"")
+                os._exit(128 + number)  # all that is kept appears whole: nothing is half written
+        os.close(reader)
+
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP."""
+        """128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP, 138 for SIGUSR1."""
         return 128 + (self.received or 0)
+
+
+def _tell(words: bytes) -> None:
+    try:
+        os.write(2, words)
+    except OSError:
+        return  # a terminal that hung up

@@ -1,8 +1,8 @@
 """Decoding rules: from the logits of one position to the next token, the same on every backend.
 
-The order is PaddleNLP's and PaddleFleetX's: softmax of logits / temperature, then top-k by threshold,
-then top-p, then one draw. Ties at the k-th place are kept. Top-p counts the shares that top-k left as
-they are, not renormalised, and keeps the first token that goes over the limit.
+In order: softmax of logits / temperature, then top-k by threshold, then top-p, then one draw. Ties at
+the k-th place are kept, and so is the first token that goes over top-p's limit. Of what top-k left,
+transformers' top-p counts the shares anew, PaddleNLP's and PaddleFleetX's as they were: it cuts less.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def probabilities(logits: NDArray[np.floating[Any]], spec: GenerationSpec) -> Pr
     scaled = logits.astype(np.float64) / spec.temperature
     shares = np.exp(scaled - scaled.max())
     shares /= shares.sum()
-    return _top_p(_top_k(shares, spec.top_k), spec.top_p)
+    kept = _top_k(shares, spec.top_k)
+    return kept if spec.top_p >= 1 else np.where(_TOP_P[spec.top_p_rule](kept, spec.top_p), kept, 0.0)
 
 
 def _top_k(shares: Probabilities, k: int) -> Probabilities:
@@ -53,15 +54,24 @@ def _top_k(shares: Probabilities, k: int) -> Probabilities:
     return np.where(shares < threshold, 0.0, shares)
 
 
-def _top_p(shares: Probabilities, p: float) -> Probabilities:
-    if p >= 1:
-        return shares
+def _transformers_top_p(shares: Probabilities, p: float) -> NDArray[np.bool_]:
+    """Keep a token unless it and all that are less likely hold at most 1 - p of the shares."""
+    order = np.argsort(shares, kind="stable")
+    inside = np.zeros(shares.size, np.bool_)
+    inside[order] = np.cumsum(shares[order]) / shares.sum() > 1.0 - p
+    inside[order[-1]] = True
+    return inside
+
+
+def _paddlenlp_top_p(shares: Probabilities, p: float) -> NDArray[np.bool_]:
+    """Keep a token unless those that are likelier hold more than p, of all that there was before top-k."""
     order = np.argsort(-shares, kind="stable")
-    before = np.cumsum(shares[order]) - shares[order]
-    kept = np.zeros_like(shares)
-    inside = order[before <= p]
-    kept[inside] = shares[inside]
-    return kept
+    inside = np.zeros(shares.size, np.bool_)
+    inside[order] = np.cumsum(shares[order]) - shares[order] <= p
+    return inside
+
+
+_TOP_P = {"transformers": _transformers_top_p, "paddlenlp": _paddlenlp_top_p}
 
 
 def _uniform(seed: int, row: int, position: int) -> float:

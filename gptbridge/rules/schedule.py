@@ -2,7 +2,8 @@
 
 Step 1 is the first update. The shapes are those of the published recipes that the presets
 reproduce: cosine as PaddleNLP and PaddleFleetX have it, linear as PaddleFleetX's finetuning,
-polynomial as MindFormers, noam as ModelScope.
+polynomial as MindFormers, noam as ModelScope. Linear and polynomial count the updates done before:
+their first update has t = 0, so that a warm-up begins with a rate of 0.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from gptbridge_specs.run import ScheduleSpec
 def learning_rate(schedule: ScheduleSpec, max_steps: int, step: int) -> float:
     """Return the learning rate of the update at `step` (1 is the first) of a run of `max_steps`."""
     decay_steps = schedule.decay_steps or max_steps
-    return _SHAPES[schedule.name](schedule, decay_steps, step)
+    return _SHAPES[schedule.name](schedule, decay_steps, step - (schedule.name in _FROM_ZERO))
 
 
 def warmup_steps(schedule: ScheduleSpec, decay_steps: int) -> float:
@@ -66,6 +67,7 @@ def _constant(schedule: ScheduleSpec, decay_steps: int, step: int) -> float:
     return schedule.max_lr * min(1.0, step / warmup) if warmup else schedule.max_lr
 
 
+_FROM_ZERO = ("linear", "polynomial")
 _SHAPES: dict[str, Callable[[ScheduleSpec, int, int], float]] = {
     "cosine": _cosine,
     "linear": _linear,

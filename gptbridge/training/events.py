@@ -7,6 +7,7 @@ lists the kinds and their fields.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.errors import BadInput, BridgeError, RunFailed, printable
-from gptbridge.files import require_regular_file
+from gptbridge.files import open_own, require_regular_file
 
 EVENTS_FILE = "events.jsonl"
 
@@ -48,7 +49,7 @@ class EventLog:
         """Open `path` for appending; drop a last line that a kill cut short."""
         self._path = path
         with _must_write(path):
-            self._file = path.open("a+b")
+            self._file = os.fdopen(open_own(path, os.O_APPEND), "a+b")
             self._drop_torn_line()
 
     def __call__(self, event: Event) -> None:

@@ -19,7 +19,7 @@ MAY_CHANGE = {
     "training.recompute": FREE,
     "training.compile": FREE,
     "training.log_interval": FREE,
-    "training.micro_batch_size": FREE,
+    "training.micro_batch_size": CHANGES_THE_CURVE,
     "data.path": FREE,  # the content is compared instead
     "data.tokenizer": FREE,  # the identity is compared instead
     "parallel": FREE,
@@ -91,7 +91,14 @@ def allow_resume(state: TrainingState, spec: RunSpec, *, digest: str, tokenizer:
 
 
 def _is_harmless(change: Change, spec: RunSpec) -> bool:
-    """With a schedule that has its own length, more steps only make the run longer."""
+    """Tell whether a change leaves the curve as it is in this run.
+
+    With a schedule that has its own length, more steps only make the run longer; micro-batches decide
+    nothing but which samples share a dropout.
+    """
+    model = spec.model
+    if change.field == "training.micro_batch_size":
+        return not (model.hidden_dropout_prob or model.attention_probs_dropout_prob)
     schedule = spec.schedule
     endless = schedule.name in ("noam", "constant") and schedule.warmup_steps is not None
     return change.field == "training.max_steps" and (schedule.decay_steps is not None or endless)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from gptbridge_specs.elsewhere import preset_instead, range_hint, typed_instead, value_instead
 from gptbridge_specs.errors import SpecError, suggestion
 from gptbridge_specs.model import ModelSpec
 from gptbridge_specs.overrides import apply_overrides
 from gptbridge_specs.presets import Kind, preset_names, read_preset
 from gptbridge_specs.run import RunSpec
-from gptbridge_specs.yaml_files import read_mapping
+from gptbridge_specs.yaml_files import line_of, read_mapping
 
 DEFAULT_RUN = "gpt2-tiny"
 _Spec = TypeVar("_Spec", bound=BaseModel)
@@ -28,7 +30,15 @@ def load_run(name_or_file: str = DEFAULT_RUN, overrides: Sequence[str] = ()) -> 
     `preset` key. Raises SpecError with every problem.
     """
     content = apply_overrides(_with_model(_read(name_or_file, "runs", ())), overrides)
-    return build(RunSpec, _with_model(content))
+    return build(RunSpec, _with_model(content), _origin(name_or_file, overrides))
+
+
+def recipe_of(name_or_file: str) -> str | None:
+    """Return the run preset that a name or file means or starts from; None: none but the default."""
+    names = preset_names("runs")
+    if name_or_file not in names and Path(name_or_file).is_file():
+        name_or_file = str(read_mapping(Path(name_or_file)).get("preset"))
+    return name_or_file if name_or_file in names and name_or_file != DEFAULT_RUN else None
 
 
 def load_model(name_or_file: str, overrides: Sequence[str] = ()) -> ModelSpec:
@@ -38,7 +48,7 @@ def load_model(name_or_file: str, overrides: Sequence[str] = ()) -> ModelSpec:
     content = _read(name_or_file, kind, ())
     if "model" in content:
         content = _with_model(content)["model"]
-    return build(ModelSpec, apply_overrides(content, overrides))
+    return build(ModelSpec, apply_overrides(content, overrides), _origin(name_or_file, overrides))
 
 
 def load_named(name_or_file: str, overrides: Sequence[str] = ()) -> RunSpec | ModelSpec:
@@ -47,18 +57,37 @@ def load_named(name_or_file: str, overrides: Sequence[str] = ()) -> RunSpec | Mo
     return load_model(name_or_file, overrides) if is_model else load_run(name_or_file, overrides)
 
 
-def build(spec: type[_Spec], content: Mapping[str, Any]) -> _Spec:
+Origin = Callable[[Sequence[str]], str]  # where a field was given, to stand before what is wrong with it
+
+
+def build(spec: type[_Spec], content: Mapping[str, Any], origin: Origin = lambda place: "") -> _Spec:
     """Validate `content`; raise SpecError with one line for each problem."""
     try:
         return spec.model_validate(content)
     except ValidationError as error:
-        lines = [_explain(spec, dict(problem)) for problem in error.errors(include_url=False)]
+        found = error.errors(include_url=False)
+        lines = [origin([str(p) for p in one["loc"]]) + _explain(spec, dict(one)) for one in found]
         raise SpecError(list(dict.fromkeys(lines))) from error
 
 
 def dump_yaml(spec: BaseModel) -> str:
     """Return the complete spec as YAML that `load_run` reads back to an equal one."""
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _origin(name_or_file: str, overrides: Sequence[str]) -> Origin:
+    """Return what names file and line of a field that a file gives and no override changes."""
+    path = Path(name_or_file)
+    changed = [text.partition("=")[0].strip().split(".") for text in overrides]
+
+    def name(place: Sequence[str]) -> str:
+        if any(list(place)[: len(keys)] == keys for keys in changed):
+            return ""
+        line = line_of(path, place)
+        return f"{path}:{line}: " if line else f"{path}: "
+
+    is_file = name_or_file not in (*preset_names("runs"), *preset_names("models"))
+    return name if is_file else lambda place: ""
 
 
 def _read(name_or_file: str, kind: Kind, chain: tuple[str, ...]) -> dict[str, Any]:
@@ -74,7 +103,8 @@ def _read(name_or_file: str, kind: Kind, chain: tuple[str, ...]) -> dict[str, An
     else:
         names = [*preset_names(kind), *preset_names("models")]
         what = "model preset" if kind == "models" else "preset or YAML file"
-        near = suggestion(name_or_file, names)
+        meant = preset_instead(name_or_file, names)
+        near = f" Did you mean {meant}?" if meant else ""
         raise SpecError([f"{name_or_file}: no such {what}.{near} gptbridge spec list shows the presets"])
     content.pop("reproduces", None)
     base = content.pop("preset", None)
@@ -127,8 +157,12 @@ def _explain(spec: type[BaseModel], problem: dict[str, Any]) -> str:
         return f"{field}: {message}" if place else message
     value = repr(problem["input"])
     shown = value if len(value) <= 60 else value[:57] + "..."
-    words = _WORDS.get(problem["type"], message[:1].lower() + message[1:])
-    return f"{field}: {shown} is {words}" if problem["type"] in _WORDS else f"{field}: {shown}: {words}"
+    if problem["type"] in _WORDS:
+        return f"{field}: {shown} is {_WORDS[problem['type']]}"
+    meant = range_hint(field)
+    if problem["type"] == "literal_error":
+        meant = value_instead(problem["input"], re.findall("'([^']*)'", message))
+    return f"{field}: {shown}: {message[:1].lower()}{message[1:]}{meant}"
 
 
 def _nearest_key(spec: type[BaseModel], place: Sequence[str]) -> str:
@@ -136,9 +170,11 @@ def _nearest_key(spec: type[BaseModel], place: Sequence[str]) -> str:
     *outer, name = place
     section = "".join(f"{part}." for part in outer)
     siblings = _fields_at(spec, outer)
+    homes = [f"{part}.{name}" for part in _fields_at(spec, []) if name in _fields_at(spec, [part])]
+    if not homes and (typed := typed_instead(name)):
+        return f" {typed}" if " " in typed.removeprefix("-o ") else f" Did you mean {typed}?"
     if near := suggestion(name, siblings):
         return near.replace("mean ", f"mean {section}", 1)
-    homes = [f"{part}.{name}" for part in _fields_at(spec, []) if name in _fields_at(spec, [part])]
     if homes:
         return f" Did you mean {homes[0]}?"
     return f" {section[:-1] or 'A run'} has: {', '.join(siblings)}" if siblings else ""

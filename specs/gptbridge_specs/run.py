@@ -198,6 +198,9 @@ class GenerationSpec(Part):
     temperature: float = Field(1.0, gt=0, description="Divides the logits before sampling.")
     top_k: int = Field(0, ge=0, description="Draw from the k likeliest tokens; ties are kept; 0: all.")
     top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that reach this share.")
+    top_p_rule: Literal["transformers", "paddlenlp"] = Field(
+        "transformers", description="Shares after top_k: counted anew, or (paddlenlp) as they were before it."
+    )
     seed: int = Field(1234, ge=0, lt=2**63, description="Seed of the draws.")
     window: int | None = Field(
         None,

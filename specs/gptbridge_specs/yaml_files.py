@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
 
+from gptbridge_specs.elsewhere import foreign_file
 from gptbridge_specs.errors import SpecError
 
 MAX_BYTES = 1 << 20
@@ -85,13 +87,27 @@ def _parse(text: str) -> Any:
     loader = _SpecLoader(text)
     try:
         node = loader.get_single_node()
-        if node is None:
-            return {}
+        if node is None or node.value in ([], "", "~", "null"):
+            raise yaml.YAMLError(
+                "is empty: a spec has sections, such as those of gptbridge spec show gpt2-tiny"
+            )
         if _expanded(node, {}, set()) > MAX_NODES:
             raise yaml.YAMLError(f"more than {MAX_NODES} entries once its aliases are written out")
         return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def line_of(path: Path, place: Sequence[str]) -> int | None:
+    """Return the line of the key that `place` leads to, or of the last one on the way that is there."""
+    node, line = yaml.compose(path.read_text("utf-8-sig"), Loader=_Loader), None
+    for name in place:
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        found = next(((key, value) for key, value in pairs if key.value == name), None)
+        if found is None:
+            break
+        node, line = found[1], found[0].start_mark.line + 1
+    return line
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -121,4 +137,6 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise SpecError([f"{path}: {error.strerror}"]) from error
     if not isinstance(content, dict):
         raise SpecError([f"{path}: a spec is a mapping of sections, not a {type(content).__name__}"])
+    if foreign := foreign_file(content):
+        raise SpecError([f"{path}: {foreign}"])
     return content

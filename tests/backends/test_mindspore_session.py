@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gptbridge import reference
 from gptbridge.errors import UsageError
 from gptbridge.plugins.backend import load_backend
 from gptbridge.rules.dropout import dropout_seed
-from gptbridge.session import EXP_AVG, Batch
+from gptbridge.weights import shards
 from gptbridge.weights.initial import InitialWeights
 from gptbridge_mindspore import hardware
 from gptbridge_specs import RunSpec
@@ -32,7 +33,7 @@ from gptbridge_mindspore import loss  # noqa: E402
 from gptbridge_mindspore.block import VALUES  # noqa: E402
 from gptbridge_mindspore.dropout import DropoutMasks, keep_scale  # noqa: E402
 from gptbridge_mindspore.optimizer import Optimizer  # noqa: E402
-from gptbridge_mindspore.session import MindSporeSession  # noqa: E402
+from gptbridge_mindspore.session import MindSporeTrainer  # noqa: E402
 from gptbridge_mindspore.shapes import pad, usual_size  # noqa: E402
 
 
@@ -41,14 +42,14 @@ def _errors_name_their_operator() -> None:
     ms.runtime.launch_blocking()
 
 
-def open_session(spec: RunSpec) -> MindSporeSession:
-    return sessions.open_session(MindSporeSession, spec, hardware.setup("cpu"))
+def open_trainer(spec: RunSpec) -> MindSporeTrainer:
+    return sessions.opened(MindSporeTrainer, spec, hardware.setup("cpu"))
 
 
-def kept_bytes(session: MindSporeSession) -> int:
+def kept_bytes(trainer: MindSporeTrainer) -> int:
     """Return the bytes that a block keeps for its backward pass."""
-    masks, block = DropoutMasks(make_spec(model=DROPOUT).model, 1), session._model._block
-    weights = [w for name, w in session._weights.items() if name.startswith("h.0.")]
+    masks, block = DropoutMasks(make_spec(model=DROPOUT).model, 1), trainer._model._block
+    weights = [w for name, w in trainer._weights.items() if name.startswith("h.0.")]
     x, bias = Tensor(np.ones((4, LENGTH, 24), np.float32)), Tensor(np.zeros((LENGTH, LENGTH), np.float32))
     _, kept = block.forward(x, bias, masks.block(0, (4, LENGTH)), weights)
     assert len(kept) == len(VALUES)
@@ -56,7 +57,7 @@ def kept_bytes(session: MindSporeSession) -> int:
 
 
 class TestMindSpore(SessionTests):
-    open_session = staticmethod(open_session)
+    open_trainer = staticmethod(open_trainer)
     kept_bytes = staticmethod(kept_bytes)
 
 
@@ -93,7 +94,7 @@ def test_odd_shapes_evaluate_like_the_reference(shape: tuple[int, int]) -> None:
     stream = np.random.default_rng(2)
     tokens, labels = (stream.integers(0, VOCAB, shape, dtype=np.int32) for _ in range(2))
     at = stream.integers(0, shape[1], (shape[0], 2), dtype=np.int32)
-    session = open_session(spec)
+    session = open_trainer(spec)
     logits = reference.logits(spec.model, weights, tokens)
     np.testing.assert_allclose(session.logits(tokens), logits, atol=1e-4)
     chosen = np.take_along_axis(logits, at[..., None], 1)
@@ -103,9 +104,9 @@ def test_odd_shapes_evaluate_like_the_reference(shape: tuple[int, int]) -> None:
 
 
 def test_the_head_by_pieces_gives_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = gradients(open_session(make_spec()))
+    whole = gradients(open_trainer(make_spec()))
     monkeypatch.setattr(loss, "LOGITS_AT_ONCE", 20 * VOCAB)  # 64 rows by 16
-    for name, gradient in gradients(open_session(make_spec())).items():
+    for name, gradient in gradients(open_trainer(make_spec())).items():
         np.testing.assert_allclose(gradient, whole[name], atol=2e-7, err_msg=name)
 
 
@@ -114,17 +115,17 @@ def test_labels_that_do_not_count_may_be_anything() -> None:
     batch.loss_mask[:, :, ::2] = False
     count = int(batch.loss_mask.sum())
     spoilt = np.where(batch.loss_mask, batch.labels, np.int32(-100))
-    clean = Batch(1, batch.inputs, batch.labels, batch.loss_mask, count)
-    dirty = Batch(1, batch.inputs, spoilt, batch.loss_mask, count)
-    assert open_session(make_spec()).step(clean, 1e-3) == open_session(make_spec()).step(dirty, 1e-3)
+    clean = replace(batch, loss_tokens=count)
+    dirty = replace(batch, labels=spoilt, loss_tokens=count)
+    assert open_trainer(make_spec()).step(clean, 1e-3) == open_trainer(make_spec()).step(dirty, 1e-3)
 
 
 def test_loss_of_a_label_without_any_probability_is_finite() -> None:
     spec = make_spec(model={"tie_word_embeddings": False})
-    session = open_session(spec)
-    weights = dict(session.export_weights())
+    session = open_trainer(spec)
+    weights = shards.arrays(session.shards())
     weights["lm_head.weight"] *= 2000
-    session.import_weights(weights)
+    shards.load(session.shards(), shards.from_arrays(spec.model, weights))
     tokens = make_batch().inputs[0]
     worst = session.logits(tokens).argmin(-1).astype(np.int32)
     expected = reference.token_losses(spec.model, weights, tokens, worst)
@@ -133,7 +134,8 @@ def test_loss_of_a_label_without_any_probability_is_finite() -> None:
 
 
 def optimizer_of(weight: Tensor, **fields: Any) -> Optimizer:
-    return Optimizer(make_spec(optimizer=fields).optimizer, {"w": weight})
+    spec = make_spec(optimizer=fields).optimizer
+    return Optimizer(spec, {"w": weight}, {"w": spec.weight_decay})
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-8, 1e-10])
@@ -153,7 +155,7 @@ def test_adamw_places_epsilon_outside_the_corrected_root(size: float) -> None:
         inside = inside * (1 - rate * decay) - rate * m_hat / np.sqrt(v_hat + epsilon)
     assert np.abs(weight.asnumpy() - expected).max() < 1e-6
     assert size == 1.0 or np.abs(weight.asnumpy() - inside).max() > 1e-5
-    np.testing.assert_allclose(optimizer.moments["w" + EXP_AVG].asnumpy(), m, rtol=1e-5)
+    np.testing.assert_allclose(optimizer.moments("exp_avg")["w"].asnumpy(), m, rtol=1e-5)
 
 
 def test_clipping_sees_the_norm_of_millions_of_gradients() -> None:
@@ -165,25 +167,25 @@ def test_clipping_sees_the_norm_of_millions_of_gradients() -> None:
     np.testing.assert_allclose(clipped["w"].asnumpy(), draw / norm, rtol=1e-5)
 
 
-def fp16_session(**precision: Any) -> MindSporeSession:
+def fp16_session(**precision: Any) -> MindSporeTrainer:
     """Return a session in fp16, which the plugin refuses on CPU for its speed; the kernels are there."""
-    return open_session(make_spec(precision={"compute": "fp16", **precision}))
+    return open_trainer(make_spec(precision={"compute": "fp16", **precision}))
 
 
 def test_fp16_products_are_close_to_fp32_but_others() -> None:
-    exact = open_session(make_spec()).logits(make_batch().inputs[0])
+    exact = open_trainer(make_spec()).logits(make_batch().inputs[0])
     error = np.abs(fp16_session().logits(make_batch().inputs[0]) - exact).max()
     assert 1e-5 < error < 0.05
 
 
 def test_an_overflowed_step_changes_nothing_and_halves_the_scale() -> None:
     session = fp16_session(initial_loss_scale=2.0**60)
-    before = {**dict(session.export_weights()), **dict(session.export_optimizer())}
+    before = sessions.everything(session)
     result = session.step(make_batch(), 1e-2)
     assert result.skipped
     assert result.loss_scale == 2.0**60
-    assert (session.export_state().loss_scale, session.export_state().updates) == (2.0**59, 0)
-    for name, array in [*session.export_weights(), *session.export_optimizer()]:
+    assert (session.state.loss_scale, session.state.updates) == (2.0**59, 0)
+    for name, array in sessions.everything(session).items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
@@ -197,7 +199,7 @@ def test_the_loss_scale_leaves_loss_and_norm_alone() -> None:
 def test_lower_precision_on_cpu_is_refused(compute: str, reason: str) -> None:
     spec = make_spec(precision={"compute": compute}, training={"device": "auto"})
     with pytest.raises(UsageError, match=rf"precision\.compute={compute}: .*{reason}"):
-        load_backend("mindspore").open(spec)
+        load_backend("mindspore").open_trainer(spec)
 
 
 def test_an_absent_ascend_is_refused() -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from gptbridge.training.tensorboard import TensorBoard
 from gptbridge.weights.architecture import count_parameters
+from gptbridge_cli.displays import choose_display, describe
 from gptbridge_specs import load_run
+from tests.data.test_readers_hostile import write_prepared
 from tests.training.conftest import TINY, gptbridge, options
 
 SEED_FIELDS = [
@@ -52,7 +55,11 @@ def test_plain_lines_have_the_seeds_fields_and_the_gradient_norm(tmp_path: Path)
         "the embedded corpus",
     ):
         assert fact in head
-    assert lines[-1] == "complete at step 8"
+    assert lines[-5] == "complete at step 8"
+    assert lines[-4].split() == ["checkpoint", str(run / "checkpoints" / "step-00000008")]
+    assert Path(lines[-4].split()[1]).is_dir()
+    assert all(f"gptbridge {word} {run}" in "\n".join(lines[-3:]) for word in ("generate", "convert"))
+    assert f"train --resume {run} " in lines[-1]
     (scalars,) = (run / "tensorboard").iterdir()
     assert b"step/learning_rate" in scalars.read_bytes()
 
@@ -91,7 +98,7 @@ def test_a_dry_run_says_all_and_launches_nothing(tmp_path: Path) -> None:
         (("-o", "data.path=nowhere"), 5, "nowhere"),
         (("-o", "parallel.tensor=2"), 2, "parallel.tensor"),
         (("--backend", "troch"), 3, "Did you mean 'torch'"),
-        (("--resume", "nowhere"), 5, "nowhere: no such folder"),
+        (("--resume", "nowhere"), 5, "nowhere: no such file or folder"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -147,3 +154,101 @@ def test_no_arguments_print_the_help() -> None:
     result = gptbridge()
     assert (result.returncode, result.stderr) == (2, "")
     assert "Usage:" in result.stdout
+
+
+def test_a_recipe_asks_for_its_data(tmp_path: Path) -> None:
+    for name in ("fleetx-345m-single-card", "mindformers-gpt2-13b", "paddlenlp-gpt2-en"):
+        result = gptbridge("train", name, "--run", tmp_path / "run")
+        assert result.returncode == 2
+        assert "data.path: " in result.stderr
+        assert "-o data.path=PREFIX" in result.stderr
+        assert gptbridge("train", name, "--dry-run").returncode == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_vocabulary_is_that_of_the_data(tmp_path: Path) -> None:
+    content = {"identity": "x", "vocab_size": 777}
+    write_prepared(tmp_path / "set", content)
+
+    def vocabulary(*words: str) -> int:
+        result = gptbridge("train", *words, "--dry-run", "--json", "-o", f"data.path={tmp_path / 'set'}")
+        assert result.returncode == 0, result.stderr
+        size: int = json.loads(result.stdout)["spec"]["model"]["vocab_size"]
+        return size
+
+    assert vocabulary() == 777
+    assert vocabulary("-o", "model.vocab_size=800") == 800
+    assert vocabulary("gpt2-small") == 50257
+
+
+def test_options_of_other_systems_are_answered() -> None:
+    for words, meant in (
+        (("--lr", "1e-4"), "-o schedule.max_lr=1e-4"),
+        (("--device", "cuda"), "-o training.device=gpu"),
+        (("-c", "x.yaml"), "gptbridge train FILE.yaml"),
+        (("--seq-length", "8"), "-o training.seq_length="),
+    ):
+        result = gptbridge("train", *words)
+        assert result.returncode == 2
+        assert meant in result.stderr
+    assert "Did you mean" not in gptbridge("convert", "--lr", "1").stderr
+
+
+def test_text_from_files_moves_no_cursor() -> None:
+    event = {"event": "warning", "message": "a\x1b[2J\nb\u202e"}
+    (line,) = describe(event)
+    assert line.isprintable()
+    assert "\\x1b[2J" in line
+
+
+def test_quiet_still_tells_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    for observer in choose_display(1, quiet=True, as_json=False):
+        observer({"event": "warning", "message": "the newest checkpoint is damaged: an older one is taken"})
+        observer({"event": "checkpoint", "path": "x", "seconds": 1.0})
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "warning: the newest checkpoint is damaged: an older one is taken\n"
+
+
+def test_tensorboard_is_made_again_and_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    run = tmp_path
+    steps = [step_event(n) for n in (1, 2, 3)]
+    beyond = step_event(4)
+    events = [{"event": "start"}, *steps, beyond, {"event": "resume", "step": 3}]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    result = gptbridge("tensorboard", run)
+    assert result.returncode == 0, result.stderr
+    assert drawn(run) == [1, 2, 3]
+    board = TensorBoard(run)
+    board({"event": "resume", "step": 3})
+    board(step_event(4) | {"loss": 0.5})
+    board({"event": "end"})
+    assert drawn(run) == [1, 2, 3, 4]
+    (run / "events.jsonl").unlink()
+    missing = gptbridge("tensorboard", run)
+    assert (missing.returncode, len(missing.stderr.splitlines())) == (5, 1)
+
+
+def step_event(number: int) -> dict[str, object]:
+    return {
+        "event": "step",
+        "time": 1.0 + number,
+        "step": number,
+        "loss": 1.0 / number,
+        "learning_rate": 1e-3,
+    }
+
+
+def drawn(run: Path) -> list[int]:
+    """Return the steps of the losses in the one file of events: records of length, CRC, protobuf, CRC."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    (path,) = (run / "tensorboard").iterdir()
+    data, steps = path.read_bytes(), []
+    while data:
+        size = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + size])
+        steps += [event.step for value in event.summary.value if value.tag.endswith("loss")]
+        data = data[16 + size :]
+    return steps

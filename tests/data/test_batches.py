@@ -275,7 +275,7 @@ def write_bpe_tokenizer(folder: Path) -> None:
     from gptbridge.data.tokenizers.bpe_files import BpeDefinition, byte_symbols, write_bpe
 
     vocabulary = {symbol: i for i, symbol in enumerate(byte_symbols())} | {"ab": 256}
-    write_bpe(BpeDefinition(vocabulary, (("a", "b"),), {"<|endoftext|>": 257}), folder)
+    write_bpe(BpeDefinition(vocabulary, (("a", "b"),), {"<|endoftext|>": 257}, end="<|endoftext|>"), folder)
 
 
 def test_the_tokenizer_beside_the_dataset_is_taken_when_none_is_named(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import pytest
 from gptbridge.data.dataset import is_dataset
 from gptbridge.data.inspection import inspect_dataset
 from gptbridge.data.prepare import TextOptions, prepare
+from gptbridge.errors import BadInput
+from gptbridge.inspecting import inspect_path
 from tests.data.token_files import write_megatron, write_paddlenlp
 
 
@@ -93,6 +95,15 @@ def test_weights_in_a_bin_are_no_dataset(tmp_path: Path, start: bytes) -> None:
     assert not is_dataset(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
     assert not is_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("content", [bytes(4096), b"\x07garbage" * 500, b"text\n" * 999])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_damaged_weights_are_said_to_be_damaged_weights(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput, match=r"\.bin") as refused:
+        inspect_path(tmp_path / name)
+    assert "token" not in str(refused.value)
 
 
 def test_a_damaged_dataset_is_one_line_and_exit_code_5(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -290,6 +291,25 @@ def test_a_damaged_dataset_is_refused(
     line = refusal(path)
     assert said in line
     assert "x.mindrecord" in line
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE INDEXES SET PAGE_ID_BLOB = 'x' || hex(zeroblob(250000)) WHERE ROW_ID = 7",
+        "UPDATE INDEXES SET PAGE_ID_BLOB = zeroblob(40000000) WHERE ROW_ID = 7",
+        "UPDATE INDEXES SET PAGE_OFFSET_BLOB = 'x' || hex(zeroblob(8000))",
+    ],
+)
+def test_a_db_asks_for_no_memory_by_itself(written: Path, tmp_path: Path, statement: str) -> None:
+    path = copy(written, tmp_path)
+    spoil_sql("PRAGMA default_cache_size = 1000000", statement)(path)
+    tracemalloc.start()
+    line = refusal(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "x.mindrecord.db" in line
+    assert peak < 16 << 20
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 8000, HEADER, HEADER + 200])

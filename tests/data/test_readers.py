@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from gptbridge.data.dataset import TokenDataset, open_dataset
 from gptbridge.data.prepare import prepare
 from gptbridge.data.tokenizers import load_tokenizer
+from gptbridge.data.tokens import Ids
 from gptbridge.errors import BadInput
 from tests.data.token_files import MEGATRON_CODES, write_megatron, write_paddlenlp
 
@@ -166,13 +167,63 @@ def test_the_digest_is_of_the_content_whatever_the_format(tmp_path: Path) -> Non
         assert open_dataset(str(tmp_path / f"other{i}")).digest != digest
 
 
-def test_the_digest_of_a_large_dataset_samples_from_begin_to_end(tmp_path: Path) -> None:
-    ids = np.arange(3_000_000).astype(np.uint16)
-    digests = set()
-    for position in (None, 0, len(ids) - 1):
-        changed = ids.copy()
-        if position is not None:
-            changed[position] += 1
-        changed.tofile(tmp_path / "x.bin")
-        digests.add(open_dataset(str(tmp_path / "x")).digest)
-    assert len(digests) == 3
+def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
+    ids = np.arange(1, 200_001, dtype=np.uint16)
+    ids.tofile(tmp_path / "n.bin")
+    write_megatron(tmp_path / "m", [ids.tolist()])
+    write_paddlenlp(tmp_path / "p", [ids.tolist()])
+    for name, file in (("n.bin", "n.bin"), ("m", "m.bin"), ("p", "p_ids.npy")):
+        dataset = open_dataset(str(tmp_path / name))
+        assert dataset.source.read(150_000, 150_002).tolist() == ids[150_000:150_002].tolist()
+        with (tmp_path / file).open("r+b") as opened:
+            opened.truncate(4096)
+        with pytest.raises(BadInput, match=rf"{file}: became shorter while it was read"):
+            dataset.source.read(150_000, 150_002)
+
+
+def llm_c(tokens: Ids, magic: int = 20240520, version: int = 1, count: int | None = None) -> bytes:
+    header = np.zeros(256, "<i4")
+    header[:3] = magic, version, len(tokens) if count is None else count
+    return header.tobytes() + tokens.tobytes()
+
+
+@pytest.mark.parametrize(("magic", "dtype"), [(20240520, "<u2"), (20240801, "<u4")])
+def test_the_header_of_llm_c_is_no_text(tmp_path: Path, magic: int, dtype: str) -> None:
+    tokens = np.arange(5000).astype(dtype)
+    (tmp_path / "train_000001.bin").write_bytes(llm_c(tokens, magic))
+    dataset = open_dataset(str(tmp_path / "train_000001.bin"))
+    assert dataset.source.dtype == np.dtype(dtype)
+    assert dataset.source.read(0, dataset.tokens).tolist() == tokens.tolist()
+
+
+def test_a_wrong_header_of_llm_c_is_refused(tmp_path: Path) -> None:
+    tokens = np.arange(5000, dtype="<u2")
+    for i, (content, said) in enumerate(
+        (
+            (llm_c(tokens, version=2), "version 2"),
+            (llm_c(tokens, count=4999), "counts 4999 tokens, 5000 follow"),
+            (llm_c(tokens)[:-1], "no whole number"),
+        )
+    ):
+        (tmp_path / f"{i}.bin").write_bytes(content)
+        with pytest.raises(BadInput, match=rf"{i}\.bin: .*{said}"):
+            open_dataset(str(tmp_path / f"{i}.bin"))
+
+
+@pytest.mark.parametrize("dtype", ["<u4", "<i4", "<i8"])
+@pytest.mark.parametrize("largest", [9, 250, 60_000, 128_000, 256_000, 900_000])
+def test_wider_ids_never_pass_for_16_bits(tmp_path: Path, dtype: str, largest: int) -> None:
+    ids = np.random.default_rng(1).integers(0, largest, 5000)
+    ids.astype(dtype).tofile(tmp_path / "x.bin")
+    with pytest.raises(BadInput, match=r"x\.bin: looks like wider ids"):
+        open_dataset(str(tmp_path / "x.bin"))
+    if largest <= 60_000:
+        ids.astype("<u2").tofile(tmp_path / "x.bin")
+        assert open_dataset(str(tmp_path / "x.bin")).source.read(0, 5000).tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model", "model-00001-of-00002", "adapter_model", "optimizer", "x"])
+def test_zeros_and_damaged_weights_are_no_tokens(tmp_path: Path, name: str) -> None:
+    (tmp_path / f"{name}.bin").write_bytes(bytes(4096))
+    with pytest.raises(BadInput, match=rf"{name}\.bin"):
+        open_dataset(str(tmp_path / f"{name}.bin"))

@@ -196,5 +196,5 @@ main()
         check=False,
     )
     assert done.returncode == 2
-    assert "pip install 'gptbridge[zh]'" in done.stderr
+    assert "pip install -e '.[zh]'" in done.stderr
     assert "Traceback" not in done.stderr

@@ -20,7 +20,10 @@ Content = dict[str, Any]
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     vocabulary = {token: i for i, token in enumerate([*byte_symbols(), "ab", "abc"])}
-    write_bpe(BpeDefinition(vocabulary, (("a", "b"), ("ab", "c")), {"<|endoftext|>": 258}), tmp_path)
+    write_bpe(
+        BpeDefinition(vocabulary, (("a", "b"), ("ab", "c")), {"<|endoftext|>": 258}, end="<|endoftext|>"),
+        tmp_path,
+    )
     return tmp_path
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from gptbridge.errors import RunFailed
 from gptbridge.rules.decoding import next_token, probabilities
@@ -18,7 +20,7 @@ LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=20).map(
 ROUND = np.log(np.array([0.4, 0.3, 0.2, 0.1]))
 
 
-def sampling(**fields: float) -> GenerationSpec:
+def sampling(**fields: float | str) -> GenerationSpec:
     return GenerationSpec.model_validate({"strategy": "sample", **fields})
 
 
@@ -42,10 +44,32 @@ def test_top_p_keeps_the_first_over_the_limit(p: float, kept: int) -> None:
     assert np.flatnonzero(probabilities(ROUND, sampling(top_p=p))).tolist() == list(range(kept))
 
 
-def test_top_p_counts_shares_that_top_k_left_as_they_are() -> None:
-    """0.4 + 0.3 are left of 1.0: not renormalised, they stay below 0.75, so nothing more is cut."""
-    assert np.count_nonzero(probabilities(ROUND, sampling(top_k=2, top_p=0.75))) == 2
-    assert np.count_nonzero(probabilities(ROUND, sampling(top_k=2, top_p=0.35))) == 1
+def test_top_p_counts_shares_after_top_k_by_either_rule() -> None:
+    """0.4 + 0.3 are left of 1.0: 0.57 + 0.43 counted anew, or not to be cut by 0.55 as they were."""
+    shares = {"top_k": 2, "top_p": 0.55}
+    assert np.count_nonzero(probabilities(ROUND, sampling(**shares))) == 1
+    assert np.count_nonzero(probabilities(ROUND, sampling(**shares, top_p_rule="paddlenlp"))) == 2
+    for rule in ("transformers", "paddlenlp"):
+        assert np.count_nonzero(probabilities(ROUND, sampling(top_k=2, top_p=0.35, top_p_rule=rule))) == 1
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    top_k=st.integers(0, 60),
+    top_p=st.floats(0.05, 0.99),
+    temperature=st.floats(0.2, 3),
+)
+def test_what_is_kept_is_what_transformers_keeps(
+    seed: int, top_k: int, top_p: float, temperature: float
+) -> None:
+    logits = np.random.default_rng(seed).normal(0, 3, 50)
+    scores = torch.from_numpy(logits)[None]
+    scores = TemperatureLogitsWarper(temperature)(None, scores)
+    if top_k:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    theirs = TopPLogitsWarper(top_p)(None, scores).softmax(-1)[0].numpy()
+    ours = probabilities(logits, sampling(top_k=top_k, top_p=top_p, temperature=temperature))
+    np.testing.assert_allclose(ours / ours.sum(), theirs, atol=1e-12)
 
 
 def test_temperature_divides_the_logits() -> None:

@@ -100,6 +100,14 @@ def test_more_steps_are_announced_only_where_they_stretch_the_schedule() -> None
     assert allow_resume(state(fixed), longer, digest="d" * 64, tokenizer="t" * 64) == []
 
 
+def test_another_micro_batch_is_announced_where_dropout_goes_by_it() -> None:
+    assert resume("training.micro_batch_size=2") == []  # the default preset has no dropout
+    wet = load_run("gpt2-tiny", ["model.hidden_dropout_prob=0.1"])
+    cut = load_run("gpt2-tiny", ["model.hidden_dropout_prob=0.1", "training.micro_batch_size=2"])
+    (warning,) = allow_resume(state(wet), cut, digest="d" * 64, tokenizer="t" * 64)
+    assert "training.micro_batch_size" in warning
+
+
 def test_the_table_names_real_fields() -> None:
     known = {change.field for change in changes(BEFORE, BEFORE)}
     content = BEFORE.model_dump()

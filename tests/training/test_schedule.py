@@ -48,17 +48,28 @@ def test_cosine_ends_at_min_and_halves_in_the_middle() -> None:
 
 
 def test_linear_is_not_stretched_after_the_warmup() -> None:
+    """PaddleFleetX's LRScheduler has last_epoch 0 at the first update."""
     schedule = ScheduleSpec(name="linear", max_lr=2e-5, min_lr=0, warmup_rate=0.1)
     rates = [learning_rate(schedule, 105, step) for step in range(1, 120)]
-    assert rates[4] == pytest.approx(2e-5 * 5 / 10)  # the warm-up of 10.5 steps is floored to 10
-    assert rates[9] == pytest.approx(2e-5 * (1 - 10 / 105))
-    assert rates[104:] == [0.0] * 15
+    assert rates[0] == 0.0
+    assert rates[5] == pytest.approx(2e-5 * 5 / 10)  # the warm-up of 10.5 steps is floored to 10
+    assert rates[10] == pytest.approx(2e-5 * (1 - 10 / 105))
+    assert rates[105:] == [0.0] * 14
+
+
+def test_polynomial_begins_as_mindformers_does() -> None:
+    """MindSpore's optimizers hand a schedule the number of updates done: 0 at the first."""
+    spec = load_run("mindformers-gpt2-small")
+    rates = [learning_rate(spec.schedule, spec.training.max_steps, step) for step in (1, 2, 10_000, 10_001)]
+    assert rates == pytest.approx([1e-4, 1e-4 - 9e-5 / 10_000, 1e-5 + 9e-5 / 10_000, 1e-5], rel=1e-12)
+    assert rates[0] != pytest.approx(rates[1], rel=1e-6)
+    warm = ScheduleSpec(name="polynomial", max_lr=1e-4, min_lr=1e-5, warmup_steps=4)
+    assert [learning_rate(warm, 100, step) for step in (1, 2, 5)] == pytest.approx([0.0, 2.5e-5, 1e-4])
 
 
 def test_polynomial_follows_its_power() -> None:
     schedule = ScheduleSpec(name="polynomial", max_lr=1e-4, min_lr=1e-5, warmup_steps=0, power=2)
-    assert learning_rate(schedule, 100, 50) == pytest.approx(1e-5 + 9e-5 * 0.25)
-    assert learning_rate(schedule, 100, 100) == 1e-5
+    assert learning_rate(schedule, 100, 51) == pytest.approx(1e-5 + 9e-5 * 0.25)
     assert learning_rate(schedule, 100, 101) == 1e-5
 
 
@@ -86,4 +97,5 @@ def test_every_rate_lies_within_the_limits(name: str, max_steps: int, warmup: fl
     where = {"warmup_steps": warmup} if isinstance(warmup, int) else {"warmup_rate": warmup}
     schedule = ScheduleSpec.model_validate({"name": name, "max_lr": 1e-3, "min_lr": 1e-5, **where})
     rate = learning_rate(schedule, max_steps, step)
-    assert 0 < rate <= 1e-3 * (1 + 1e-12)
+    first = name in ("linear", "polynomial") and step == 1
+    assert (0 if first else 1e-300) <= rate <= 1e-3 * (1 + 1e-12)

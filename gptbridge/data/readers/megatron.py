@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.data.indexed_files import DTYPE_CODES, MAGIC, VERSION
-from gptbridge.data.readers.mapped import array_at, map_ids
-from gptbridge.data.tokens import FlatTokens, TokenDataset
+from gptbridge.data.readers.file_tokens import FileTokens, array_at, open_ids
+from gptbridge.data.tokens import TokenDataset
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import INDEX_LIMIT, read_json
 from gptbridge.weights.formats.source import SourceFile
@@ -32,15 +32,16 @@ def open_megatron(prefix: Path) -> TokenDataset:
     """Open PREFIX.bin and PREFIX.idx; BadInput where they are damaged or disagree."""
     with closing(SourceFile(_beside(prefix, ".idx"))) as index:
         dtype, sequences, bounds = _read_header(index)
-        ids = map_ids(_beside(prefix, ".bin"), dtype)
+        ids = open_ids(_beside(prefix, ".bin"), dtype)
         offsets = _read_offsets(index, sequences, bounds, ids)
     folder = _beside(prefix, ".tokenizer")
     return TokenDataset(
         "megatron",
         str(prefix),
-        FlatTokens(ids),
+        ids,
         offsets,
         tokenizer=str(folder) if folder.is_dir() else None,
+        files=(_beside(prefix, ".bin"), _beside(prefix, ".idx")),
         **_described(prefix, offsets),
     )
 
@@ -67,9 +68,7 @@ def _read_header(index: SourceFile) -> tuple[str, int, int]:
     return _DTYPES[code], sequences, bounds
 
 
-def _read_offsets(
-    index: SourceFile, sequences: int, bounds: int, ids: NDArray[np.integer[Any]]
-) -> NDArray[np.int64]:
+def _read_offsets(index: SourceFile, sequences: int, bounds: int, ids: FileTokens) -> NDArray[np.int64]:
     """Return the offsets of the documents in `ids`, after a check of all that the index says."""
     if sequences > len(ids) + _EMPTY_LIMIT:
         index.refuse(f"{sequences} sequences of {len(ids)} tokens")
@@ -82,7 +81,7 @@ def _read_offsets(
     np.cumsum(lengths, out=ends[1:])
     if ends[-1] != len(ids):
         index.refuse(f"counts {ends[-1]} tokens where the .bin holds {len(ids)}")
-    _check_pointers(index, pointers, ends, ids.itemsize)
+    _check_pointers(index, pointers, ends, ids.dtype.itemsize)
     _check_bounds(index, documents, sequences)
     offsets: NDArray[np.int64] = ends[documents]
     return offsets

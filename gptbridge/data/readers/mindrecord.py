@@ -10,6 +10,7 @@ a single field comes without one. How a field holds integers: `decode_integers`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from gptbridge.data.readers.file_tokens import FileBytes
 from gptbridge.data.readers.mindrecord_index import read_index
 from gptbridge.data.tokens import Ids, TokenDataset
 from gptbridge.errors import BadInput, printable
@@ -26,7 +28,7 @@ from gptbridge.weights.formats.source import SourceFile
 _IDS, _MASK = "input_ids", "attention_mask"
 _TYPES = ("int32", "int64")
 _VERSION = "3.0"
-_CHUNK = 1 << 16
+_PART_BYTES = 16 << 20
 
 Span = tuple[NDArray[np.int64], NDArray[np.int64]]  # first byte and end of something, for each row
 
@@ -68,15 +70,14 @@ class MindRecordTokens:
 
     def __init__(self, source: SourceFile, rows: Span, fields: list[str], dtype: str) -> None:
         self._path = source.path
-        self._data = np.frombuffer(source.data, np.uint8)
+        self._file = FileBytes(source)
         self._dtype = np.dtype(dtype)
         count = len(rows[0])
         self._spans = {name: (np.empty(count, np.int64), np.empty(count, np.int64)) for name in (_IDS, _MASK)}
         if _MASK not in fields:
             del self._spans[_MASK]
         self.offsets = np.zeros(count + 1, np.int64)
-        for start in range(0, count, _CHUNK):
-            part = slice(start, start + _CHUNK)
+        for part in _parts(rows):
             self._locate(part, (rows[0][part], rows[1][part]), fields)
         np.cumsum(self.offsets, out=self.offsets)
 
@@ -109,37 +110,33 @@ class MindRecordTokens:
     def _field(self, row: int, name: str) -> NDArray[np.int64]:
         begins, ends = self._spans[name]
         try:
-            return decode_integers(self._data[begins[row] : ends[row]])
+            begin = int(begins[row])
+            return decode_integers(self._file.read(begin, int(ends[row]) - begin, "u1"))
         except ValueError as error:
             self._refuse(row, f"{name}: {error}")
 
     def _locate(self, part: slice, rows: Span, fields: list[str]) -> None:
         """Note where the fields of some rows lie and how many tokens each row has."""
-        at, ends = rows[0] + 8, rows[1]
-        self._require(part, (at <= ends) & (self._numbers(rows[0], ends, "<u8") == ends - at))
+        first = int(rows[0][0])
+        data = self._file.read(first, int(rows[1][-1]) - first, "u1")
+        begins, ends = rows[0] - first, rows[1] - first
+        at = begins + 8
+        self._require(part, (at <= ends) & (_numbers(data, begins, ends, "<u8") == ends - at))
         for name in fields:
             stop = ends
             if len(fields) > 1:
-                size = self._numbers(at, ends, ">u8")
+                size = _numbers(data, at, ends, ">u8")
                 at = at + 8
                 self._require(part, (at <= ends) & (size <= np.maximum(ends - at, 0)))
                 stop = at + size
             if name in self._spans:
-                self._spans[name][0][part], self._spans[name][1][part] = at, stop
+                self._spans[name][0][part], self._spans[name][1][part] = at + first, stop + first
             if name == _IDS:
-                counts = self._numbers(at, stop, ">u4")
+                counts = _numbers(data, at, stop, ">u4")
                 self._require(part, (stop - at >= 4) & (4 + (counts + 3) // 4 + counts <= stop - at))
                 self.offsets[1:][part] = counts
             at = stop
         self._require(part, at == ends)
-
-    def _numbers(self, at: NDArray[np.int64], ends: NDArray[np.int64], dtype: str) -> NDArray[np.int64]:
-        """Return the number at each position; -1 where it is cut off or beyond int64."""
-        width = np.dtype(dtype).itemsize
-        whole = at + width <= ends
-        places = np.where(whole, at, 0)[:, None] + np.arange(width)
-        numbers = np.ascontiguousarray(self._data[places]).view(dtype)[:, 0].astype(np.int64)
-        return np.where(whole & (numbers >= 0), numbers, -1)
 
     def _require(self, part: slice, sound: NDArray[np.bool_]) -> None:
         if not sound.all():
@@ -147,6 +144,26 @@ class MindRecordTokens:
 
     def _refuse(self, row: int, problem: str) -> NoReturn:
         raise BadInput(f"row {row}: {problem}", where=self._path)
+
+
+def _parts(rows: Span) -> Iterator[slice]:
+    """Cut the rows, which lie one after the other, into parts of few bytes."""
+    begins, ends = rows
+    start = 0
+    while start < len(begins):
+        stop = int(np.searchsorted(ends, begins[start] + _PART_BYTES, side="right"))
+        yield slice(start, start := max(start + 1, stop))
+
+
+def _numbers(
+    data: NDArray[np.uint8], at: NDArray[np.int64], ends: NDArray[np.int64], dtype: str
+) -> NDArray[np.int64]:
+    """Return the number at each position; -1 where it is cut off or beyond int64."""
+    width = np.dtype(dtype).itemsize
+    whole = at + width <= ends
+    places = np.where(whole, at, 0)[:, None] + np.arange(width)
+    numbers = np.ascontiguousarray(data[places]).view(dtype)[:, 0].astype(np.int64)
+    return np.where(whole & (numbers >= 0), numbers, -1)
 
 
 def decode_integers(field: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -159,7 +176,7 @@ def decode_integers(field: NDArray[np.uint8]) -> NDArray[np.int64]:
     begin = 4 + (count + 3) // 4
     if len(field) < begin + count:
         raise ValueError(f"{len(field)} bytes cannot hold {count} integers")
-    codes = ((field[4:begin, None] >> np.array([6, 4, 2, 0], np.uint8)) & 3).ravel()[:count]
+    codes = ((field[4:begin, None] >> np.array([6, 4, 2, 0], "u1")) & 3).ravel()[:count]
     widths = np.left_shift(1, codes, dtype=np.int64)
     ends = np.cumsum(widths) + begin
     if len(field) != (ends[-1] if count else begin):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ _SCHEMA = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = 'INDEXE
 # A table may compute its columns; one that stores them needs none of these words.
 _COMPUTED = re.compile(r"\b(AS|GENERATED|VIRTUAL)\b", re.IGNORECASE)
 _SMALLEST_ROW = 12  # bytes: its length and the number of integers
-_CHUNK = 1 << 16
+_LARGEST_ROW = 64 << 20  # what one may cost in memory
+_CHUNK = 1 << 12
+_LONGEST = 1 << 14  # bytes of a value or a row, of which _CHUNK are in memory
 _STEPS = 1_000_000  # of SQLite's machine between two looks at the budget
 
 
@@ -45,7 +48,7 @@ def read_index(source: SourceFile, header: dict[str, Any]) -> tuple[NDArray[np.i
         )
     _, pages, starts, ends = rows.T
     sound = (pages >= 0) & (pages <= source.size // page_size) & (starts >= 0)
-    sound &= (ends - starts >= _SMALLEST_ROW) & (ends <= page_size)
+    sound &= (ends - starts >= _SMALLEST_ROW) & (ends - starts <= _LARGEST_ROW) & (ends <= page_size)
     begins = header_size + np.where(sound, pages, 0) * page_size + np.where(sound, starts, 0)
     stops = begins + np.where(sound, ends - starts, 0)
     sound &= stops <= source.size
@@ -55,7 +58,7 @@ def read_index(source: SourceFile, header: dict[str, Any]) -> tuple[NDArray[np.i
         raise BadInput(
             f"row {row} is said to fill bytes {starts[row]} to {ends[row]} of page {pages[row]}",
             where=path,
-            allowed=f"pages of {page_size} bytes inside the file, rows one after the other",
+            allowed=f"pages of {page_size} bytes in the file, rows of {_LARGEST_ROW} bytes or less, in order",
         )
     return begins, stops
 
@@ -88,7 +91,9 @@ def _rows(path: Path, limit: int) -> NDArray[np.int64]:
     try:
         with closing(sqlite3.connect(uri, uri=True)) as connection:
             connection.set_progress_handler(lambda: next(budget, None) is None, _STEPS)
+            connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LONGEST)
             connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA cache_size = 100")  # pages; the file may ask for more
             schema = connection.execute(_SCHEMA).fetchone()
             if schema is None or _COMPUTED.search(str(schema[0])):
                 raise BadInput("has no table INDEXES of plain columns", where=path)
@@ -103,7 +108,6 @@ def _rows(path: Path, limit: int) -> NDArray[np.int64]:
 
 
 def _integers(path: Path, rows: list[tuple[object, ...]]) -> NDArray[np.int64]:
-    table = np.array(rows)
-    if table.dtype != np.int64:
+    if set(map(type, chain.from_iterable(rows))) != {int}:
         raise BadInput("its table INDEXES holds something else than integers", where=path)
-    return table
+    return np.array(rows, np.int64)

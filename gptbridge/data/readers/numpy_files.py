@@ -1,4 +1,4 @@
-"""One-dimensional integer arrays in .npy and .npz files, memory-mapped; nothing in them is evaluated.
+"""One-dimensional integer arrays in .npy and .npz files; nothing in them is evaluated.
 
 .npy: magic, version (2 bytes), header length (uint16; version 2: uint32), a header in Python's
 spelling, then the numbers. Source: numpy.lib.format. .npz: a zip of them.
@@ -10,12 +10,11 @@ import re
 import struct
 import zipfile
 import zlib
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gptbridge.data.readers.mapped import array_at
+from gptbridge.data.readers.file_tokens import tokens_at
+from gptbridge.data.tokens import FlatTokens, TokenSource
 from gptbridge.errors import printable
 from gptbridge.weights.formats.source import SourceFile
 
@@ -33,18 +32,18 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 _END_RECORD = struct.Struct("<4s8xLL2x")
 
 
-def map_npy(source: SourceFile) -> NDArray[np.integer[Any]]:
+def open_npy(source: SourceFile) -> TokenSource:
     """Return the array of a .npy file."""
-    return _map_array(source, 0, source.size)
+    return _array_in(source, 0, source.size)
 
 
-def map_npz(source: SourceFile, names: tuple[str, ...]) -> dict[str, NDArray[np.integer[Any]]]:
+def open_npz(source: SourceFile, names: tuple[str, ...]) -> dict[str, TokenSource]:
     """Return those arrays of a .npz file that are named and there.
 
-    A stored array is mapped; a compressed one is unpacked, up to 64 MiB.
+    A stored array stays in the file; a compressed one is unpacked, up to 64 MiB.
     """
     wanted = {f"{name}.npy": name for name in names}
-    arrays: dict[str, NDArray[np.integer[Any]]] = {}
+    arrays: dict[str, TokenSource] = {}
     _check_directory(source)
     try:
         with zipfile.ZipFile(source.path) as archive:
@@ -70,9 +69,7 @@ def _check_directory(source: SourceFile) -> None:
         source.refuse(f"its directory takes {size} bytes", allowed=f"at most {_DIRECTORY_LIMIT}")
 
 
-def _member(
-    source: SourceFile, archive: zipfile.ZipFile, member: zipfile.ZipInfo
-) -> NDArray[np.integer[Any]]:
+def _member(source: SourceFile, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> TokenSource:
     what = f"{printable(member.filename)!r}"
     if member.flag_bits & 1:
         source.refuse(f"{what} is encrypted")
@@ -82,7 +79,7 @@ def _member(
         if magic != b"PK\x03\x04" or member.file_size != member.compress_size:
             source.refuse(f"{what} is not where the directory says")
         start = member.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
-        return _map_array(source, start, start + member.file_size)
+        return _array_in(source, start, start + member.file_size)
     if member.file_size > _UNPACKED_LIMIT:
         source.refuse(
             f"{what} unpacks to {member.file_size} bytes",
@@ -92,10 +89,10 @@ def _member(
     start, dtype, count = _parse_header(source, content[: _HEADER_LIMIT + 12])
     if len(content) != start + count * np.dtype(dtype).itemsize:
         source.refuse(f"{what} holds {len(content)} bytes, not {count} of {dtype}")
-    return np.frombuffer(content, dtype, count, start)
+    return FlatTokens(np.frombuffer(content, dtype, count, start))
 
 
-def _map_array(source: SourceFile, start: int, stop: int) -> NDArray[np.integer[Any]]:
+def _array_in(source: SourceFile, start: int, stop: int) -> TokenSource:
     """Return the array of the .npy that fills bytes `start` to `stop` of the file."""
     if not 0 <= start <= stop <= source.size:
         source.refuse("ends inside an array")
@@ -103,7 +100,7 @@ def _map_array(source: SourceFile, start: int, stop: int) -> NDArray[np.integer[
     header, dtype, count = _parse_header(source, head)
     if header + count * np.dtype(dtype).itemsize != stop - start:
         source.refuse(f"{count} numbers of {dtype} do not fill {stop - start - header} bytes")
-    return array_at(source, start + header, count, dtype, "the array")
+    return tokens_at(source, start + header, count, dtype, "the array")
 
 
 def _parse_header(source: SourceFile, head: bytes) -> tuple[int, str, int]:

@@ -1,4 +1,4 @@
-"""Byte-level BPE, encoded by gigatoken: GPT-2 and its kin."""
+"""Byte-level BPE, encoded by whichever engine is there: GPT-2 and its kin."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import gigatoken
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from gptbridge.data.tokenizers.bpe_files import GPT2_SPLIT, BpeDefinition, write_bpe
-from gptbridge.data.tokenizers.interface import END_OF_TEXT
-from gptbridge.errors import BadInput, printable
-
-# How the end-of-text token is called, first match first.
-_END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eod>")
+from gptbridge.data.tokenizers.engines import bpe_encoder
+from gptbridge.errors import BadInput
 
 
 class BpeTokenizer:
@@ -26,17 +21,13 @@ class BpeTokenizer:
         self._definition = definition
         self.vocab_size = definition.vocab_size
         self.identity = definition.identity
-        ends = [definition.special[name] for name in _END_NAMES if name in definition.special]
-        self.end_of_text: int | None = ends[0] if ends else None
+        self.end_of_text = definition.end_of_text
         # GPT-2's rule never lets a piece go on from a visible character over a space.
         self.cuts_before_space = definition.pre_tokenizer == GPT2_SPLIT and definition.normalizer is None
-        content = orjson.dumps(definition.tokenizer_json(special_in_text=False))
         try:
-            # the backend's own method: one call a document, without the wrapper's
-            self._encode = gigatoken.Tokenizer.from_json(content).backend.encode
-        except RuntimeError as error:
-            problem = printable(str(error).partition("\n")[0])
-            raise BadInput(f"cannot be encoded: {problem}", where=where) from error
+            self._encode = bpe_encoder(definition.tokenizer_json(special_in_text=False))
+        except ValueError as error:
+            raise BadInput(f"cannot be encoded: {error}", where=where) from error
 
     @cached_property
     def _tokens(self) -> list[bytes]:

@@ -17,6 +17,8 @@ import orjson
 
 from gptbridge.data.tokenizers.interface import END_OF_TEXT, identity_of
 
+_END_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eod>")
+
 GPT2_SPLIT: dict[str, Any] = {
     "type": "ByteLevel",
     "add_prefix_space": False,
@@ -38,7 +40,8 @@ class BpeDefinition:
     """All that decides the ids of a byte-level BPE.
 
     `vocabulary` maps tokens in stand-in spelling to ids, `merges` are in order of priority,
-    `special` are tokens that no text encodes to. The ids of both together are 0..n-1.
+    `special` are tokens that no text encodes to. The ids of both together are 0..n-1. `end` is the
+    token that ends a text; None: there is none.
     """
 
     vocabulary: dict[str, int]
@@ -46,6 +49,17 @@ class BpeDefinition:
     special: dict[str, int]
     pre_tokenizer: dict[str, Any] = field(default_factory=lambda: dict(GPT2_SPLIT))
     normalizer: dict[str, Any] | None = None
+    end: str | None = None
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id of `end`; None where there is none."""
+        return None if self.end is None else self.special.get(self.end, self.vocabulary.get(self.end))
+
+    @property
+    def usual_end(self) -> str | None:
+        """The token that ends a text where no file says it: the first that has a usual name."""
+        return next((name for name in _END_NAMES if name in self.special), None)
 
     @property
     def vocab_size(self) -> int:
@@ -64,6 +78,7 @@ class BpeDefinition:
                 "pre_tokenizer": self.pre_tokenizer,
                 "normalizer": self.normalizer,
             }
+            | ({} if self.end == self.usual_end else {"end": self.end})
         )
 
     def token_bytes(self) -> list[bytes]:
@@ -115,13 +130,13 @@ def write_bpe(definition: BpeDefinition, folder: Path) -> None:
     """Write vocab.json, merges.txt, tokenizer.json and tokenizer_config.json into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     content = definition.tokenizer_json(special_in_text=True)
-    end = END_OF_TEXT if END_OF_TEXT in definition.special else None
+    other = END_OF_TEXT if END_OF_TEXT in definition.special else definition.end
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "bos_token": end,
-        "eos_token": end,
-        "unk_token": end,
+        "bos_token": other,
+        "eos_token": definition.end,
+        "unk_token": other,
     }
     merges = "".join(f"{left} {right}\n" for left, right in definition.merges)
     files = {
@@ -129,7 +144,8 @@ def write_bpe(definition: BpeDefinition, folder: Path) -> None:
         "merges.txt": f"#version: 0.2\n{merges}".encode(),
         "tokenizer.json": orjson.dumps(content, option=orjson.OPT_INDENT_2),
         "tokenizer_config.json": orjson.dumps(
-            {key: value for key, value in config.items() if value is not None}, option=orjson.OPT_INDENT_2
+            {key: value for key, value in config.items() if value is not None or key == "eos_token"},
+            option=orjson.OPT_INDENT_2,
         ),
     }
     for name, data in files.items():

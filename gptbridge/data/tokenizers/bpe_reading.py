@@ -17,6 +17,13 @@ from gptbridge.files import require_regular_file
 
 FILE_LIMIT = 64 << 20
 
+# The names of the two files: Hugging Face's, OpenAI's, Megatron's.
+VOCABULARIES = (
+    ("vocab.json", "merges.txt"),
+    ("encoder.json", "vocab.bpe"),
+    ("gpt2-vocab.json", "gpt2-merges.txt"),
+)
+
 # The parts of a tokenizer.json's model that change ids: what each must be.
 _PLAIN_MODEL: dict[str, tuple[Any, ...]] = {
     "type": ("BPE", None),
@@ -52,13 +59,19 @@ def read_tokenizer_json(path: Path) -> BpeDefinition:
         _plain_pre_tokenizer(content.get("pre_tokenizer"), path),
         _plain_normalizer(content.get("normalizer"), path),
     )
-    return _checked(definition, path)
+    return checked(definition, path)
 
 
-def read_vocab_and_merges(folder: Path) -> BpeDefinition:
+def find_vocabulary(folder: Path) -> tuple[Path, Path] | None:
+    """Return the two files of a GPT-2 vocabulary, by whichever names they go; None where there are none."""
+    pairs = ((folder / vocabulary, folder / merges) for vocabulary, merges in VOCABULARIES)
+    return next((pair for pair in pairs if pair[0].exists()), None)
+
+
+def read_vocab_and_merges(files: tuple[Path, Path]) -> BpeDefinition:
     """Return the definition in GPT-2's vocab.json and merges.txt, split by GPT-2's rule."""
-    vocabulary = _checked_ids(_read_object(folder / "vocab.json"), folder / "vocab.json")
-    path = folder / "merges.txt"
+    vocabulary = _checked_ids(_read_object(files[0]), files[0])
+    path = files[1]
     try:
         lines = _read_limited(path).decode().split("\n")
     except UnicodeDecodeError as error:
@@ -67,7 +80,7 @@ def read_vocab_and_merges(folder: Path) -> BpeDefinition:
         del lines[0]
     merges = _pairs([line.rstrip("\r") for line in lines if line.rstrip("\r")], path)
     special = {END_OF_TEXT: vocabulary.pop(END_OF_TEXT)} if END_OF_TEXT in vocabulary else {}
-    return _checked(BpeDefinition(vocabulary, merges, special), folder)
+    return checked(BpeDefinition(vocabulary, merges, special), files[0].parent)
 
 
 def _read_limited(path: Path) -> bytes:
@@ -180,7 +193,7 @@ def _plain_normalizer(value: object, path: Path) -> dict[str, Any] | None:
     raise BadInput(f"normalizer {printable(value)!r} is not supported", where=path, allowed="none, or NFC")
 
 
-def _checked(definition: BpeDefinition, path: Path) -> BpeDefinition:
+def checked(definition: BpeDefinition, path: Path) -> BpeDefinition:
     """Return `definition` when its ids are 0..n-1, it knows all bytes and its merges are made of tokens."""
     vocabulary = definition.vocabulary
     _require_dense([*vocabulary.values(), *definition.special.values()], path)

@@ -21,7 +21,7 @@ class ByteTokenizer:
 
     def __init__(self) -> None:
         vocabulary = {symbol: byte for byte, symbol in enumerate(byte_symbols())}
-        self._definition = BpeDefinition(vocabulary, (), {END_OF_TEXT: 256})
+        self._definition = BpeDefinition(vocabulary, (), {END_OF_TEXT: 256}, end=END_OF_TEXT)
         self.identity = self._definition.identity
 
     def encode(self, text: str) -> NDArray[np.uint32]:

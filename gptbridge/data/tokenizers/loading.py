@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from gptbridge.data.tokenizers.bpe_reading import VOCABULARIES
 from gptbridge.data.tokenizers.byte import ByteTokenizer
 from gptbridge.data.tokenizers.interface import Tokenizer
 from gptbridge.errors import BadInput
@@ -34,23 +35,32 @@ def _kind_of(folder: Path) -> str:
         known = content.get("gptbridge_tokenizer") or _CLASSES.get(str(content.get("tokenizer_class")))
         if known in _LOADERS:
             return str(known)
-    if any((folder / name).exists() for name in ("tokenizer.json", "vocab.json")):
+    names = ("tokenizer.json", *(name for name, _ in VOCABULARIES))
+    if any((folder / name).exists() for name in names):
         return "bpe"
     if folder.is_dir() and any(folder.glob("*.model")):
         return "sentencepiece"
     raise BadInput(
         "no tokenizer here",
         where=folder,
-        allowed="byte, or a folder with tokenizer.json, vocab.json and merges.txt, or a .model",
+        allowed="byte, or a folder with tokenizer.json, a .model, or "
+        + ", or ".join(" and ".join(pair) for pair in VOCABULARIES),
     )
 
 
 def _load_bpe(folder: Path) -> Tokenizer:
     from gptbridge.data.tokenizers.bpe import BpeTokenizer
-    from gptbridge.data.tokenizers.bpe_reading import read_tokenizer_json, read_vocab_and_merges
+    from gptbridge.data.tokenizers.bpe_reading import (
+        find_vocabulary,
+        read_tokenizer_json,
+        read_vocab_and_merges,
+    )
+    from gptbridge.data.tokenizers.special_tokens import with_special_tokens
 
     path = folder / "tokenizer.json"
-    definition = read_tokenizer_json(path) if path.exists() else read_vocab_and_merges(folder)
+    pair = None if path.exists() else find_vocabulary(folder)
+    definition = read_vocab_and_merges(pair) if pair else read_tokenizer_json(path)
+    definition = with_special_tokens(definition, folder)
     byte = ByteTokenizer()
     return byte if definition.identity == byte.identity else BpeTokenizer(definition, where=folder)
 

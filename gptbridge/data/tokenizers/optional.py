@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from gptbridge.errors import UsageError
+from gptbridge.errors import UsageError, from_checkout
 
 
 def require(module: str, needed_for: str) -> Any:
@@ -14,5 +14,5 @@ def require(module: str, needed_for: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UsageError(
-            f"{needed_for} needs {module}, which is not installed", hint="Run: pip install 'gptbridge[zh]'"
+            f"{needed_for} needs {module}, which is not installed", hint=from_checkout("zh")
         ) from error

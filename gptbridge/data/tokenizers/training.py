@@ -1,4 +1,4 @@
-"""Training a byte-level BPE: the merges that Hugging Face's trainer finds, through gigatoken."""
+"""Training a byte-level BPE: the merges that Hugging Face's trainer finds."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gigatoken import train_bpe
-
 from gptbridge.data.blocks import Position, Problem, read_blocks
-from gptbridge.data.sources import Source, find_sources
+from gptbridge.data.sources import Selection, Source, find_sources
 from gptbridge.data.tokenizers.bpe_files import BpeDefinition, byte_symbols, write_bpe
+from gptbridge.data.tokenizers.engines import bpe_merges
 from gptbridge.data.tokenizers.interface import END_OF_TEXT
 from gptbridge.errors import BadInput, RunFailed, UsageError
 
@@ -26,7 +25,9 @@ def train_tokenizer(
     *,
     json_key: str = "text",
     document_separator: str | None = None,
+    selection: Selection | None = None,
     on_progress: Callable[[int, int], None] = lambda consumed, total: None,
+    on_problem: Callable[[str], None] = lambda line: None,
 ) -> BpeDefinition:
     """Train on the documents of `inputs` and write the tokenizer's files into the folder `output`.
 
@@ -39,14 +40,16 @@ def train_tokenizer(
         raise UsageError(f"--vocab-size {vocab_size} is too small", allowed=f"{SMALLEST} or more")
     if output.exists():
         raise UsageError("exists already", where=output, hint="Choose another --output")
-    sources = find_sources(inputs)
+    found = find_sources(inputs, selection)
+    if notice := found.notice():
+        on_problem(notice)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
             corpus = Path(folder, "corpus")
-            _gather(sources, corpus, json_key, document_separator, on_progress)
+            _gather(found.sources, corpus, json_key, document_separator, on_progress)
             with _quiet_library():
-                _, merges = train_bpe(corpus, vocab_size, [END_OF_TEXT], separator=END_OF_TEXT.encode())
+                merges = bpe_merges(corpus, vocab_size)
             definition = _definition(merges)
             made = Path(folder, "tokenizer")
             write_bpe(definition, made)
@@ -86,7 +89,7 @@ def _definition(merges: list[tuple[bytes, bytes]]) -> BpeDefinition:
     ]
     tokens = dict.fromkeys([*symbols, *(left + right for left, right in spelt)])
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    return BpeDefinition(vocabulary, tuple(spelt), {END_OF_TEXT: len(vocabulary)})
+    return BpeDefinition(vocabulary, tuple(spelt), {END_OF_TEXT: len(vocabulary)}, end=END_OF_TEXT)
 
 
 @contextmanager

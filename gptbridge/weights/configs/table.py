@@ -20,7 +20,8 @@ class ConfigFacts:
     """The fields of a ModelSpec that some source states, and which source that is.
 
     `num_labels` and `lora_alpha` belong to a classifier's head and to LoRA, if there are such; `tokens`
-    holds the ids of special tokens by the keys in TOKEN_KEYS.
+    holds the ids of special tokens by the keys in TOKEN_KEYS. `assumed` are fields that the source leaves
+    open, and what is most likely.
     """
 
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -28,6 +29,7 @@ class ConfigFacts:
     num_labels: int | None = None
     lora_alpha: float | None = None
     tokens: Mapping[str, int] = field(default_factory=dict)
+    assumed: Mapping[str, Any] = field(default_factory=dict)
 
     def merged(self, stronger: ConfigFacts) -> ConfigFacts:
         """Return the fields of both, `stronger` winning where they meet."""
@@ -40,8 +42,9 @@ class ConfigTable:
     """How a dialect writes a model down: one row after the other, in the order of the file.
 
     `files` are the names that the file may have, the first that exists; a pattern such as `*.yaml` counts
-    where a single file matches it. `in_weights` is the key under which it lies in the file of the weights
-    instead. `section` is where in the file the model stands. `flat` undoes an older form of the whole.
+    where a single file matches it. `in_weights` are the keys under which it lies in the file of the weights
+    instead: without the first there is none. `section` is where in the file the model stands. `flat` undoes
+    an older form of the whole.
 
     The file of a `complete` table says the whole model: it is checked when it is read, types too, and null
     is no way to leave a key out. `unsaid` is what the system takes where there is no configuration at all.
@@ -49,7 +52,7 @@ class ConfigTable:
 
     rows: tuple[Row, ...] = ()
     files: tuple[str, ...] = ()
-    in_weights: str | None = None
+    in_weights: tuple[str, ...] = ()
     section: tuple[str, ...] = ()
     flat: Callable[[Content], Content] = dict
     complete: bool = False
@@ -68,7 +71,7 @@ class ConfigTable:
         tokens = {key: fields.pop(key) for key in TOKEN_KEYS if key in fields}
         if self.complete:
             fields = self._checked(fields, where).model_dump()
-        return ConfigFacts(fields, str(where), labels, alpha, tokens)
+        return ConfigFacts(fields, str(where), labels, alpha, tokens, self._assumed(content, where))
 
     def read_file(self, path: Path) -> ConfigFacts:
         """Return what a JSON or YAML file says; BadInput for one of something else."""
@@ -104,6 +107,10 @@ class ConfigTable:
         for row in self.rows:
             fields.update(row.read(inner, where))
         return fields
+
+    def _assumed(self, content: Content, where: object) -> dict[str, Any]:
+        inner = self._section(self.flat(content), where)
+        return {name: value for row in self.rows for name, value in row.assumed(inner).items()}
 
     def _section(self, content: Content, where: object) -> Content:
         for name in self.section:

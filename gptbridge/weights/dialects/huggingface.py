@@ -23,7 +23,7 @@ from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects import peft
 from gptbridge.weights.dialects.dialect import AdapterFiles, Dialect
 from gptbridge.weights.dialects.files import Files, Place
-from gptbridge.weights.layouts.rules import CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, Table, rules, wrapped
+from gptbridge.weights.layouts.rules import CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, Table, rules
 from gptbridge_specs import ModelSpec
 
 _BLOCK: Table = {
@@ -61,9 +61,6 @@ def variant(dialect: str, variant: str, prefix: str) -> Layout:
         ),
         dropped=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # causal masks of old releases
     )
-
-
-_PLAIN = (variant("torch", "GPT2Model", ""), variant("torch", "GPT2LMHeadModel", "transformer."))
 
 
 def _require_gpt2(content: Content, where: object) -> None:
@@ -137,10 +134,7 @@ DIALECT = Dialect(
     "torch",
     aliases=("huggingface",),
     preference=10,
-    layouts=(
-        *_PLAIN,
-        *(wrapped(layout, "module") for layout in _PLAIN),
-    ),  # as DistributedDataParallel names it
+    layouts=(variant("torch", "GPT2Model", ""), variant("torch", "GPT2LMHeadModel", "transformer.")),
     config=CONFIG,
     files=Files(
         Place("safetensors", "model.safetensors"),

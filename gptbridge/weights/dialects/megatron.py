@@ -253,7 +253,7 @@ DIALECT = Dialect(
     seen=partial(split_layers, name_of_layers=_layer_name),
     config=ConfigTable(
         files=("common.pt",),  # beside a distributed checkpoint
-        in_weights="args",
+        in_weights=("args",),
         rows=(
             Key("vocab_size", ("padded_vocab_size",)),
             Key("hidden_size", ("hidden_size",)),

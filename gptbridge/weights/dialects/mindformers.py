@@ -19,7 +19,7 @@ from gptbridge.weights.dialects.dialect import Contents, Dialect
 from gptbridge.weights.dialects.files import Files, Place, RankFolders
 from gptbridge.weights.dialects.mindspore.ranks import find_ranks, rank_stages
 from gptbridge.weights.dialects.mindspore.strategy_files import strategies_of
-from gptbridge.weights.layouts.rules import HEADS, Layout, Table, rules, wrapped
+from gptbridge.weights.layouts.rules import HEADS, Layout, Table, rules
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.target import Split, Target, TargetFile
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 _QKV = {part: (f"attention.dense{n}", HEADS[part]) for n, part in enumerate(HEADS, start=1)}
 
 
-def _lora() -> Table:
+def _qkv() -> Table:
+    """Return the rows of q, k and v, and of the LoRA beside them."""
     rows: dict[str | tuple[str, ...], tuple[str, str]] = {}
     for part, (name, heads) in _QKV.items():
+        rows[f"attn.{part}.weight"] = (f"{name}.weight", f"({heads}) i")
+        rows[f"attn.{part}.bias"] = (f"{name}.bias", f"({heads})")
         rows[f"attn.{part}{LORA_A}"] = (f"{name}.mindpet_delta_lora_a", "r i")
         rows[f"attn.{part}{LORA_B}"] = (f"{name}.mindpet_delta_lora_b", f"({heads}) r")
     return rows
@@ -52,12 +55,7 @@ def _variant(name: str, prefix: str) -> Layout:
             block={
                 "ln_1.weight": ("layernorm1.gamma", "i"),
                 "ln_1.bias": ("layernorm1.beta", "i"),
-                **{
-                    f"attn.{x}.weight": (f"{name}.weight", f"({heads}) i")
-                    for x, (name, heads) in _QKV.items()
-                },
-                **{f"attn.{x}.bias": (f"{name}.bias", f"({heads})") for x, (name, heads) in _QKV.items()},
-                **_lora(),
+                **_qkv(),
                 "attn.c_proj.weight": ("attention.projection.weight", "(m g d) o"),
                 "attn.c_proj.bias": ("attention.projection.bias", "o"),
                 "ln_2.weight": ("layernorm2.gamma", "i"),
@@ -131,13 +129,12 @@ def _ranked(tensor: int, pipeline: int, split: Split) -> str:
     return f"rank_{pipeline * split.tensor + tensor}/gpt2.ckpt"
 
 
-_PLAIN = (_variant("GPT2LMHeadModel", "backbone."), _variant("GPT2Model", ""))
 _HIDDEN = Key("hidden_size", ("hidden_size", "embedding_size"))
 DIALECT = Dialect(
     "mindspore",
     aliases=("mindformers",),
     preference=40,
-    layouts=(*_PLAIN, *(wrapped(layout, "network") for layout in _PLAIN)),  # a cell around the model
+    layouts=(_variant("GPT2LMHeadModel", "backbone."), _variant("GPT2Model", "")),
     config=ConfigTable(
         files=("model.yaml", "config.yaml", "*.yaml"),
         section=("model", "model_config"),

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.weights.formats.blocks import Block, Part
 from gptbridge.weights.formats.dcp_metadata import Place, Saved, read_metadata
 from gptbridge.weights.formats.safetensors import read_safetensors
 from gptbridge.weights.formats.source import SourceFile, allow_open_files
 from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, TensorInfo, TensorRef, row_major_chunks
+from gptbridge.weights.formats.tensor_bytes import Part, TensorBytes
 from gptbridge.weights.formats.torch_zip import read_torch_zip
 from gptbridge.weights.formats.weight_file import Contents, WeightFile
 from gptbridge.weights.formats.zip_directory import LOCAL_MARK
@@ -51,7 +51,7 @@ def read_dcp(metadata: SourceFile) -> list[Contents]:
     return [contents, *(Contents(source, FORMAT) for source in sources.values())]
 
 
-def _block(metadata: SourceFile, info: TensorInfo, tensor: Saved, stores: Mapping[str, _Store]) -> BoxedBlock:
+def _block(metadata: SourceFile, info: TensorInfo, tensor: Saved, stores: Mapping[str, _Store]) -> BoxedBytes:
     boxes = []
     for place in tensor.places:
         source = stores[place.file].source
@@ -59,7 +59,7 @@ def _block(metadata: SourceFile, info: TensorInfo, tensor: Saved, stores: Mappin
             end = place.offset + place.nbytes
             source.refuse(f"ends at byte {source.size}, but its part at {end}", tensor=info.name)
         boxes.append(_Box(stores[place.file], info, place))
-    return BoxedBlock(metadata, boxes)
+    return BoxedBytes(metadata, boxes)
 
 
 class _Store:
@@ -114,7 +114,7 @@ class _Box:
             self.store.open(self.info.name, self.place)[1].verify()
 
 
-class _Boxes(Block):
+class _InBoxes(TensorBytes):
     """A tensor in the boxes that `parts` returns."""
 
     def _whole(self, info: TensorInfo) -> Part | None:
@@ -139,7 +139,7 @@ class _Boxes(Block):
     def read(self, info: TensorInfo) -> NDArray[Any]:
         """Return a view where one box holds the tensor, else a copy."""
         if (whole := self._whole(info)) is not None:
-            return whole.block.read(whole.info)
+            return whole.content.read(whole.info)
         return self.rows(info, 0, info.shape[0])
 
     def extents(self) -> None:
@@ -149,12 +149,12 @@ class _Boxes(Block):
     def chunks(self, info: TensorInfo) -> Chunks:
         """Yield views where one box holds the tensor, else copies of a few rows each."""
         if (whole := self._whole(info)) is not None:
-            return whole.block.chunks(whole.info)
+            return whole.content.chunks(whole.info)
         step = max(1, SLAB_BYTES * info.shape[0] // max(info.nbytes, 1))
         return (self.rows(info, low, low + step).reshape(-1) for low in range(0, info.shape[0], step))
 
 
-class BoxedBlock(_Boxes):
+class BoxedBytes(_InBoxes):
     """A tensor in boxes that lie in several files or places."""
 
     def __init__(self, metadata: SourceFile, boxes: Sequence[_Box]) -> None:
@@ -175,10 +175,10 @@ class BoxedBlock(_Boxes):
             box.verify()
 
 
-class _Layer(_Boxes):
+class _Layer(_InBoxes):
     """What a tensor of several layers holds of one, the number `number`."""
 
-    def __init__(self, stack: BoxedBlock, info: TensorInfo, number: int) -> None:
+    def __init__(self, stack: BoxedBytes, info: TensorInfo, number: int) -> None:
         self._stack = stack
         self._info = info
         self._number = number
@@ -199,7 +199,7 @@ class _Layer(_Boxes):
         self._stack.verify()
 
 
-class _Entry(Block):
+class _Entry(TensorBytes):
     """One entry of the first axis of a part."""
 
     def __init__(self, part: Part, entry: int) -> None:
@@ -235,10 +235,10 @@ def split_layers(weights: WeightFile, name_of_layers: Callable[[str], str | None
 
 
 def _split(
-    name_of_layers: Callable[[str], str | None], contents: Contents, info: TensorInfo, block: Block
-) -> Iterator[tuple[TensorInfo, Block]]:
+    name_of_layers: Callable[[str], str | None], contents: Contents, info: TensorInfo, block: TensorBytes
+) -> Iterator[tuple[TensorInfo, TensorBytes]]:
     name = name_of_layers(info.name)
-    if name is None or not isinstance(block, BoxedBlock) or not info.shape:
+    if name is None or not isinstance(block, BoxedBytes) or not info.shape:
         yield info, block
         return
     for number in range(info.shape[0]):

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.weights.layouts.rules import Layout
+from gptbridge.weights.layouts.wrappers import peeled
 
 # A part of a name below which there are no weights, whatever stands in the other parts.
 _TRAINING = (
@@ -52,5 +53,5 @@ def amid_training(layout: Layout, names: Iterable[str], where: object) -> Layout
 
 def _prefixes(embedding: str, names: Iterable[str]) -> list[str]:
     """Return what stands before each embedding that is a weight."""
-    found = (name.removesuffix(embedding) for name in names if name.endswith(embedding))
+    found = (name.removesuffix(embedding) for name in map(peeled, names) if name.endswith(embedding))
     return [prefix for prefix in found if prefix[-1:] in ("", ".") and not is_state(prefix)]

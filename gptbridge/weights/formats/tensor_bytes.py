@@ -22,14 +22,14 @@ class Part:
 
     offsets: tuple[int, ...]
     info: TensorInfo
-    block: Block
+    content: TensorBytes
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
         """Return rows [start, stop), counted from its own first."""
-        return self.block.rows(self.info, start, stop)
+        return self.content.rows(self.info, start, stop)
 
 
-class Block(ABC):
+class TensorBytes(ABC):
     """The elements of one tensor inside a file; the file's checks are done before a block is made."""
 
     @abstractmethod
@@ -57,7 +57,7 @@ class Block(ABC):
         return
 
 
-class MappedBlock(Block):
+class MappedBytes(TensorBytes):
     """Elements that lie in the file as they do in memory: every read is a view of the map.
 
     `strides` are in bytes, one for each dimension; None means row-major without gaps.
@@ -97,7 +97,7 @@ class MappedBlock(Block):
         return self._source.views(self._offset, self._nbytes)
 
 
-class SlicedBlock(Block):
+class SlicedBytes(TensorBytes):
     """A row-major tensor in several segments of the file, one after the other."""
 
     __slots__ = ("_segments",)

@@ -12,11 +12,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.conversion.canonical_weight import CanonicalWeight, StoredTensor
-from gptbridge.weights.conversion.casting import FLOATS
-from gptbridge.weights.conversion.cutting import Stage
+from gptbridge.weights.canonical.casting import FLOATS
+from gptbridge.weights.canonical.cutting import Stage
+from gptbridge.weights.canonical.weight import CanonicalWeight, StoredTensor
 from gptbridge.weights.formats import TensorInfo, WeightFile
-from gptbridge.weights.formats.blocks import Part
+from gptbridge.weights.formats.tensor_bytes import Part
 from gptbridge.weights.layouts.boxes import CutBox, Piece, range_boxes, sizes_of, volume
 from gptbridge.weights.layouts.matching import RANKS_HINT, Match, solve_sizes
 from gptbridge.weights.layouts.rules import NativeTensor
@@ -39,7 +39,10 @@ def stored_sizes(match: Match, stages: Sequence[Stage], where: Path) -> dict[str
 
 
 def assemble(match: Match, stages: Sequence[Stage], sizes: Mapping[str, int]) -> dict[str, CanonicalWeight]:
-    """Return every canonical weight; BadInput when ranks disagree or a part is missing."""
+    """Return every canonical weight, those that the layout leaves out too, which are zeros.
+
+    BadInput when ranks disagree or a part is missing.
+    """
     for stage in stages:
         _refuse_extra(stage, match)
     weights: dict[str, CanonicalWeight] = {}
@@ -49,6 +52,9 @@ def assemble(match: Match, stages: Sequence[Stage], sizes: Mapping[str, int]) ->
             canonical: _weight(canonical, part, name, native, held)
             for part, canonical in enumerate(native.canonicals)
         }
+    for template in match.layout.zeros:
+        for name in dict.fromkeys(template.format(layer) for layer in range(match.num_layers)):
+            weights[name] = CanonicalWeight(name, weights["wte.weight"].dtype, ())
     return weights
 
 
@@ -176,7 +182,7 @@ def _runs(part: Part, first_row: int, rows: int, count: int) -> Iterator[tuple[i
 
     An entry that lies across the end of an extent is a run of its own.
     """
-    extents = part.block.extents() or ()
+    extents = part.content.extents() or ()
     if len(extents) < 2:
         yield 0, count
         return

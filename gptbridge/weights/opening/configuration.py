@@ -25,7 +25,7 @@ def find_configuration(root: Path, weights: WeightFile, dialect: Dialect) -> tup
         folders.append(weights.path.parent.parent)
     for system in (dialect, *map(find_dialect, dialect.same_names)):
         if facts := _inside(weights.tree, system.config):
-            return facts, str(system.config.in_weights)
+            return facts, system.config.in_weights[0]
         for folder in dict.fromkeys(folders):
             if file := _config_file(folder, system.config):
                 return _read(file, system.config), file.name
@@ -42,10 +42,11 @@ def _read(file: Path, table: ConfigTable) -> ConfigFacts:
 
 def _inside(tree: Tree, table: ConfigTable) -> ConfigFacts | None:
     """Return what stands in the file of the weights itself."""
-    content = tree.get(table.in_weights) if table.in_weights and isinstance(tree, dict) else None
-    if not isinstance(content, Namespace | dict):
+    parts = [tree.get(name) for name in table.in_weights] if isinstance(tree, dict) else []
+    if not parts or not isinstance(parts[0], Namespace | dict):
         return None
-    return table.read({str(key): value for key, value in content.items()}, f"its {table.in_weights}")
+    content = {str(key): x for part in parts if isinstance(part, Namespace | dict) for key, x in part.items()}
+    return table.read(content, f"its {table.in_weights[0]}")
 
 
 def _config_file(folder: Path, table: ConfigTable) -> Path | None:

@@ -24,7 +24,7 @@ def cast(array: NDArray[Any], source: str, target: str) -> NDArray[Any]:
         return array
     if source == "bfloat16":
         array = (array.astype(np.uint32) << np.uint32(16)).view(np.float32)
-    with np.errstate(over="ignore"):  # it is told below, by its number
+    with np.errstate(over="ignore"):  # refused below, by its number
         if target == "bfloat16":
             result: NDArray[Any] = _to_bfloat16(array.astype(np.float32, copy=False))
             infinite = (result & 0x7FFF) == 0x7F80

@@ -1,0 +1,75 @@
+"""A run writes no file that has another name: a link in its folder leads to somebody else's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gptbridge.errors import RunFailed, UsageError
+from gptbridge.files import write_synced
+from gptbridge.training.events import EventLog
+from gptbridge.training.run_folder import RunFolder, locked
+from gptbridge.training.tensorboard import TensorBoard
+from gptbridge_specs import RunSpec
+
+LINKS: dict[str, Callable[[Path, Path], object]] = {
+    "symbolic": lambda path, target: path.symlink_to(target),
+    "hard": lambda path, target: path.hardlink_to(target),
+}
+
+
+@pytest.fixture
+def precious(tmp_path: Path) -> Path:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "precious").write_text("precious, without an end of line")
+    return tmp_path / "precious"
+
+
+@pytest.mark.parametrize("kind", LINKS)
+@pytest.mark.parametrize("name", [".lock", "events.jsonl", ".spec.yaml.new", ".environment.json.new"])
+def test_a_link_in_a_run_folder_is_not_written_through(precious: Path, kind: str, name: str) -> None:
+    run = precious.parent / "run"
+    LINKS[kind](run / name, precious)
+    with pytest.raises(RunFailed, match="link"):
+        write_all(run)
+    assert precious.read_text() == "precious, without an end of line"
+
+
+def write_all(run: Path) -> None:
+    with locked(run) as folder:
+        EventLog(folder.events).close()
+        folder.describe(RunSpec(), {})
+
+
+def test_without_links_all_is_written(tmp_path: Path) -> None:
+    for _ in range(2):
+        write_all(tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        ".lock", "events.jsonl", "spec.yaml", "environment.json",
+    }  # fmt: skip
+
+
+def test_a_shorter_content_replaces_a_longer_one(tmp_path: Path) -> None:
+    write_synced(tmp_path / "file", b"longer")
+    write_synced(tmp_path / "file", b"short")
+    assert (tmp_path / "file").read_bytes() == b"short"
+
+
+def test_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "events.jsonl")
+    with pytest.raises(RunFailed, match="regular"):
+        EventLog(RunFolder(tmp_path).events)
+
+
+def test_tensorboard_is_not_written_through_a_link(precious: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    elsewhere = precious.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "events.out.tfevents.1").write_text("mine")
+    (precious.parent / "run" / "tensorboard").symlink_to(elsewhere)
+    with pytest.raises(UsageError, match="link"):
+        TensorBoard(precious.parent / "run")({"event": "start"})
+    assert (elsewhere / "events.out.tfevents.1").read_text() == "mine"
