@@ -47,7 +47,9 @@ class ConfigTable:
     an older form of the whole.
 
     The file of a `complete` table says the whole model: it is checked when it is read, types too, and null
-    is no way to leave a key out. `unsaid` is what the system takes where there is no configuration at all.
+    is no way to leave a key out. `missing` are fields of ModelSpec that the configuration has no place for:
+    they are read as ModelSpec has them by default, and a note says so. `unsaid` is what the system takes
+    where there is no configuration at all.
     """
 
     rows: tuple[Row, ...] = ()
@@ -56,11 +58,12 @@ class ConfigTable:
     section: tuple[str, ...] = ()
     flat: Callable[[Content], Content] = dict
     complete: bool = False
+    missing: tuple[str, ...] = ()
     unsaid: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse rows that read the same field, with ValueError."""
-        fields = [name for row in self.rows for name in row.fields]
+        fields = [*self.missing, *(name for row in self.rows for name in row.fields)]
         if twice := {name for name in fields if fields.count(name) > 1}:
             raise ValueError(f"{min(twice)} belongs to two rows")
 
@@ -94,6 +97,11 @@ class ConfigTable:
     def holds_tokens(self) -> bool:
         """The configuration has a place for the ids of special tokens."""
         return any(isinstance(row, Token) for row in self.rows)
+
+    def not_said(self, model: ModelSpec) -> list[str]:
+        """Return the fields of `model` that the configuration has no place for, with their values."""
+        values = ((name, getattr(model, name)) for name in self.missing)
+        return [f"{name}={x}" for name, x in values if x != ModelSpec.model_fields[name].default]
 
     def not_computed(self, model: ModelSpec) -> list[str]:
         """Return what of `model` the system's own software computes otherwise, whatever the file says."""

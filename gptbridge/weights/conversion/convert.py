@@ -97,6 +97,8 @@ def _notes(source: Opened, target: Target) -> Iterator[str]:
     if source.tokens and not config.holds_tokens:
         named = ", ".join(f"{token}={number}" for token, number in source.tokens.items())
         yield f"{name}'s configuration has no place for {named}"
+    if missing := config.not_said(model):
+        yield f"{name}'s configuration has no place for {', '.join(missing)}"
     for difference in config.not_computed(model):
         yield f"{name} itself always computes {difference}"
 

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptbridge.errors import BadInput, printable
 from gptbridge.files import read_json
 from gptbridge.weights.configs.rows import (
-    Content,
     Described,
     Key,
     Pair,
@@ -63,12 +61,6 @@ def variant(dialect: str, variant: str, prefix: str) -> Layout:
     )
 
 
-def _require_gpt2(content: Content, where: object) -> None:
-    kind = content.get("model_type", "gpt2")
-    if kind != "gpt2":
-        raise BadInput(f"model_type is {printable(kind)!r}", where=where, allowed="gpt2")
-
-
 def _architectures(described: Described) -> list[str]:
     head = "LMHeadModel" if described.num_labels is None else "ForSequenceClassification"
     return [f"GPT2{head}"]
@@ -87,7 +79,7 @@ CONFIG = ConfigTable(
     complete=True,  # `absent` is what transformers assumes for a key that the file leaves out
     rows=(
         Written("architectures", _architectures),
-        Pair("model_type", ("model_type",), _require_gpt2, lambda described: {"model_type": "gpt2"}),
+        Switch("model_type", "gpt2", written=True),
         Key("vocab_size", ("vocab_size",), absent=50257),
         Key("hidden_size", ("n_embd",), absent=768),
         Key("num_layers", ("n_layer",), absent=12),
@@ -147,6 +139,7 @@ DIALECT = Dialect(
         others=(peft.FOLDER, peft.CONFIG_FILE),
     ),
     adapters=AdapterFiles(peft.read_adapter, peft.write_adapter),
+    same_names=("gptbridge",),
 )
 
 

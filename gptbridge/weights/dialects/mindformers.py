@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 # (name of the layer, the letters of its heads) of q, k and v
 _QKV = {part: (f"attention.dense{n}", HEADS[part]) for n, part in enumerate(HEADS, start=1)}
+_TRAINING = (
+    r"(adam_[mv]|moment[12]|moments|exp_avg(_sq)?|accu_grads)\..*",  # an optimizer's state
+    r"[^.]+",  # its counters, rates and scales; weights lie in cells, so their names have dots
+)
 
 
 def _qkv() -> Table:
@@ -67,11 +71,7 @@ def _variant(name: str, prefix: str) -> Layout:
             },
             blocks=f"{prefix}blocks.{{}}.",
         ),
-        dropped=(
-            rf"({re.escape(prefix)}blocks\.\d+\.)?attention\.(beta|masked_beta)",  # causal masks
-            r"(adam_[mv]|moment[12]|moments|exp_avg(_sq)?|accu_grads)\..*",  # an optimizer's state
-            r"[^.]+",  # its counters, rates and scales; weights lie in cells, so their names have dots
-        ),
+        dropped=(rf"({re.escape(prefix)}blocks\.\d+\.)?attention\.(beta|masked_beta)", *_TRAINING),  # masks
         # The head is the first stage's table once more. Each tensor rank has it whole (vocab_emb_dp).
         repeated_in_last_stage=(("wte.weight", f"{prefix}embedding.word_embedding.embedding_table"),),
         cut="mf",

@@ -42,10 +42,11 @@ _ROW = re.compile(r"^\| `(\S+)` \| `(\S+)` \| (.+?) \| (.+?) \|$", re.MULTILINE)
 
 
 def test_every_dialect_has_a_page() -> None:
-    assert {path.stem for path in PAGES.glob("*.md")} == set(dialect_names()) == set(TABLES)
+    assert sorted(path.stem for path in PAGES.glob("*.md")) == dialect_names()
+    assert set(TABLES) < set(dialect_names())
 
 
-@pytest.mark.parametrize("dialect", TABLES)
+@pytest.mark.parametrize("dialect", dialect_names())
 def test_tables_are_the_layouts(dialect: str) -> None:
     text = (PAGES / f"{dialect}.md").read_text()
     assert text.count(START) == text.count(END) == 1
@@ -60,7 +61,7 @@ def expanded(expression: str) -> Iterator[str]:
         yield "".join(chosen)
 
 
-@pytest.mark.parametrize("dialect", TABLES)
+@pytest.mark.parametrize("dialect", dialect_names())
 def test_tables_hold_every_name_and_no_other(dialect: str) -> None:
     shown = {
         (canonical, native)

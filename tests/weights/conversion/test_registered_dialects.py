@@ -22,6 +22,7 @@ from tests.weights.conversion.checkpoints import (
     weights_of,
 )
 from tests.weights.conversion.commands import Outcome, assert_refused
+from tests.weights.conversion.conftest import Register
 
 TOY = """
 from gptbridge.weights.configs.rows import Key, Pair, Switch, Words
@@ -57,25 +58,6 @@ DIALECT = Dialect(
     files=Files(Place("safetensors", "all.toy.safetensors", RANKS.path), ("all.toy.safetensors",), (RANKS,)),
 )
 """
-
-Register = Callable[..., None]
-
-
-@pytest.fixture
-def register(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Register:
-    """Return a function that installs a package with one dialect where this process sees it."""
-    site = tmp_path_factory.mktemp("site")
-
-    def write(source: str, name: str = "toy", package: str = "gptbridge-toy") -> None:
-        module = f"{package}_{site.name}".replace("-", "_")
-        (site / f"{module}.py").write_text(source)
-        info = site / f"{package.replace('-', '_')}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[gptbridge.dialects]\n{name} = {module}:DIALECT\n")
-        monkeypatch.syspath_prepend(site)
-
-    return write
 
 
 def test_it_is_written_found_and_read_like_any_other(

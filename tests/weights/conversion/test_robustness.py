@@ -41,7 +41,7 @@ def rewrite_config(folder: Path, **changes: Any) -> None:
         ({"vocab_size": 62}, "says vocab_size=62, but the embedding has 61 rows"),
         ({"layer_norm_epsilon": 1e308}, "layer_norm_epsilon: Input should be less"),
         ({"activation_function": ["gelu"]}, "activation_function"),
-        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"model_type": "llama"}, "model_type is llama"),
         ({"id2label": 3, "num_labels": 10**30}, "whole number"),
     ],
 )
