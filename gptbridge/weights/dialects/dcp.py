@@ -14,25 +14,26 @@ from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.files import Files, Place, Unread
 from gptbridge.weights.dialects.huggingface import CONFIG, variant
 from gptbridge.weights.formats import TensorRef, Tree, WeightFile
-from gptbridge.weights.formats.dcp import FORMAT
-from gptbridge.weights.layouts.amid_training import amid_training
+from gptbridge.weights.formats.dcp import FORMAT, METADATA_FILE
+from gptbridge.weights.layouts.amid_training import amid_training, prefix_of_model
 from gptbridge.weights.layouts.rules import Layout
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.target import Target
 
-_READ = (variant("dcp", "GPT2LMHeadModel", "transformer."), variant("dcp", "GPT2Model", ""))
+_LM_HEAD_MODEL, _MODEL_ALONE = variant("dcp", "flat", "transformer."), variant("dcp", "flat alone", "")
 _MODEL, _HEAD, _TABLE = "model.", "lm_head.weight", "transformer.wte.weight"
 
 
-def _below(prefix: str, layout: Layout, name: str) -> Layout:
-    """Return a layout all of whose names begin with `prefix`."""
-    rules = tuple(replace(rule, native=prefix + rule.native) for rule in layout.rules)
-    return replace(layout, variant=name, rules=rules)
+def _found(layout: Layout, weights: WeightFile) -> Layout:
+    """Return a layout as `weights` has it, called after what leads to its names."""
+    prefix = prefix_of_model(layout, weights.tensors, weights.path)
+    name = layout.variant.replace("flat", prefix.rstrip(".") or "flat")
+    return replace(amid_training(layout, prefix), variant=name)
 
 
 def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
-    return tuple(amid_training(layout, weights.tensors, weights.path) for layout in _READ)
+    return _found(_LM_HEAD_MODEL, weights), _found(_MODEL_ALONE, weights)
 
 
 def _tree(names: Sequence[str], target: Target) -> Tree:
@@ -45,24 +46,30 @@ def _tree(names: Sequence[str], target: Target) -> Tree:
     return {_MODEL.rstrip("."): tree} if prefix else tree
 
 
+_IN_MODEL = replace(
+    _LM_HEAD_MODEL,
+    variant="model",
+    rules=tuple(replace(rule, native=_MODEL + rule.native) for rule in _LM_HEAD_MODEL.rules),
+)
 DIALECT = Dialect(
     "dcp",
     preference=5,
-    layouts=(_below(_MODEL, _READ[0], "model"), _below("", _READ[0], "flat")),
+    layouts=(_IN_MODEL, _LM_HEAD_MODEL),
     fitting=_fitting,
     formats=(FORMAT,),
     config=CONFIG,
     files=Files(
-        Place("dcp", "__0_0.distcp", tree=_tree),
-        single=(".metadata", "pytorch_model_fsdp_0/.metadata"),  # the second as Accelerate names it
+        Place("dcp", METADATA_FILE, tree=_tree),
+        single=(METADATA_FILE, f"pytorch_model_fsdp_0/{METADATA_FILE}"),  # the second as Accelerate names it
         unread=(
             Unread(
                 ".distcp",
                 "holds .distcp files without their .metadata, which alone says what is in them",
                 "It is written last: a save that was cut short lacks it",
-                unless=".metadata",
+                unless=METADATA_FILE,
             ),
         ),
-        others=(r"\.metadata", r"__\d+_\d+\.distcp"),
+        others=(r"__\d+_\d+\.distcp",),
     ),
+    same_names=("torch", "gptbridge", "nanogpt"),
 )

@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptbridge.errors import BadInput
 from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects.files import Files
 from gptbridge.weights.formats import WeightFile
@@ -119,4 +120,7 @@ class Dialect:
 
     def layouts_for(self, weights: WeightFile) -> tuple[Layout, ...]:
         """Return the layouts that `weights`, the first file, may have; BadInput for what is not read."""
+        if self.formats and weights.format not in self.formats:
+            problem = f"is of the format {weights.format}, which {self.name} is never in"
+            raise BadInput(problem, where=weights.path, allowed=", ".join(self.formats))
         return self.fitting(weights) if self.fitting else self.layouts

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from gptbridge.weights.dialects.files import Files, Place, Pointer, Ranked
 from gptbridge.weights.formats import Namespace, TensorRef, Tree, WeightFile
 from gptbridge.weights.formats.dcp import FORMAT as DISTRIBUTED
 from gptbridge.weights.formats.dcp import split_layers
-from gptbridge.weights.layouts.amid_training import amid_training, is_state
+from gptbridge.weights.layouts.amid_training import amid_training, is_state, prefix_of_model
 from gptbridge.weights.layouts.rules import BY_HEAD, CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, Table, rules
 
 if TYPE_CHECKING:
@@ -170,10 +171,17 @@ def _layer_name(name: str) -> str | None:
     return f"{found[1]}{{}}.{found[2]}" if found and not is_state(name) else None
 
 
+def _distributed(layout: Layout, weights: WeightFile) -> Layout:
+    """Return a layout of Megatron-Core as a distributed checkpoint has it, below whatever name."""
+    prefix = prefix_of_model(layout, weights.tensors, weights.path)
+    within = f"{layout.variant} in {prefix.rstrip('.')}" if prefix else layout.variant
+    return replace(amid_training(layout, prefix), variant=within)
+
+
 def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
     """Return the layouts of the file's checkpoint_version; one without is version 0, as Megatron reads it."""
     if weights.format == DISTRIBUTED:
-        return tuple(amid_training(layout, weights.tensors, weights.path) for layout in _DISTRIBUTED)
+        return tuple(_distributed(layout, weights) for layout in _DISTRIBUTED)
     value = weights.tree.get("checkpoint_version", 0) if isinstance(weights.tree, dict) else 0
     if value not in (0, 1, 2, 3) or isinstance(value, bool):
         raise BadInput(f"checkpoint_version is {printable(value)}", where=weights.path, allowed="0, 1, 2, 3")

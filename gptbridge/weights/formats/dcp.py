@@ -25,7 +25,7 @@ from gptbridge.weights.formats.torch_zip import read_torch_zip
 from gptbridge.weights.formats.weight_file import Contents, WeightFile
 from gptbridge.weights.formats.zip_directory import LOCAL_MARK
 
-FORMAT = "dcp"
+FORMAT, METADATA_FILE = "dcp", ".metadata"
 _MAX_FILES = 1 << 16
 _MAX_CELLS = 1 << 20  # of the grid that the boxes of one tensor make
 

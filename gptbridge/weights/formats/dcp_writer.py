@@ -12,14 +12,14 @@ from gptbridge.weights.formats.pickles import dcp_calls, encoder
 from gptbridge.weights.formats.tensor import Entry, TensorInfo, TensorRef, Tree
 from gptbridge.weights.formats.torch_writer import append_tensor
 
-METADATA_FILE = ".metadata"
+_DATA_FILE = "__0_0.distcp"
 _PROTOCOL = 2
 
 Path_ = tuple[str, ...]  # the keys that lead to a tensor in the state dict
 
 
 def write_dcp(path: Path, entries: Iterable[Entry], tree: Tree = None) -> None:
-    """Write a .distcp file, streaming, and .metadata beside it, which is what makes them a checkpoint.
+    """Write .metadata at `path` and, before that, the .distcp file beside it that it describes, streaming.
 
     `tree` is the state dict, of dicts alone; None is a dict of the tensors by name. A tensor may stand in
     it more than once, and is written once. ValueError for one that stands nowhere.
@@ -30,13 +30,13 @@ def write_dcp(path: Path, entries: Iterable[Entry], tree: Tree = None) -> None:
     if set(names.values()) != {info.name for info, _ in listed}:
         raise ValueError("the state dict and the entries differ")
     places: dict[str, tuple[TensorInfo, Place]] = {}
-    with new_file(path) as output, Checksum() as checksum:
+    with new_file(path.with_name(_DATA_FILE)) as output, Checksum() as checksum:
         for info, chunks in listed:
             start = output.position
             append_tensor(output, checksum, (info, chunks))
             size = output.position - start
-            places[info.name] = info, Place((0,) * len(info.shape), info.shape, path.name, start, size)
-    with new_file(path.with_name(METADATA_FILE)) as output:
+            places[info.name] = info, Place((0,) * len(info.shape), info.shape, _DATA_FILE, start, size)
+    with new_file(path) as output:
         output.write(_metadata({keys: places[name] for keys, name in names.items()}))
 
 

@@ -24,18 +24,21 @@ def is_state(name: str) -> bool:
     return _STATE.fullmatch(name) is not None
 
 
-def amid_training(layout: Layout, names: Iterable[str], where: object) -> Layout:
-    """Return `layout` for the names of a file that holds other things too, such as `app.model.wte.weight`.
+def prefix_of_model(layout: Layout, names: Iterable[str], where: object) -> str:
+    """Return what stands before the layout's names, such as `app.model.`, found by the embedding.
 
-    What leads to the model is found by its embedding. Whatever is not below it is left out, and so is
-    the state of training. BadInput where a file holds two models.
+    BadInput where there are two models.
     """
     embedding = next(rule.native for rule in layout.rules if rule.canonical == ("wte.weight",))
     prefixes = _prefixes(embedding, names)
     if len(prefixes) > 1:
         named = " and ".join(printable(f"{prefix}{embedding}", 80) for prefix in prefixes[:2])
         raise BadInput(f"holds several models: {named}", where=where)
-    prefix = prefixes[0] if prefixes else ""
+    return prefixes[0] if prefixes else ""
+
+
+def amid_training(layout: Layout, prefix: str) -> Layout:
+    """Return `layout` for names that begin with `prefix`; any others, and training's state, are left out."""
     inner = layout.plain_name
 
     def plain_name(name: str) -> str:
@@ -45,7 +48,6 @@ def amid_training(layout: Layout, names: Iterable[str], where: object) -> Layout
 
     return replace(
         layout,
-        variant=f"{layout.variant} in {prefix.rstrip('.')}" if prefix else layout.variant,
         plain_name=plain_name,
         dropped=(*layout.dropped, rf"\{_ELSEWHERE}.*"),
     )

@@ -34,6 +34,8 @@ def identify(
     """
     known = find_dialect(dialect) if dialect is not None else found.dialect
     if known is not None:
+        if dialect is not None and not _fitting([known], files[0]):
+            _refuse_other(known, found, files, strategy, where)
         best = _best((known,), found, files, strategy)
         if dialect is not None and not best.match.whole:
             _refuse_other(known, found, files, strategy, where)
