@@ -1,7 +1,7 @@
 """Save models with torch's own distributed checkpoint, from ranks of FSDP2 and of tensor parallelism.
 
-python dcp_ranks.py SOURCE OUTPUT: SOURCE holds hf.safetensors, core.safetensors and stacked.safetensors;
-OUTPUT/CASE is a checkpoint of each of CASES, with the state of AdamW after a step that changed no weight.
+python dcp_ranks.py SOURCE OUTPUT: SOURCE holds the safetensors files that cases name;
+OUTPUT/CASE is a checkpoint of each of CASES.
 """
 
 from __future__ import annotations
@@ -9,28 +9,39 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
-from torch.distributed._shard.sharded_tensor import Shard as LocalShard
-from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torch.distributed._shard.sharding_spec import ShardMetadata
+from torch.distributed._shard.metadata import ShardMetadata
+from torch.distributed._shard.sharded_tensor.api import ShardedTensor
+from torch.distributed._shard.sharded_tensor.shard import Shard as LocalShard
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.multiprocessing.spawn import start_processes
 
 # The dimension that tensor parallelism cuts, by the end of a name.
-HF = {"c_attn.weight": 1, "c_attn.bias": 0, "c_fc.weight": 1, "c_fc.bias": 0, "c_proj.weight": 0, "wte.weight": 0}
+HF = {
+    "c_attn.weight": 1,
+    "c_attn.bias": 0,
+    "c_fc.weight": 1,
+    "c_fc.bias": 0,
+    "c_proj.weight": 0,
+    "wte.weight": 0,
+}
 CORE = {
     "linear_qkv.weight": 0,
     "linear_qkv.bias": 0,
@@ -50,17 +61,25 @@ class Case:
     ranks: int
     tensor: int
     wrapper: tuple[str, ...] = ()
-    writer: Any = None
+    training: bool = True  # with the optimizer's state
+    writer: Callable[[Path], Any] | None = None
+
+
+def hugging_face_writer(path: Path) -> Any:
+    """What saves the ranks' parts in safetensors files, without .metadata."""
+    return HuggingFaceStorageWriter(str(path), save_distributed=True)
 
 
 CASES = {
     "hf-fsdp2-tp2": Case("hf", 4, 2, ("app", "model")),
     "hf-fsdp4": Case("hf", 4, 1, ("model",)),
     "hf-tp2": Case("hf", 2, 2),
-    "hf-safetensors": Case("hf", 2, 1, writer=lambda path: HuggingFaceStorageWriter(path, save_distributed=True)),
+    "hf-safetensors": Case("hf", 2, 1, training=False, writer=hugging_face_writer),
     "core-fsdp2-tp2": Case("core", 4, 2, ("model",)),
-    "stacked-fsdp2-tp2": Case("stacked", 4, 2),
+    "stacked-fsdp2-tp2": Case("stacked", 4, 2, ("model",)),
     "stacked-pp2-tp2": Case("stacked", 4, 2),
+    "large-fsdp2-tp2": Case("hf-large", 4, 2, ("model",), training=False),
+    "large-stacked-fsdp2-tp2": Case("stacked-large", 4, 2, training=False),
 }
 
 
@@ -71,13 +90,13 @@ def module_of(weights: dict[str, torch.Tensor], mesh: Any, case: Case) -> nn.Mod
         *path, last = name.split(".")
         module = root
         for step in path:
-            if step not in module._modules:
+            if not hasattr(module, step):
                 module.add_module(step, nn.Module())
-            module = module._modules[step]
-        cuts = HF if case.weights == "hf" else CORE
+            module = module.get_submodule(step)
+        cuts = HF if case.weights.startswith("hf") else CORE
         cut = next((dim for end, dim in cuts.items() if name.endswith(end)), None)
         if cut is not None and case.tensor > 1:
-            cut += case.weights == "stacked" and ".layers." in name
+            cut += case.weights.startswith("stacked") and ".layers." in name
             tensor = distribute_tensor(tensor, mesh["tp"], [Shard(cut)])
         module.register_parameter(last, nn.Parameter(tensor))
     return root
@@ -89,6 +108,16 @@ def layers_of(root: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
+def optimizer_state(root: nn.Module) -> dict[str, Any]:
+    """The state of AdamW after a step of no size."""
+    optimizer = torch.optim.AdamW(root.parameters(), lr=0.0)
+    for parameter in root.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    return get_optimizer_state_dict(root, optimizer, options=options)
+
+
 def save_modules(case: Case, weights: dict[str, torch.Tensor], output: Path) -> None:
     """FSDP2 over tensor parallelism."""
     shape = (case.ranks // case.tensor, case.tensor)
@@ -98,20 +127,17 @@ def save_modules(case: Case, weights: dict[str, torch.Tensor], output: Path) -> 
         for layer in layers_of(root):
             fully_shard(layer, mesh=mesh["dp"])
         fully_shard(root, mesh=mesh["dp"])
-    optimizer = torch.optim.AdamW(root.parameters(), lr=0.0)
-    for parameter in root.parameters():
-        parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
-    options = StateDictOptions(flatten_optimizer_state_dict=True)
-    model, state = get_state_dict(root, optimizer, options=options)
-    if case.writer:
-        dcp.save(model, storage_writer=case.writer(output))
-        return
+    model = get_model_state_dict(root)
     content: dict[str, Any] = {**model} if not case.wrapper else {case.wrapper[-1]: model}
-    content |= {"optimizer": state, "train_state": {"step": 1, "rng_state": torch.get_rng_state()}}
+    if case.training:
+        state = {"step": 1, "rng_state": torch.get_rng_state()}
+        content |= {"optimizer": optimizer_state(root), "train_state": state}
+    if case.writer:
+        save(content, storage_writer=case.writer(output))
+        return
     for key in case.wrapper[-2::-1]:
         content = {key: content}
-    dcp.save(content, checkpoint_id=output)
+    save(content, checkpoint_id=output)
 
 
 def save_stages(case: Case, weights: dict[str, torch.Tensor], output: Path) -> None:
@@ -139,7 +165,7 @@ def save_stages(case: Case, weights: dict[str, torch.Tensor], output: Path) -> N
             shards.append(LocalShard(piece, ShardMetadata(offsets, sizes, where)))
         content[name] = ShardedTensor._init_from_local_shards(shards, tensor.shape)
         content[f"optimizer.state.exp_avg.{name}"] = content[name]
-    dcp.save(content, checkpoint_id=output)
+    save(content, checkpoint_id=output)
     if dist.get_rank() == 0:
         args = Namespace(num_attention_heads=4, num_layers=4, hidden_size=48, padded_vocab_size=61)
         torch.save({"args": args, "checkpoint_version": 3.0, "iteration": 1}, output / "common.pt")
@@ -151,8 +177,8 @@ def run_rank(rank: int, size: int, source: Path, output: Path) -> None:
     for name, case in CASES.items():
         if case.ranks == size:
             weights = load_file(source / f"{case.weights}.safetensors")
-            save = save_stages if name == "stacked-pp2-tp2" else save_modules
-            save(case, weights, output / name)
+            save_case = save_stages if name == "stacked-pp2-tp2" else save_modules
+            save_case(case, weights, output / name)
             dist.barrier()
     dist.destroy_process_group()
 
@@ -161,4 +187,6 @@ if __name__ == "__main__":
     source, output = map(Path, sys.argv[1:])
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     for size in (2, 4):
-        mp.start_processes(run_rank, (size, source, output), nprocs=size, start_method="fork")
+        start_processes(  # type: ignore[no-untyped-call]
+            run_rank, (size, source, output), nprocs=size, start_method="fork"
+        )
