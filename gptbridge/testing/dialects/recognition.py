@@ -38,14 +38,12 @@ class RecognitionTests(DialectHarness):
                 found = read(folder)
             except _REFUSED as error:
                 raise AssertionError(f"{self._named(layout)} is not recognised: {error}") from error
-            kin = (self.dialect, *dialect.same_names)
-            what = f"{found.dialect} ({found.variant})"
-            require(found.dialect in kin, f"{self._named(layout)} is recognised as {what}")
-            own = found.dialect != self.dialect or found.variant == layout.variant
-            require(own, f"{self._named(layout)} is recognised as {what}")
+            what = (found.dialect, found.variant)
+            known = found.dialect in dialect.same_names or what == (self.dialect, layout.variant)
+            require(known, f"{self._named(layout)} is recognised as {what[0]} ({what[1]})")
             with open_weights(folder / done.files[0]) as weights:
                 others = [each.name for each in known_dialects().dialects if _is_of(each, weights)]
-            strange = sorted(set(others) - set(kin))
+            strange = sorted(set(others) - {self.dialect, *dialect.same_names})
             require(not strange, f"{self._named(layout)} has the tensors of {strange} too: see `same_names`")
 
     @pytest.mark.parametrize("kind", _WORDS)
