@@ -60,7 +60,11 @@ DIALECT = Dialect(
     config=CONFIG,
     files=Files(
         Place("dcp", METADATA_FILE, tree=_tree),
-        single=(METADATA_FILE, f"pytorch_model_fsdp_0/{METADATA_FILE}"),  # the second as Accelerate names it
+        single=(
+            METADATA_FILE,
+            f"pytorch_model_fsdp_0/{METADATA_FILE}",  # as Accelerate names it
+            "shard-00001-model-*.safetensors",  # as torch's HuggingFaceStorageWriter does
+        ),
         unread=(
             Unread(
                 ".distcp",

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.weights.formats.dcp_metadata import Place, Saved, read_metadata
+from gptbridge.weights.formats.dcp_safetensors import read_parts
 from gptbridge.weights.formats.safetensors import read_safetensors
 from gptbridge.weights.formats.source import SourceFile, allow_open_files
 from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, TensorInfo, TensorRef, row_major_chunks
@@ -32,7 +33,15 @@ _MAX_CELLS = 1 << 20  # of the grid that the boxes of one tensor make
 
 def read_dcp(metadata: SourceFile) -> list[Contents]:
     """Return what .metadata describes, and the files that it names, open."""
-    saved = read_metadata(metadata)
+    return _with_files(metadata, read_metadata(metadata))
+
+
+def read_dcp_parts(first: SourceFile) -> list[Contents]:
+    """Return what the safetensors files of all ranks hold together, `first` being one of them."""
+    return _with_files(first, read_parts(first))
+
+
+def _with_files(metadata: SourceFile, saved: Mapping[str, Saved]) -> list[Contents]:
     files = dict.fromkeys(place.file for tensor in saved.values() for place in tensor.places)
     if len(files) > _MAX_FILES:
         metadata.refuse(f"names {len(files)} files", allowed=f"at most {_MAX_FILES}")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gptbridge.weights.formats.dcp import read_dcp
+from gptbridge.weights.formats.dcp import read_dcp, read_dcp_parts
 from gptbridge.weights.formats.dcp_metadata import is_metadata
+from gptbridge.weights.formats.dcp_safetensors import is_part
 from gptbridge.weights.formats.detection import READERS, detect
 from gptbridge.weights.formats.shards import is_index, read_shards
 from gptbridge.weights.formats.source import SourceFile
@@ -36,7 +37,8 @@ def _contents(path: Path) -> list[Contents]:
         if is_metadata(source):
             return read_dcp(source)
         if not is_index(source):
-            return [_read(source)]
+            contents = [_read(source)]
+            return read_dcp_parts(source) if is_part(contents[0]) else contents
         contents = read_shards(source, _read)
     except BaseException:
         source.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gptbridge.errors import BadInput, printable
@@ -127,7 +128,8 @@ def _refuse_unread(folder: Path, names: Sequence[str], dialects: Sequence[Dialec
 
 def _single(folder: Path, names: Sequence[str], dialects: Sequence[Dialect]) -> Path:
     known = dict.fromkeys(name for dialect in dialects for name in dialect.files.single)
-    for name in known:
+    for pattern in known:
+        name = next((name for name in names if fnmatchcase(name, pattern)), pattern)
         if name in names or ("/" in name and (folder / name).is_file()):
             return folder / name
     for suffix in _SUFFIXES:

@@ -159,6 +159,28 @@ def test_wrappers_around_checkpoints_folders(made: Path, original: Path, tmp_pat
         assert digest_of(tmp_path / name) == digest_of(original)
 
 
+def test_parts_in_safetensors_alone(made: Path, original: Path, tmp_path: Path) -> None:
+    """What torch's HuggingFaceStorageWriter saves of each rank, without consolidating it."""
+    folder = shutil.copytree(made / "hf-safetensors", tmp_path / "parts")
+    first, second = sorted(folder.iterdir())
+    assert not (folder / ".metadata").exists()
+    for path in (folder, first, second):
+        facts = facts_of(path, HEADS)
+        assert (facts.dialect, facts.variant, facts.format) == ("dcp", "flat", "dcp")
+        assert digest_of(path, HEADS) == digest_of(original)
+    for path, words in ((second, "says hidden|but .* says"), (first, "no part holds what is at")):
+        path.rename(tmp_path / "aside")
+        with pytest.raises(BadInput, match=words):
+            digest_of(second if path == first else folder, HEADS)
+        (tmp_path / "aside").rename(path)
+    content = second.read_bytes()
+    right, wrong = rb"\"saved_offsets\": [24, 0]", rb"\"saved_offsets\": [-4, 0]"
+    assert right in content
+    second.write_bytes(content.replace(right, wrong))
+    with pytest.raises(BadInput, match="its entry in DCP_SHARDING_INFO is malformed"):
+        digest_of(folder, HEADS)
+
+
 MEASURE = """
 import json, sys, threading
 from pathlib import Path
