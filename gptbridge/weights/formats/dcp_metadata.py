@@ -19,7 +19,7 @@ from gptbridge.weights.formats.tensor import describe_bad_shape
 
 SIGNATURE = b"torch.distributed.checkpoint.metadata"
 _WITHIN = 128
-_MAX_OPCODES = 4_000_000  # what some 36,000 boxes take: more would not fit into 256 MB, if it were crafted
+MAX_OPCODES = 4_000_000  # what some 36,000 boxes take: more would not fit into 256 MB, if it were crafted
 _SUFFIXES = (".distcp", ".safetensors")
 
 Shape = tuple[int, ...]
@@ -61,7 +61,7 @@ def read_metadata(source: SourceFile) -> dict[str, Saved]:
         source.size,
         table=dcp_calls.GLOBALS,
         build_state=dcp_calls.build_state,
-        max_opcodes=_MAX_OPCODES,
+        max_opcodes=MAX_OPCODES,
     )
     root = decoder.decode()
     if decoder.position != source.size:

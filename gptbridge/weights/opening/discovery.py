@@ -42,9 +42,9 @@ def find_files(path: Path) -> Found:
 
     BadInput when there is none, when there are several and no rule to choose, or when a rank is absent.
     """
-    if not path.is_dir():
-        return Found(path.parent, (path,))
     dialects = known_dialects().dialects
+    if not path.is_dir():
+        return Found(path.parent, (_whole(path, dialects),))
     folder = _pointed_to(path, dialects)
     inner = dict.fromkeys(name for dialect in dialects for name in dialect.files.folders)
     for place in (folder, *(folder / name for name in inner)):
@@ -57,6 +57,15 @@ def find_files(path: Path) -> Found:
         if own and (files := own.find(folder, names)):
             return Found(path, files, dialect, stages=own.stages)
     return Found(path, (_single(folder, names, dialects),))
+
+
+def _whole(path: Path, dialects: Sequence[Dialect]) -> Path:
+    """Return what says how a file belongs with others that lie beside it, or else the file."""
+    for dialect in dialects:
+        for form in dialect.files.unread:
+            if form.unless and path.name.endswith(form.suffix) and path.with_name(form.unless).is_file():
+                return path.with_name(form.unless)
+    return path
 
 
 def _pointed_to(root: Path, dialects: Sequence[Dialect]) -> Path:
