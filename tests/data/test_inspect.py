@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gptbridge import api
 from gptbridge.data.dataset import is_dataset
 from gptbridge.data.inspection import inspect_dataset
 from gptbridge.data.prepare import TextOptions, prepare
 from gptbridge.errors import BadInput
-from gptbridge.inspecting import inspect_path
 from tests.data.token_files import write_megatron, write_paddlenlp
 
 
@@ -102,7 +102,7 @@ def test_weights_in_a_bin_are_no_dataset(tmp_path: Path, start: bytes) -> None:
 def test_damaged_weights_are_said_to_be_damaged_weights(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=r"\.bin") as refused:
-        inspect_path(tmp_path / name)
+        api.inspect(tmp_path / name)
     assert "token" not in str(refused.value)
 
 

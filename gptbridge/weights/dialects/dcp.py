@@ -36,9 +36,12 @@ def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
     return _found(_LM_HEAD_MODEL, weights), _found(_MODEL_ALONE, weights)
 
 
+_PREFIXES = {"model": _MODEL}  # of the names below which a variant has its tensors
+
+
 def _tree(names: Sequence[str], target: Target) -> Tree:
     """Return the state dict, which has a tied head under both of its names."""
-    prefix = _MODEL if target.layout.variant == "model" else ""
+    prefix = _PREFIXES.get(target.layout.variant, "")
     inner: dict[str, Tree] = {name.removeprefix(prefix): TensorRef(name) for name in names}
     if target.model.tie_word_embeddings:
         inner[_HEAD] = TensorRef(prefix + _TABLE)

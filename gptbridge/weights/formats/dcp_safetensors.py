@@ -1,4 +1,4 @@
-"""A distributed checkpoint in safetensors files alone, as HuggingFaceStorageWriter saves it.
+"""A distributed checkpoint in safetensors files alone, as torch saves it for model hubs.
 
 `shard-RANK-model-N-of-M.safetensors`, whose metadata has DCP_SHARDING_INFO: {name: {"saved_offsets": [...]}},
 a JSON text. The shape of a tensor is as far as its parts reach.

@@ -33,6 +33,7 @@ from gptbridge.weights.formats import (
 )
 from tests.weights.formats.conftest import WRITABLE, entries_of, entry, make_array, read_all
 
+ONE_FILE = sorted(WRITERS.keys() - {"dcp"})  # what lies in two has tests of its own
 NAMES = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=40)
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 
@@ -83,12 +84,12 @@ def test_any_state_dict_survives_in_ckpt(arrays: dict[str, tuple[str, NDArray[An
     assert_round_trip("ckpt", arrays, crc=crc)
 
 
-@pytest.mark.parametrize("kind", sorted(WRITERS))
+@pytest.mark.parametrize("kind", ONE_FILE)
 def test_every_element_type(kind: str) -> None:
     assert_round_trip(kind, {dtype: (dtype, make_array(dtype, (3, 5))) for dtype in WRITABLE[kind]})
 
 
-@pytest.mark.parametrize("kind", sorted(WRITERS))
+@pytest.mark.parametrize("kind", ONE_FILE)
 def test_a_type_that_the_format_lacks_is_not_written(kind: str, tmp_path: Path) -> None:
     for dtype in set(STORAGE_DTYPES) - set(WRITABLE[kind]):
         with pytest.raises(ValueError, match=dtype):
@@ -96,7 +97,7 @@ def test_a_type_that_the_format_lacks_is_not_written(kind: str, tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("kind", sorted(WRITERS))
+@pytest.mark.parametrize("kind", ONE_FILE)
 def test_chunks_may_be_cut_anywhere(kind: str, tmp_path: Path) -> None:
     array = make_array("float32", (1000, 33))
     whole = array.reshape(-1).view(np.uint8)
@@ -107,7 +108,7 @@ def test_chunks_may_be_cut_anywhere(kind: str, tmp_path: Path) -> None:
         assert read_all(weights) == {"a": array.tobytes()}
 
 
-@pytest.mark.parametrize("kind", sorted(WRITERS))
+@pytest.mark.parametrize("kind", ONE_FILE)
 @pytest.mark.parametrize("size", [9, 11])
 def test_chunks_of_another_size_leave_nothing_behind(kind: str, size: int, tmp_path: Path) -> None:
     wrong = TensorInfo("a", "uint8", (10,)), lambda: [np.zeros(size, np.uint8)]
