@@ -78,14 +78,35 @@ def block(attention: str, norm: str, rows: str) -> Table:
     }
 
 
+# Names of Transformer Engine's own TransformerLayer, which had the classic model around it.
+_ENGINE: Table = {
+    "ln_1.weight": ("self_attention.layernorm_qkv.layer_norm_weight", "i"),
+    "ln_1.bias": ("self_attention.layernorm_qkv.layer_norm_bias", "i"),
+    QKV_WEIGHT: ("self_attention.layernorm_qkv.weight", f"{BY_HEAD} i"),
+    QKV_BIAS: ("self_attention.layernorm_qkv.bias", BY_HEAD),
+    "attn.c_proj.weight": ("self_attention.proj.weight", "o (m g d)"),
+    "attn.c_proj.bias": ("self_attention.proj.bias", "o"),
+    "ln_2.weight": ("layernorm_mlp.layer_norm_weight", "i"),
+    "ln_2.bias": ("layernorm_mlp.layer_norm_bias", "i"),
+    "mlp.c_fc.weight": ("layernorm_mlp.fc1_weight", "f i"),
+    "mlp.c_fc.bias": ("layernorm_mlp.fc1_bias", "f"),
+    "mlp.c_proj.weight": ("layernorm_mlp.fc2_weight", "o f"),
+    "mlp.c_proj.bias": ("layernorm_mlp.fc2_bias", "o"),
+}
+
+
 def classic(
     dialect: str,
     variant: str,
     prefix: str,
     names: tuple[str, str, str],
     version: int,
+    layer: Table | None = None,
 ) -> Layout:
-    """Return the layout of one generation of names, below `prefix`, for a checkpoint_version."""
+    """Return the layout of one generation of names, below `prefix`, for a checkpoint_version.
+
+    `layer` are the names in a layer, absent: the generation's.
+    """
     folder, attention, norm = names
     return Layout(
         dialect,
@@ -98,7 +119,7 @@ def classic(
                 "ln_f.bias": (f"{prefix}{folder}.final_{norm}.bias", "i"),
                 "lm_head.weight": (f"{prefix}output_layer.weight", "v i"),
             },
-            block=block(attention, norm, QKV_ROWS[version]),
+            block=layer or block(attention, norm, QKV_ROWS[version]),
             blocks=f"{prefix}{folder}.layers.{{}}.",
         ),
         dropped=left_out(prefix),
@@ -151,11 +172,23 @@ def _classics(version: int) -> tuple[Layout, ...]:
     """Return the layouts of a checkpoint_version in every generation of names."""
     variant, prefix = f"version-{version}", "model.language_model."
     newest, *older = _GENERATIONS
+    engine = ("norm", "layernorm") if QKV_ROWS[version] == BY_HEAD else ()
     return (
         classic("megatron", variant, prefix, newest, version),
         *(
             classic("megatron", f"{variant} with {', '.join(names)}", prefix, names, version)
             for names in older
+        ),
+        *(
+            classic(
+                "megatron",
+                f"{variant} with Transformer Engine, {norm}",
+                prefix,
+                ("encoder", "self_attention", norm),
+                version,
+                _ENGINE,
+            )
+            for norm in engine
         ),
     )
 
