@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -36,10 +37,10 @@ _TRAINING = r"(optimizer|\w+_scheduler|\w*rng_state|rng_tracker_states)(\..*)?"
 def left_out(prefix: str) -> tuple[str, ...]:
     """Return what is no weight: all beside the wrapper of the weights, or training's state where none is."""
     wrapper = prefix.partition(".")[0]
-    return (*_BUFFERS, _TRAINING if wrapper == "language_model" else rf"(?!{wrapper}\.).*")
+    return (*_BUFFERS, _TRAINING if wrapper in ("", "language_model") else rf"(?!{wrapper}\.).*")
 
 
-# With virtual stages, a rank has `model0`, `model1`, ... in place of `model`.
+# With virtual stages, a rank has `model0`, `model1`, ... in place of `model`; under DeepSpeed, `module`.
 _CHUNK = re.compile(r"^model(\d{1,4})\.")
 
 
@@ -49,9 +50,9 @@ def _chunk_of(name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def without_chunk(name: str) -> str:
-    """Return the name of a tensor of a virtual stage as if there were none."""
-    return _CHUNK.sub("model.", name)
+def _plain(name: str) -> str:
+    """Return the name of a tensor of a virtual stage, or of a peeled `module`, as one of `model`."""
+    return _CHUNK.sub("model.", f"model.{name}" if name.startswith("language_model.") else name)
 
 
 # (folder of the layers, attention's name, norms' suffix), newest of the classic names first
@@ -123,10 +124,30 @@ def classic(
             blocks=f"{prefix}{folder}.layers.{{}}.",
         ),
         dropped=left_out(prefix),
-        plain_name=without_chunk,
+        plain_name=_plain,
         layers_count_from_stage=True,
         repeated_in_last_stage=(("wte.weight", "model.word_embeddings_for_head.weight"),),
         activations=_GELU,
+    )
+
+
+def earliest(dialect: str, variant: str, prefix: str) -> Layout:
+    """Return the layout of the first names: no `embedding.`, and one list of q, k and v rows."""
+    return Layout(
+        dialect,
+        variant,
+        rules(
+            top={
+                "wte.weight": (f"{prefix}word_embeddings.weight", "v i"),
+                "wpe.weight": (f"{prefix}position_embeddings.weight", "t i"),
+                "ln_f.weight": (f"{prefix}transformer.final_layernorm.weight", "i"),
+                "ln_f.bias": (f"{prefix}transformer.final_layernorm.bias", "i"),
+            },
+            block=block("attention", "layernorm", CONCATENATED),
+            blocks=f"{prefix}transformer.layers.{{}}.",
+        ),
+        dropped=left_out(prefix),
+        layers_count_from_stage=True,
     )
 
 
@@ -161,7 +182,7 @@ def _core(prefix: str, fused_norms: bool) -> Layout:
             blocks=f"{prefix}decoder.layers.{{}}.",
         ),
         dropped=left_out(prefix),
-        plain_name=without_chunk,
+        plain_name=_plain,
         layers_count_from_stage=True,
         repeated_in_last_stage=(("wte.weight", f"{prefix}output_layer.weight"),),
         activations=_GELU,
@@ -198,13 +219,14 @@ def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
     value = weights.tree.get("checkpoint_version", 0) if isinstance(weights.tree, dict) else 0
     if value not in (0, 1, 2, 3) or isinstance(value, bool):
         raise BadInput(f"checkpoint_version is {printable(value)}", where=weights.path, allowed="0, 1, 2, 3")
-    return (*_CLASSICS[int(value)], *_CORE)  # type: ignore[arg-type]
+    return (*_CLASSICS[int(value)], *_CORE, *_EARLIEST[: not value])  # type: ignore[arg-type]
 
 
-def _iteration(text: str) -> str | None:
+def _iteration(text: str) -> tuple[str, ...]:
     if text == "release":
-        return text
-    return f"iter_{int(text):07d}" if text.isascii() and text.isdigit() else None
+        return (text,)
+    # Megatron's own, those of before 2020, DeepSpeed's
+    return (f"iter_{int(text):07d}", text, f"global_step{text}") if text.isascii() and text.isdigit() else ()
 
 
 def _read_gelu(content: Content, where: object) -> str:
@@ -262,11 +284,22 @@ def _companions(target: Target, files: Sequence[TargetFile]) -> Contents:
 _NEWEST = 3  # what today's Megatron-LM writes
 _CLASSICS = {version: _classics(version) for version in QKV_ROWS}
 _CORE = tuple(_core("model.", fused) for fused in (False, True))
-_RANKED = Ranked("mp_rank_{tensor:02}[_{pipeline:03}]", ("model_optim_rng.pt", "model_rng.pt"))
+_EARLIEST = (
+    replace(
+        earliest("megatron", "version-0 of 2019", ""),
+        plain_name=lambda name: name.removeprefix("model."),
+        activations=("gelu_tanh",),
+    ),
+)
+_RANKED = Ranked(
+    "mp_rank_{tensor:02}[_{pipeline:03}]",
+    ("model_optim_rng.pt", "model_rng.pt"),
+    passed_over=("optim.pt",),  # a data-parallel rank's part of the distributed optimizer, until 2023
+)
 DIALECT = Dialect(
     "megatron",
     preference=70,
-    layouts=(*_CLASSICS[3], *_CORE, *_CLASSICS[2], *_CLASSICS[1], *_CLASSICS[0]),
+    layouts=(*_CLASSICS[3], *_CORE, *_CLASSICS[2], *_CLASSICS[1], *_CLASSICS[0], *_EARLIEST),
     fitting=_fitting,
     virtual_stage=_chunk_of,
     config=ConfigTable(

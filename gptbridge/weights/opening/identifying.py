@@ -83,11 +83,15 @@ def _best(
         except BadInput as error:
             refused.append(error)
             continue
+        if not layouts:
+            continue
         match = best_match(layouts, [stage.names for stage in stages])
         matches.append(Identified(dialect, match, stages, tuple(_taken(match))))
     best = min(matches, key=lambda each: (-len(each.match.natives), len(each.match.missing)), default=None)
-    if best is None or (refused and not best.match.whole):
+    if refused and (best is None or not best.match.whole):
         raise refused[0]
+    if best is None:
+        raise BadInput("says of itself that it is another system's", where=files[0].path)
     return best
 
 

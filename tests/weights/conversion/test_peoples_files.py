@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 
+from gptbridge.errors import BadInput
+from gptbridge.weights.configs.table import ConfigFacts
 from gptbridge.weights.formats import TensorRef, Tree, open_weights, write_torch
 from gptbridge.weights.opening import Hints
 from tests.weights.conversion.checkpoints import (
+    HEADS,
     NO_HINTS,
     arrays_in,
     assert_identical,
     converted,
     entries_of,
+    facts_of,
     weights_of,
 )
 
@@ -39,13 +43,15 @@ def rewrap(source: Path, target: Path, top: str, names: Mapping[str, str], **bes
     arrays = {renamed(name.removeprefix("model."), names): array for name, array in arrays_in(source).items()}
     refs: dict[Any, Tree] = {name: TensorRef(f"{top}.{name}") for name in arrays}
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_torch(target, entries_of({f"{top}.{name}": x for name, x in arrays.items()}), {top: refs, **beside})
+    tree: dict[Any, Tree] = {top: refs, **beside}
+    write_torch(target, entries_of({f"{top}.{name}": x for name, x in arrays.items()}), tree)
 
 
-def tree_of(file: Path) -> dict[Any, Tree]:
+def beside_the_model(file: Path) -> dict[Any, Tree]:
+    """What a file of Megatron's holds beside its weights: args, checkpoint_version, iteration."""
     with open_weights(file) as weights:
         assert isinstance(weights.tree, dict)
-        return weights.tree
+        return {key: value for key, value in weights.tree.items() if key != "model"}
 
 
 ENGINE = {
@@ -68,6 +74,88 @@ def test_transformer_engines_names_in_the_classic_model(
     )
     for rank in range(tensor):
         file = source / f"release/mp_rank_{rank:02d}/model_optim_rng.pt"
-        beside = {key: value for key, value in tree_of(file).items() if key != "model"}
-        rewrap(file, file, "model", {**ENGINE, "final_layernorm": f"final_{norm}"}, **beside)
+        names = {**ENGINE, "final_layernorm": f"final_{norm}"}
+        rewrap(file, file, "model", names, **beside_the_model(file))
     assert_same(source, original, vocab_size=61)
+
+
+def megatron_deepspeed(original: Path, folder: Path, tensor: int) -> Path:
+    """A run of Megatron-DeepSpeed: Megatron's names under `module`, in files of ModelScope's names."""
+    source = converted(original, folder / "source", "megatron", tensor, vocab_size=64)
+    run = folder / "run"
+    for rank in range(tensor):
+        file = source / f"release/mp_rank_{rank:02d}/model_optim_rng.pt"
+        target = run / f"global_step10/mp_rank_{rank:02d}_model_states.pt"
+        rewrap(file, target, "module", {}, **beside_the_model(file), ds_version="0.9")
+    (run / "latest_checkpointed_iteration.txt").write_text("10")
+    return run
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_megatron_deepspeed_is_told_from_modelscope(tensor: int, original: Path, tmp_path: Path) -> None:
+    run = megatron_deepspeed(original, tmp_path, tensor)
+    for place in (run, run / "global_step10"):
+        assert_same(place, original, vocab_size=61)
+        facts = facts_of(place)
+        assert (facts.dialect, facts.model.layernorm_epsilon) == ("megatron", 1e-5)
+    with pytest.raises(BadInput, match="another system's"):
+        facts_of(run, Hints("modelscope"))
+
+
+def test_the_same_names_without_a_word_of_megatron_are_modelscopes(original: Path, tmp_path: Path) -> None:
+    run = megatron_deepspeed(original, tmp_path, 1)
+    file = run / "global_step10/mp_rank_00_model_states.pt"
+    rewrap(file, file, "module", {"module.": ""})
+    facts = facts_of(run, HEADS)
+    assert (facts.dialect, facts.model.layernorm_epsilon) == ("modelscope", 1e-12)
+
+
+@pytest.mark.parametrize("pipeline", [1, 2])
+def test_the_distributed_optimizers_folders_are_passed_over(
+    pipeline: int, original: Path, tmp_path: Path
+) -> None:
+    source = converted(original, tmp_path / "m", "megatron", 2, pipeline, vocab_size=64)
+    for folder in [*source.glob("release/mp_rank_*")]:
+        (folder / "model_optim_rng.pt").rename(folder / "model_rng.pt")
+        for data in range(2):
+            part = folder.with_name(f"{folder.name}_{data:03d}")
+            part.mkdir()
+            (part / "optim.pt").write_bytes(b"")
+    assert_same(source, original, vocab_size=61)
+    (source / "release/mp_rank_00_007").mkdir()
+    with pytest.raises(BadInput, match=r"mp_rank_00_007: holds no model_optim_rng\.pt"):
+        facts_of(source)
+
+
+OF_2019 = {"language_model.": "", "embedding.": "", "encoder": "transformer", "self_attention": "attention"}
+
+
+@pytest.mark.parametrize("top", ["module", "model"])
+def test_megatrons_names_of_2019(top: str, original: Path, tmp_path: Path) -> None:
+    """CPM-1 among them: two ranks in a folder that is only a number, in DeepSpeed's files."""
+    source = converted(original, tmp_path / "m", "megatron", 2, variant="version-0", vocab_size=64)
+    run = tmp_path / "cpm"
+    for rank in range(2):
+        file = source / f"release/mp_rank_{rank:02d}/model_optim_rng.pt"
+        rewrap(file, run / f"80000/mp_rank_{rank:02d}_model_states.pt", top, OF_2019)
+    pointer = run / "latest_checkpointed_iteration.txt"
+    pointer.write_text("80000")
+    for place in (run, run / "80000"):
+        assert_same(place, original, HEADS, vocab_size=61)
+    pointer.write_text("70000")
+    with pytest.raises(BadInput, match="points to iter_0070000 or 70000 or global_step70000"):
+        facts_of(run)
+
+
+@pytest.mark.parametrize("prefix", ["", "dist_model.", "dist_model.module.", "model.dist_model."])
+@pytest.mark.parametrize("variant", ["large", "base"])
+def test_what_modelscopes_trainer_saves(variant: str, prefix: str, original: Path, tmp_path: Path) -> None:
+    hints = Hints(model=ConfigFacts({"activation": "gelu_erf"}, "test"))
+    source = converted(original, tmp_path / "m", "modelscope", variant=variant, hints=hints)
+    place = "pytorch_model.bin" if variant == "base" else "model/mp_rank_00_model_states.pt"
+    names = {"module.": "", "language_model.": f"{prefix}language_model."}
+    meta: dict[Any, Tree] = {"epoch": 1, "iter": 10}
+    rewrap(source / place, source / "epoch_1.pth", "state_dict", names, meta=meta)
+    (source / place).unlink()
+    assert_same(source, original)
+    assert facts_of(source).dialect == "modelscope"
