@@ -15,7 +15,7 @@ from gptbridge.weights.dialects.registry import known_dialects
 from gptbridge.weights.formats import WeightFile
 
 # Where no dialect knows a name: the only file with one of these endings.
-_SUFFIXES = (".safetensors", ".pdparams", ".ckpt", ".bin", ".pt", ".pth")
+_SUFFIXES = (".safetensors", ".pdparams", ".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 RankStages = Callable[[Sequence[WeightFile], Path, Path | None], list[Stage]]
 
