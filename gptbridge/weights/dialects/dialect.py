@@ -82,7 +82,8 @@ class Dialect:
     than the configuration has words.
     `adapters` may lie beside the weights. `same_names` are dialects whose tensors have the same names, so
     that their configuration may lie here. `virtual_stage(tensor name)` is the virtual pipeline stage
-    that a name says, 0 for none.
+    that a name says, 0 for none. `stored_as` are element types that a file names otherwise than they are
+    meant: `{"uint16": "bfloat16"}`.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Dialect:
     adapters: AdapterFiles | None = None
     same_names: tuple[str, ...] = ()
     virtual_stage: Callable[[str], int] | None = None
+    stored_as: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a table that contradicts itself, with ValueError."""

@@ -85,6 +85,7 @@ def _companions(target: Target, files: Sequence[TargetFile]) -> Contents:
 # "gelu" is the tanh form; the other two have no spelling here, and ours makes the original software
 # stop instead of computing something else.
 GELU = {"gelu": "gelu_tanh", "gelu_erf": "gelu_erf", "quick_gelu": "quick_gelu"}
+STORED_AS = {"uint16": "bfloat16"}  # NumPy has no bfloat16, and Paddle no uint16: safetensors holds U16
 DIALECT = Dialect(
     "paddle",
     aliases=("paddlenlp",),
@@ -123,5 +124,6 @@ DIALECT = Dialect(
         ranked=(Ranked("model_state.tp{tensor:02}[_pp{pipeline:02}].pdparams", tells_dialect=False),),
     ),
     companions=_companions,
+    stored_as=STORED_AS,
     same_names=("fleetx",),  # its qkv apart
 )

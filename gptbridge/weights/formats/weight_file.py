@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -116,6 +116,14 @@ class WeightFile:
     def chunks(self, name: str) -> Chunks:
         """Yield the tensor's row-major bytes for a writer, in arrays of bounded size."""
         return self._blocks[name].chunks(self.tensors[name])
+
+    def reinterpret(self, dtypes: Mapping[str, str]) -> None:
+        """Take tensors of some element types for others of the same width: those that are meant."""
+        self.tensors.update(
+            (name, replace(info, dtype=dtypes[info.dtype]))
+            for name, info in list(self.tensors.items())
+            if info.dtype in dtypes
+        )
 
     def verify(self) -> None:
         """Check every CRC-32 that the file declares; BadInput names the damaged part.

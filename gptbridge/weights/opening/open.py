@@ -46,6 +46,8 @@ def _open(path: Path, stack: ExitStack, hints: Hints, verify: bool) -> Opened:
     files = [stack.enter_context(open_weights(file, verify=verify)) for file in found.files]
     what = identify(found, files, dialect=hints.dialect, strategy=hints.strategy, where=path)
     dialect, match, stages = what.dialect, what.match, what.stages
+    for file in files:
+        file.reinterpret(dialect.stored_as)
     configured, config_file = find_configuration(found.root, files[0], dialect)
     stored = stored_sizes(match, stages, path)
     model = agreed_model(what, stored, configured, hints.model, path)

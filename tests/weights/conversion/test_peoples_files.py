@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from gptbridge.errors import BadInput
 from gptbridge.weights.configs.table import ConfigFacts
@@ -159,3 +163,47 @@ def test_what_modelscopes_trainer_saves(variant: str, prefix: str, original: Pat
     (source / place).unlink()
     assert_same(source, original)
     assert facts_of(source).dialect == "modelscope"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_dialogpts_head(tied: bool, original: Path, tmp_path: Path) -> None:
+    weights = {f"transformer.{name}": array for name, array in weights_of(original).items()}
+    head = weights["transformer.wte.weight"] + (0 if tied else 1)
+    shutil.copytree(original, tmp_path / "dialogpt")
+    config = tmp_path / "dialogpt" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"tie_word_embeddings": tied}))
+    file = tmp_path / "dialogpt" / "model.safetensors"
+    save_file({**weights, "lm_head.decoder.weight": head}, file)
+    facts = facts_of(tmp_path / "dialogpt")
+    assert facts.model.tie_word_embeddings == tied
+    back = weights_of(converted(tmp_path / "dialogpt", tmp_path / "back", "torch"))
+    assert ("lm_head.weight" in back) == (not tied)
+    if not tied:
+        assert np.array_equal(back["lm_head.weight"], head)
+    save_file({**weights, "lm_head.decoder.weight": head, "lm_head.weight": head}, file)
+    with pytest.raises(BadInput, match=r"lm_head\.\S*weight is left over"):
+        facts_of(tmp_path / "dialogpt")
+
+
+@pytest.mark.parametrize("dialect", ["paddle", "fleetx", "torch"])
+def test_bfloat16_that_numpy_calls_uint16(dialect: str, original: Path, tmp_path: Path) -> None:
+    """PaddleNLP's unified checkpoints: safetensors written from NumPy's arrays, in parts with an index."""
+    source = converted(original, tmp_path / "m", dialect, dtype="bfloat16")
+    written = next(file for file in source.iterdir() if file.suffix in (".pdparams", ".safetensors"))
+    arrays = arrays_in(written)
+    assert {array.dtype.name for array in arrays.values()} == {"uint16"}
+    written.unlink()
+    names = [*arrays]
+    parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for part, held in parts.items():
+        save_file({name: arrays[name] for name in held}, source / part, {"format": "np"})
+    weight_map = {name: part for part, held in parts.items() for name in held}
+    (source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    if dialect == "torch":  # any other system's uint16 are numbers
+        with pytest.raises(BadInput, match="is uint16"):
+            converted(source, tmp_path / "back", "torch")
+        return
+    assert facts_of(source).dtypes.keys() == {"bfloat16"}
+    plain = converted(original, tmp_path / "plain", "torch", dtype="bfloat16")
+    back = converted(source, tmp_path / "back", "torch")
+    assert (back / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
