@@ -33,6 +33,7 @@ TABLES: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
         ("`pipeline`: a stage of several", ("pipeline",)),
     ],
     "modelscope": [("`large`: 1.3B and up", ("large",)), ("`base`: base and large", ("base",))],
+    "dcp": [("", ("model", "flat"))],
     "nanogpt": [("`biased`; `bias-free` has the rows that are no bias", ("biased",))],
     "megatron": [
         ("`version-3` and `version-2`", ("version-3", "version-2")),

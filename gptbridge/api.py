@@ -36,6 +36,21 @@ class HintWords(TypedDict, total=False):
     lora_alpha: float | None
 
 
+_HINTS = tuple(HintWords.__annotations__)
+
+
+class DecodingWords(HintWords, total=False):
+    """How texts are continued, and hints; what is absent is the run's own, or the default."""
+
+    strategy: str  # "greedy" or "sample"
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    window: int  # tokens that the model sees at the most
+
+
 @dataclass(frozen=True, slots=True)
 class DatasetFacts:
     """A token dataset in numbers and words."""
@@ -101,42 +116,27 @@ def generate(
     *,
     backend: str | None = None,
     tokenizer: str | Path | None = None,
-    strategy: str | None = None,
-    max_new_tokens: int | None = None,
-    temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    window: int | None = None,
     overrides: Overrides = (),
     warn: Tell = _warn,
     note: Tell = _silent,
-    **hints: Unpack[HintWords],
+    **words: Unpack[DecodingWords],
 ) -> list[Continuation]:
     """Continue each prompt with a run's newest checkpoint, or a checkpoint of any dialect.
 
-    `tokenizer` is a folder or "byte"; None for the one beside the weights. `strategy` is "greedy" or
-    "sample"; what is None is the run's own, or the default. `overrides` set any other field of the spec.
+    `tokenizer` is a folder or "byte"; None for the one beside the weights. `words` are those of
+    `DecodingWords`, such as strategy="sample", top_k=50. `overrides` set any other field of the spec.
     """
     from gptbridge.generation.generate import generate as continue_texts
     from gptbridge.training.start import choose_backend
     from gptbridge.weights.opening import hints_of
 
-    decoding = {
-        "strategy": strategy,
-        "max_new_tokens": max_new_tokens,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "seed": seed,
-        "window": window,
-    }
-    asked = {f"generation.{name}": value for name, value in decoding.items() if value is not None}
+    asked = {f"generation.{name}": word for name, word in words.items() if name not in _HINTS}
+    hints = {name: word for name, word in words.items() if name in _HINTS}
     return continue_texts(
         Path(checkpoint),
         [prompts] if isinstance(prompts, str) else prompts,
         backend=backend or choose_backend(),
-        hints=hints_of(**hints),
+        hints=hints_of(**hints),  # type: ignore[arg-type]
         tokenizer=str(tokenizer) if tokenizer is not None else None,
         overrides=[*_lines(asked), *_lines(overrides)],
         warn=warn,
@@ -173,19 +173,11 @@ def convert(
     from gptbridge.weights.opening import hints_of
 
     notes: list[str] = []
-    refuse_output(Path(output), Path(source), overwrite=overwrite)  # also where that is a run's folder
-    conversion = Conversion(
-        locate(Path(source), notes.append),
-        Path(output),
-        to,
-        hints_of(**hints),
-        variant,
-        vocab_size,
-        float_type(dtype),
-        Split(tensor_parallel, pipeline_parallel),
-        merge_lora,
-        overwrite,
-    )
+    given, made = Path(source), Path(output)
+    refuse_output(made, given, overwrite=overwrite)  # also where that is a run's folder
+    located, said = locate(given, notes.append), hints_of(**hints)
+    dtype, split = float_type(dtype), Split(tensor_parallel, pipeline_parallel)
+    conversion = Conversion(located, made, to, said, variant, vocab_size, dtype, split, merge_lora, overwrite)
     done = convert_checkpoint(conversion, progress)
     return verified(conversion, replace(done, notes=(*notes, *done.notes)), wanted=verify)
 

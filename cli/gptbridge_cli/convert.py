@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,37 +42,24 @@ def convert(
     from gptbridge.weights.conversion.verifying import DifferentLogits
     from gptbridge_cli.progress import transfer_progress
 
-    def tell(done: Converted) -> None:
-        if as_json:
-            typer.echo(json.dumps(_facts(to, done), indent=2))
-        elif not quiet:
-            _print(to, output, done)
-
+    show = partial(_show, to, output, as_json=as_json, quiet=quiet)
+    form = options.form(variant, vocab_size, dtype, tensor_parallel, pipeline_parallel)
+    about = hints.words(from_, model, num_attention_heads, strategy, lora_alpha)
     try:
         with transfer_progress(f"{source} -> {output}", quiet=quiet or as_json) as progress:
-            done = api.convert(
-                source,
-                output,
-                to=to,
-                variant=variant,
-                vocab_size=vocab_size,
-                dtype=dtype,
-                tensor_parallel=tensor_parallel,
-                pipeline_parallel=pipeline_parallel,
-                merge_lora=merge_lora,
-                verify=verify,
-                overwrite=overwrite,
-                progress=progress,
-                dialect=from_,
-                model=model,
-                num_attention_heads=num_attention_heads,
-                strategy_file=strategy,
-                lora_alpha=lora_alpha,
-            )
+            form.update(merge_lora=merge_lora, verify=verify, overwrite=overwrite, progress=progress)
+            done = api.convert(source, output, to=to, **form, **about)
     except DifferentLogits as error:
-        tell(error.done)
+        show(error.done)
         raise
-    tell(done)
+    show(done)
+
+
+def _show(to: str, output: Path, done: Converted, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(_facts(to, done), indent=2))
+    elif not quiet:
+        _print(to, output, done)
 
 
 def _facts(to: str, done: Converted) -> dict[str, object]:
@@ -112,14 +100,8 @@ def inspect(
     """Tell what a checkpoint or a token dataset is. Nothing in it is executed."""
     from gptbridge import api
 
-    found = api.inspect(
-        path,
-        dialect=from_,
-        model=model,
-        num_attention_heads=num_attention_heads,
-        strategy_file=strategy,
-        lora_alpha=lora_alpha,
-    )
+    about = hints.words(from_, model, num_attention_heads, strategy, lora_alpha)
+    found = api.inspect(path, **about)
     facts = found.as_dict()
     if as_json:
         typer.echo(json.dumps(facts, indent=2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,3 +28,16 @@ Verify = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+
+
+def form(
+    variant: str | None, vocab_size: int | None, dtype: str | None, tensor: int, pipeline: int
+) -> dict[str, Any]:
+    """Return in which form the result is written, as `gptbridge.convert` takes it."""
+    return {
+        "variant": variant,
+        "vocab_size": vocab_size,
+        "dtype": dtype,
+        "tensor_parallel": tensor,
+        "pipeline_parallel": pipeline,
+    }

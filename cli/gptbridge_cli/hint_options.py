@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand, TyperOption
+
+if TYPE_CHECKING:
+    from gptbridge.api import HintWords
 
 DIALECTS = "DIALECTS"  # stands for their names in the help
 
@@ -22,6 +25,23 @@ Strategy = Annotated[
     typer.Option(help="MindSpore strategy file, or the folder of them, of the ranks."),
 ]
 LoraAlpha = Annotated[float | None, typer.Option(help="Alpha of the LoRA, where no file says it.")]
+
+
+def words(
+    dialect: str | None,
+    model: str | None,
+    num_attention_heads: int | None,
+    strategy: Path | None,
+    lora_alpha: float | None,
+) -> HintWords:
+    """Return the hints as the functions of `gptbridge.api` take them."""
+    return {
+        "dialect": dialect,
+        "model": model,
+        "num_attention_heads": num_attention_heads,
+        "strategy_file": strategy,
+        "lora_alpha": lora_alpha,
+    }
 
 
 class DialectCommand(TyperCommand):

@@ -27,11 +27,6 @@ from gptbridge_specs.overrides import apply_overrides
 from gptbridge_specs.run import GenerationSpec
 
 Tell = Callable[[str], None]
-_NO_HINTS = Hints()
-
-
-def _silent(message: str) -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +39,36 @@ class Continuation:
     ended: bool  # by that token, not by max_new_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Contexts to continue, and how."""
+
+    spec: RunSpec
+    tokenizer: Tokenizer
+    contexts: Sequence[Sequence[int]]
+    window: int
+
+    def written_by(self, model: LanguageModel) -> list[list[int]]:
+        return continue_tokens(
+            model,
+            self.contexts,
+            self.spec.generation,
+            window=self.window,
+            vocab_size=min(self.tokenizer.vocab_size, self.spec.model.vocab_size),
+            end_of_text=self.tokenizer.end_of_text,
+        )
+
+
 def generate(
     checkpoint: Path,
     prompts: Sequence[str],
     *,
     backend: str,
-    hints: Hints = _NO_HINTS,
-    tokenizer: str | None = None,
-    overrides: Sequence[str] = (),
-    warn: Tell = _silent,
-    note: Tell = _silent,
+    hints: Hints,
+    tokenizer: str | None,
+    overrides: Sequence[str],
+    warn: Tell,
+    note: Tell,
 ) -> list[Continuation]:
     """Continue each prompt with the model in `checkpoint`, a run folder or a checkpoint of any dialect.
 
@@ -68,30 +83,28 @@ def generate(
     with open_checkpoint(locate(checkpoint, warn), hints) as opened:
         opened.require_language_head()
         weights = opened.merged()
-        state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
-        spec = _spec(opened.model, state, overrides)
-        words = load_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_of(opened)
-        contexts = [_encoded(text, words, spec.model.vocab_size) for text in prompts]
-        window = _window(spec, state)
-        for message in (*opened.warnings, *opened.assumed, *advise(spec, overrides, contexts, window)):
+        work = _work(opened, prompts, tokenizer, overrides)
+        advice = advise(work.spec, overrides, work.contexts, work.window)
+        for message in (*opened.warnings, *opened.assumed, *advice):
             warn(message)
         for message in parts_used(opened):
             note(message)
-        with closing(plugin.open_model(spec)) as model:
+        with closing(plugin.open_model(work.spec)) as model:
             load(model.shards(), weights.read)
-            written = continue_tokens(
-                model,
-                contexts,
-                spec.generation,
-                window=window,
-                vocab_size=min(words.vocab_size, spec.model.vocab_size),
-                end_of_text=words.end_of_text,
-            )
-    longest = spec.generation.max_new_tokens
+            written = work.written_by(model)
+    longest = work.spec.generation.max_new_tokens
     return [
-        Continuation(prompt, words.decode(tokens), tuple(tokens), len(tokens) < longest)
+        Continuation(prompt, work.tokenizer.decode(tokens), tuple(tokens), len(tokens) < longest)
         for prompt, tokens in zip(prompts, written, strict=True)
     ]
+
+
+def _work(opened: Opened, prompts: Sequence[str], tokenizer: str | None, overrides: Sequence[str]) -> _Work:
+    state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
+    spec = _spec(opened.model, state, overrides)
+    words = load_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_of(opened)
+    contexts = [_encoded(text, words, spec.model.vocab_size) for text in prompts]
+    return _Work(spec, words, contexts, _window(spec, state))
 
 
 def visible(text: str) -> str:

@@ -77,7 +77,7 @@ def may_hold_tokens(path: Path) -> bool:
     """Tell whether `path` bears no other format's mark and no weights' name; False where it can't be read."""
     try:
         with closing(SourceFile(path)) as source:
-            return _other(path, source.data[:32]) is None
+            return _other(path, bytes(source.data[:32])) is None
     except BadInput:
         return False
 

@@ -16,7 +16,8 @@ from gptbridge.weights.canonical.casting import FLOATS
 from gptbridge.weights.canonical.cutting import Stage
 from gptbridge.weights.canonical.weight import CanonicalWeight, StoredTensor
 from gptbridge.weights.formats import TensorInfo, WeightFile
-from gptbridge.weights.layouts.boxes import CutBox, Piece, sizes_of, volume
+from gptbridge.weights.formats.tensor_bytes import Part
+from gptbridge.weights.layouts.boxes import CutBox, Piece, range_boxes, sizes_of, volume
 from gptbridge.weights.layouts.matching import RANKS_HINT, Match, solve_sizes
 from gptbridge.weights.layouts.rules import NativeTensor
 from gptbridge.weights.layouts.stored import StoredAxes
@@ -68,10 +69,8 @@ def _refuse_extra(stage: Stage, match: Match) -> None:
                 )
 
 
-def _held(
-    name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, int]
-) -> Iterator[tuple[WeightFile, list[CutBox]]]:
-    """Yield the ranks' files that a tensor is put together from, and what each holds of it."""
+def _held(name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, int]) -> Iterator[_Held]:
+    """Yield what a tensor is put together from."""
     first = stage.ranks[0]
     _check_type(name, first)
     _check_shape(name, native, stage, sizes)
@@ -86,10 +85,33 @@ def _held(
             continue
         held[key] = rank
         items += sum(volume(box) for part in parts for box in part.boxes)
-        yield rank, parts
+        yield from _boxes_in(rank, name, native.axes, parts, sizes)
     whole = math.prod(native.axes.shape(sizes))
     if items != whole:
         raise BadInput(f"{printable(name)}: the ranks hold {items} of {whole} numbers", where=first.path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A part of a tensor in a rank's file, and the boxes that it holds; `alone`: it is all of the file's."""
+
+    rank: WeightFile
+    part: Part
+    boxes: Sequence[CutBox]
+    alone: bool
+
+
+def _boxes_in(
+    rank: WeightFile, name: str, axes: StoredAxes, boxes: Sequence[CutBox], sizes: Mapping[str, int]
+) -> Iterator[_Held]:
+    """Yield the parts in which a rank's file holds `boxes`, of which a rank among others has one."""
+    parts = rank.parts(name)
+    if len(parts) == 1:
+        yield _Held(rank, parts[0], boxes, alone=True)
+        return
+    for part in parts:
+        ranges = [(low, low + size) for low, size in zip(part.offsets, part.info.shape, strict=True)]
+        yield _Held(rank, part, list(range_boxes(axes, ranges, sizes)), alone=False)
 
 
 def _weight(
@@ -97,47 +119,50 @@ def _weight(
     number: int,
     name: str,
     native: NativeTensor,
-    held: Sequence[tuple[WeightFile, Sequence[CutBox]]],
+    held: Sequence[_Held],
 ) -> CanonicalWeight:
     """Return the weight that part `number` of a tensor is."""
     return CanonicalWeight(
         canonical,
-        held[0][0].tensors[name].dtype,
+        held[0].rank.tensors[name].dtype,
         tuple(
             piece
-            for rank, parts in held
-            for part in parts
-            for piece in _pieces(name, native.axes, number, rank, part)
+            for each in held
+            for box in each.boxes
+            for piece in _pieces(native.axes, number, each.part, box)
         ),
         tuple(
-            StoredTensor(native.canonicals, parts[0].boxes, native.axes, rank, name)
-            for rank, parts in held
-            if len(parts) == 1
+            StoredTensor(native.canonicals, each.boxes[0].boxes, native.axes, each.rank, name)
+            for each in held
+            if each.alone and len(each.boxes) == 1
         ),
     )
 
 
-def _pieces(name: str, axes: StoredAxes, number: int, rank: WeightFile, held: CutBox) -> Iterator[Piece]:
-    """Yield what part `number` of a rank's tensor consists of, so that it can be read a few rows at a time.
+def _pieces(axes: StoredAxes, number: int, part: Part, held: CutBox) -> Iterator[Piece]:
+    """Yield what weight `number` of a stored tensor consists of, so that it can be read a few rows at a time.
 
     That is one piece, unless the file holds the tensor in several runs.
     """
+    if held.part is not None:
+        if held.part != number:
+            return
+        axes, number = StoredAxes((axes.parts[number],)), 0
     box, sizes = held.boxes[number], sizes_of(*held.boxes)
     lead = axes.parts[number].groups[0][0]
     first_row, rows = axes.rows(number, sizes)
     first_row += held.slices[0].start or 0
     low, high = box[lead]
-    for start, stop in _runs(rank, name, first_row, rows, high - low):
-        reader = _Reader(rank, name, axes, number, sizes, first_row + start * rows, rows, held.slices[1:])
+    for start, stop in _runs(part, first_row, rows, high - low):
+        reader = _Reader(part, axes, number, sizes, first_row + start * rows, rows, held.slices[1:])
         yield Piece({**box, lead: (low + start, low + stop)}, axes.parts[number], lead, reader)
 
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads entries of the first letter of a tensor's part `number`, each of `rows` rows."""
+    """Reads entries of the first letter of weight `number` of a stored tensor, each of `rows` rows."""
 
-    file: WeightFile
-    name: str
+    part: Part
     axes: StoredAxes
     number: int
     sizes: Mapping[str, int]
@@ -147,21 +172,21 @@ class _Reader:
 
     def __call__(self, start: int, stop: int) -> NDArray[Any]:
         low, high = (self.first_row + entry * self.rows for entry in (start, stop))
-        rows = self.file.rows(self.name, low, high)[(slice(None), *self.rest)]
+        rows = self.part.rows(low, high)[(slice(None), *self.rest)]
         lead = self.axes.parts[self.number].groups[0][0]
         return self.axes.view_rows(rows, self.number, {**self.sizes, lead: stop - start})
 
 
-def _runs(rank: WeightFile, name: str, first_row: int, rows: int, count: int) -> Iterator[tuple[int, int]]:
+def _runs(part: Part, first_row: int, rows: int, count: int) -> Iterator[tuple[int, int]]:
     """Yield [start, stop) of `count` entries, each of `rows` rows, in runs that a single extent holds.
 
     An entry that lies across the end of an extent is a run of its own.
     """
-    extents = rank.extents(name) or ()
+    extents = part.content.extents() or ()
     if len(extents) < 2:
         yield 0, count
         return
-    row_bytes = rank.tensors[name].nbytes // rank.tensors[name].shape[0]
+    row_bytes = part.info.nbytes // part.info.shape[0]
     bounds = {0, count}
     end = -first_row * row_bytes  # of the extent, counted from the first entry
     for extent in extents:

@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptbridge.errors import BadInput
 from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects.files import Files
 from gptbridge.weights.formats import WeightFile
@@ -82,8 +83,8 @@ class Dialect:
     than the configuration has words.
     `adapters` may lie beside the weights. `same_names` are dialects whose tensors have the same names, so
     that their configuration may lie here. `virtual_stage(tensor name)` is the virtual pipeline stage
-    that a name says, 0 for none. `stored_as` are element types that a file names otherwise than they are
-    meant: `{"uint16": "bfloat16"}`.
+    that a name says, 0 for none. `formats` are those of the files that it may lie in, () for any.
+    `seen(file)` returns a file as the dialect has it, such as with a tensor of several layers as one of each.
     """
 
     name: str
@@ -98,7 +99,8 @@ class Dialect:
     adapters: AdapterFiles | None = None
     same_names: tuple[str, ...] = ()
     virtual_stage: Callable[[str], int] | None = None
-    stored_as: Mapping[str, str] = field(default_factory=dict)
+    formats: tuple[str, ...] = ()
+    seen: Callable[[WeightFile], WeightFile] | None = None
 
     def __post_init__(self) -> None:
         """Refuse a table that contradicts itself, with ValueError."""
@@ -119,4 +121,7 @@ class Dialect:
 
     def layouts_for(self, weights: WeightFile) -> tuple[Layout, ...]:
         """Return the layouts that `weights`, the first file, may have; BadInput for what is not read."""
+        if self.formats and weights.format not in self.formats:
+            problem = f"is of the format {weights.format}, which {self.name} is never in"
+            raise BadInput(problem, where=weights.path, allowed=", ".join(self.formats))
         return self.fitting(weights) if self.fitting else self.layouts

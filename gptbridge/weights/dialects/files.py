@@ -72,11 +72,15 @@ class Pointer:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A form of checkpoint that is not read: the ending of its files, what it is, and what to do."""
+    """A form of checkpoint that is not read: the ending of its files, what it is, and what to do.
+
+    It is none where the file `unless` lies there too.
+    """
 
     suffix: str
     problem: str
     hint: str
+    unless: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +102,10 @@ class Place:
 class Files:
     """The files of a dialect. Those of another may lie in the same places: content decides.
 
-    `single` are names of a whole checkpoint's file, the first that exists. `folders` are folders inside
-    the checkpoint's in which ranks may lie. `variants` are the places of variants that are written
-    elsewhere. `others` are regular expressions of whatever else a checkpoint consists of: what is none of
-    its files is not overwritten.
+    `single` are names of a whole checkpoint's file, the first that exists; `*` stands for anything.
+    `folders` are folders inside the checkpoint's in which ranks may lie. `variants` are the places of
+    variants that are written elsewhere. `others` are regular expressions of whatever
+    else a checkpoint consists of: what is none of its files is not overwritten.
     """
 
     written: Place
@@ -123,4 +127,5 @@ class Files:
         named = [*self.single, *self.folders, *(pointer.name for pointer in self.pointers)]
         named += [name for ranked in self.ranked for name in ranked.inner]
         patterns = [ranked.pattern.pattern for ranked in self.ranked]
-        return [*map(re.escape, named), *patterns, *self.others]
+        escaped = (re.escape(name).replace(r"\*", ".*") for name in named)
+        return [*escaped, *patterns, *self.others]

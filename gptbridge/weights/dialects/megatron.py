@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,11 @@ from gptbridge.errors import BadInput, printable
 from gptbridge.weights.configs.rows import Content, Described, Key, Pair, Switch
 from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects.dialect import Contents, Dialect
-from gptbridge.weights.dialects.files import Files, Place, Pointer, Ranked, Unread
+from gptbridge.weights.dialects.files import Files, Place, Pointer, Ranked
 from gptbridge.weights.formats import Namespace, TensorRef, Tree, WeightFile
+from gptbridge.weights.formats.dcp import FORMAT as DISTRIBUTED
+from gptbridge.weights.formats.dcp import split_layers
+from gptbridge.weights.layouts.amid_training import amid_training, is_state, prefix_of_model
 from gptbridge.weights.layouts.rules import BY_HEAD, CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, Table, rules
 
 if TYPE_CHECKING:
@@ -214,8 +218,23 @@ def _classics(version: int) -> tuple[Layout, ...]:
     )
 
 
+def _layer_name(name: str) -> str | None:
+    """Return the name with a layer's number of a tensor that holds it of all layers, as torch_dist has it."""
+    found = _STACKED.fullmatch(name)
+    return f"{found[1]}{{}}.{found[2]}" if found and not is_state(name) else None
+
+
+def _distributed(layout: Layout, weights: WeightFile) -> Layout:
+    """Return a layout of Megatron-Core as a distributed checkpoint has it, below whatever name."""
+    prefix = prefix_of_model(layout, weights.tensors, weights.path)
+    within = f"{layout.variant} in {prefix.rstrip('.')}" if prefix else layout.variant
+    return replace(amid_training(layout, prefix), variant=within)
+
+
 def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
     """Return the layouts of the file's checkpoint_version; one without is version 0, as Megatron reads it."""
+    if weights.format == DISTRIBUTED:
+        return tuple(_distributed(layout, weights) for layout in _DISTRIBUTED)
     value = weights.tree.get("checkpoint_version", 0) if isinstance(weights.tree, dict) else 0
     if value not in (0, 1, 2, 3) or isinstance(value, bool):
         raise BadInput(f"checkpoint_version is {printable(value)}", where=weights.path, allowed="0, 1, 2, 3")
@@ -281,9 +300,11 @@ def _companions(target: Target, files: Sequence[TargetFile]) -> Contents:
     return {"latest_checkpointed_iteration.txt": "release\n"}
 
 
+_STACKED = re.compile(r"((?:.*\.)?decoder\.layers\.)(?!\d)([^{}]*)")
 _NEWEST = 3  # what today's Megatron-LM writes
 _CLASSICS = {version: _classics(version) for version in QKV_ROWS}
 _CORE = tuple(_core("model.", fused) for fused in (False, True))
+_DISTRIBUTED = tuple(_core("", fused) for fused in (True, False))
 _EARLIEST = (
     replace(
         earliest("megatron", "version-0 of 2019", ""),
@@ -302,7 +323,9 @@ DIALECT = Dialect(
     layouts=(*_CLASSICS[3], *_CORE, *_CLASSICS[2], *_CLASSICS[1], *_CLASSICS[0], *_EARLIEST),
     fitting=_fitting,
     virtual_stage=_chunk_of,
+    seen=partial(split_layers, name_of_layers=_layer_name),
     config=ConfigTable(
+        files=("common.pt",),  # beside a distributed checkpoint
         in_weights=("args",),
         rows=(
             Key("vocab_size", ("padded_vocab_size",)),
@@ -330,13 +353,6 @@ DIALECT = Dialect(
         single=("model_optim_rng.pt",),
         ranked=(_RANKED,),
         pointers=(Pointer("latest_checkpointed_iteration.txt", _iteration, "release or a number"),),
-        unread=(
-            Unread(
-                ".distcp",
-                "is a distributed checkpoint of PyTorch (.distcp), which is not read",
-                "Let Megatron save it again with --ckpt-convert-format torch --ckpt-convert-save FOLDER",
-            ),
-        ),
         others=("release", r"iter_\d{7}"),
     ),
     companions=_companions,

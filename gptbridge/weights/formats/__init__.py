@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from gptbridge.weights.formats.ckpt_writer import write_ckpt
+from gptbridge.weights.formats.dcp_writer import write_dcp
 from gptbridge.weights.formats.open import open_weights
 from gptbridge.weights.formats.pdparams_writer import write_pdparams
 from gptbridge.weights.formats.safetensors import write_safetensors
@@ -31,6 +32,7 @@ TREE_WRITERS: Mapping[str, Callable[[Path, Iterable[Entry], Tree], None]] = {
     "torch": write_torch,
     "torch-legacy": write_torch_legacy,
     "pdparams": write_pdparams,
+    "dcp": write_dcp,
 }
 WRITERS: Mapping[str, Callable[[Path, Iterable[Entry]], None]] = {
     "safetensors": write_safetensors,
@@ -38,6 +40,7 @@ WRITERS: Mapping[str, Callable[[Path, Iterable[Entry]], None]] = {
     "torch-legacy": write_torch_legacy,
     "pdparams": write_pdparams,
     "ckpt": write_ckpt,
+    "dcp": write_dcp,
 }
 
 __all__ = [
@@ -54,6 +57,7 @@ __all__ = [
     "WeightFile",
     "open_weights",
     "write_ckpt",
+    "write_dcp",
     "write_pdparams",
     "write_safetensors",
     "write_sharded",

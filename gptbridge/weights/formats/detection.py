@@ -50,7 +50,7 @@ def detect(source: SourceFile) -> str:
     name = next((name for name, is_format in _TESTS if is_format(source)), None)
     if name is None:
         for offset, signature, meaning in _OTHER_FILES:
-            if source.data[offset : offset + len(signature)] == signature:
+            if source.begins(signature, offset):
                 source.refuse(f"is {meaning}")
         source.refuse("is no weight file", allowed=", ".join(READERS))
     return name
@@ -59,25 +59,25 @@ def detect(source: SourceFile) -> str:
 def _is_safetensors(source: SourceFile) -> bool:
     # Its first bytes are a length and may be any other format's signature: ask for the brace behind it.
     length = int.from_bytes(source.data[:_HEADER_LENGTH_BYTES], "little")
-    return source.data[_HEADER_LENGTH_BYTES : _HEADER_LENGTH_BYTES + 1] == b"{" and length < source.size
+    return source.begins(b"{", _HEADER_LENGTH_BYTES) and length < source.size
 
 
 def _is_torch_zip(source: SourceFile) -> bool:
-    return source.data[:4] == LOCAL_MARK
+    return source.begins(LOCAL_MARK)
 
 
 def _is_torch_legacy(source: SourceFile) -> bool:
     # A frame may stand between the protocol and the number.
-    return source.data.find(MAGIC_BYTES, 0, _MAGIC_WITHIN) >= 0
+    return source.find(MAGIC_BYTES, 0, _MAGIC_WITHIN) >= 0
 
 
 def _is_pickle(source: SourceFile) -> bool:
-    return source.data[:1] == b"\x80"
+    return source.begins(b"\x80")
 
 
 def _is_ckpt(source: SourceFile) -> bool:
     # Without parameters there is only the CRC.
-    return source.data[:1] == b"\n" or source.data[: len(CRC_MARK)] == CRC_MARK
+    return source.begins(b"\n") or source.begins(CRC_MARK)
 
 
 _TESTS: Sequence[tuple[str, Callable[[SourceFile], bool]]] = (

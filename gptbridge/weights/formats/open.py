@@ -1,10 +1,13 @@
-"""open_weights: a weight file or a sharded set of them, of whatever format its content is."""
+"""open_weights: a weight file, or a set of them by its index or .metadata, of whatever format it is."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from gptbridge.weights.formats.dcp import read_dcp, read_dcp_parts
+from gptbridge.weights.formats.dcp_metadata import is_metadata
+from gptbridge.weights.formats.dcp_safetensors import is_part
 from gptbridge.weights.formats.detection import READERS, detect
 from gptbridge.weights.formats.shards import is_index, read_shards
 from gptbridge.weights.formats.source import SourceFile
@@ -12,7 +15,7 @@ from gptbridge.weights.formats.weight_file import Contents, WeightFile
 
 
 def open_weights(path: str | os.PathLike[str], *, verify: bool = True) -> WeightFile:
-    """Open a weight file of any format, or the index of a sharded one, as a WeightFile.
+    """Open a weight file of any format, the index of a sharded one or the .metadata of a distributed one.
 
     Everything that can be checked without the tensors' bytes is checked here; the CRCs that the format
     declares as well, unless `verify` is False and the caller runs `WeightFile.verify` itself. A file that
@@ -31,8 +34,11 @@ def open_weights(path: str | os.PathLike[str], *, verify: bool = True) -> Weight
 def _contents(path: Path) -> list[Contents]:
     source = SourceFile(path)
     try:
+        if is_metadata(source):
+            return read_dcp(source)
         if not is_index(source):
-            return [_read(source)]
+            contents = [_read(source)]
+            return read_dcp_parts(source) if is_part(contents[0]) else contents
         contents = read_shards(source, _read)
     except BaseException:
         source.close()

@@ -24,7 +24,7 @@ _SUFFIXES = (".safetensors", ".bin", ".pdparams", ".ckpt")
 
 def is_index(source: SourceFile) -> bool:
     """Whether the file is JSON; no weight file starts with a brace."""
-    return source.data[:1] == b"{"
+    return source.begins(b"{")
 
 
 def read_shards(index: SourceFile, read: Callable[[SourceFile], Contents]) -> list[Contents]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import resource
 import stat
 import sys
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 
 import numpy as np
 from isal.isal_zlib import crc32
@@ -19,19 +21,31 @@ from gptbridge.errors import BadInput, printable
 
 _CHECKSUM_STEP = 1 << 20
 _VIEW_BYTES = 1 << 20
+_SPARE_FILES = 256
 # Linux's madvise, by ctypes: mmap's own method would keep other threads from running while a disk is read.
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
 _MADV_POPULATE_READ = 22
 
 
+def allow_open_files(count: int) -> None:
+    """Let this process have as many files open as those of very many ranks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
 class SourceFile:
     """An open regular file: `fd`, `size` and `data`, its bytes as a read-only memory map.
 
-    Links are followed. A FIFO, device, folder, dangling link or empty file is refused as BadInput.
+    A part of one has the bytes of its range alone; only the whole is closed. Links are followed. A FIFO,
+    device, folder, dangling link or empty file is refused as BadInput.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._start = 0  # of a part, in the file
         try:
             # O_NONBLOCK: opening a FIFO that nobody writes to must not wait for a writer.
             self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -40,7 +54,7 @@ class SourceFile:
             raise BadInput(f"cannot be opened: {reason}", where=path) from error
         try:
             self.size = self._checked_size()
-            self.data = self._mapped()
+            self.data = memoryview(self._mapped())
         except BaseException:
             os.close(self.fd)
             raise
@@ -60,6 +74,14 @@ class SourceFile:
         except OSError as error:
             raise BadInput(f"cannot be mapped: {error.strerror}", where=self.path) from error
 
+    def part(self, offset: int, nbytes: int) -> Self:
+        """Return a range that lies inside the file as a file of its own."""
+        part = copy(self)
+        part._start += offset
+        part.size = nbytes
+        part.data = self.data[offset : offset + nbytes]
+        return part
+
     def refuse(self, problem: str, *, tensor: object = None, allowed: str | None = None) -> NoReturn:
         """Raise BadInput that names this file, the tensor if one is to blame, and the reason."""
         if tensor is not None:
@@ -70,7 +92,16 @@ class SourceFile:
         """Return `nbytes` bytes from `offset`; a range that leaves the file is refused, naming `what`."""
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             self.refuse(f"ends inside {what}")
-        return self.data[offset : offset + nbytes]
+        return bytes(self.data[offset : offset + nbytes])
+
+    def begins(self, signature: bytes, offset: int = 0) -> bool:
+        """Tell whether `signature` stands at `offset`."""
+        return bytes(self.data[offset : offset + len(signature)]) == signature
+
+    def find(self, wanted: bytes, start: int, stop: int) -> int:
+        """Return where `wanted` begins in a short range, or -1."""
+        found = bytes(self.data[start:stop]).find(wanted)
+        return found if found < 0 else start + found
 
     def views(self, offset: int, nbytes: int) -> Iterator[NDArray[np.uint8]]:
         """Yield a range that lies inside the file, in views of the map that are good to write."""
@@ -90,7 +121,7 @@ class SourceFile:
     def crc32(self, offset: int, nbytes: int) -> int:
         """Return the CRC-32 of a range that lies inside the file, in constant memory."""
         buffer = memoryview(bytearray(min(_CHECKSUM_STEP, nbytes)))
-        checksum, end = 0, offset + nbytes
+        checksum, offset, end = 0, self._start + offset, self._start + offset + nbytes
         while offset < end:
             count = os.preadv(self.fd, [buffer[: end - offset]], offset)
             if count == 0:

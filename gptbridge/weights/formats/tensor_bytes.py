@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -13,6 +14,19 @@ from numpy.typing import NDArray
 from gptbridge.weights.formats.segments import RawSegment, gather_bytes
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import Chunks, Extent, TensorInfo, row_major_chunks
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A box of a tensor: a tensor itself, whose first element stands at `offsets` of the whole."""
+
+    offsets: tuple[int, ...]
+    info: TensorInfo
+    content: TensorBytes
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Return rows [start, stop), counted from its own first."""
+        return self.content.rows(self.info, start, stop)
 
 
 class TensorBytes(ABC):
@@ -33,6 +47,14 @@ class TensorBytes(ABC):
     @abstractmethod
     def chunks(self, info: TensorInfo) -> Chunks:
         """Yield the row-major bytes in pieces whose memory does not grow with the tensor."""
+
+    def parts(self, info: TensorInfo) -> tuple[Part, ...]:
+        """Return the boxes that the tensor is made of: itself, where it is not kept in several."""
+        return (Part((0,) * len(info.shape), info, self),)
+
+    def verify(self) -> None:
+        """Check the CRC-32s that the file does not declare for itself; BadInput for a damaged part."""
+        return
 
 
 class MappedBytes(TensorBytes):

@@ -11,7 +11,7 @@ from itertools import accumulate
 from operator import mul
 from pathlib import Path
 
-from gptbridge.weights.formats.output import Checksum, new_file
+from gptbridge.weights.formats.output import Checksum, OutputFile, new_file
 from gptbridge.weights.formats.pickles import encoder
 from gptbridge.weights.formats.pickles.torch_calls import TORCH_STORAGES
 from gptbridge.weights.formats.tensor import Entry, TensorInfo, TensorRef, Tree
@@ -32,15 +32,24 @@ _MACHINE: Tree = {
 def write_torch(path: Path, entries: Iterable[Entry], tree: Tree = None) -> None:
     """Write the zip form, streaming. `tree` places the tensors; None is a dict of them by name."""
     listed = list(entries)
-    pickle = _pickle(listed, tree, view=b"")
     with new_file(path) as output, Checksum() as checksum:
-        archive = ZipWriter(output, checksum)
-        archive.add_bytes(f"{_ROOT}/data.pkl", pickle)
-        archive.add_bytes(f"{_ROOT}/byteorder", b"little")
-        for key, (info, chunks) in enumerate(listed):
-            archive.add(f"{_ROOT}/data/{key}", info, chunks())
-        archive.add_bytes(f"{_ROOT}/version", _FORMAT_VERSION)
-        archive.finish()
+        append_torch(output, checksum, listed, _pickle(listed, tree, view=b""))
+
+
+def append_tensor(output: OutputFile, checksum: Checksum, entry: Entry) -> None:
+    """Write what torch.save makes of one tensor, wherever `output` stands."""
+    append_torch(output, checksum, [entry], _pickle([entry], TensorRef(entry[0].name), view=b""))
+
+
+def append_torch(output: OutputFile, checksum: Checksum, entries: list[Entry], pickle: bytes) -> None:
+    """Write a zip of a pickle and the storages that it refers to, numbered as the entries are."""
+    archive = ZipWriter(output, checksum)
+    archive.add_bytes(f"{_ROOT}/data.pkl", pickle)
+    archive.add_bytes(f"{_ROOT}/byteorder", b"little")
+    for key, (info, chunks) in enumerate(entries):
+        archive.add(f"{_ROOT}/data/{key}", info, chunks())
+    archive.add_bytes(f"{_ROOT}/version", _FORMAT_VERSION)
+    archive.finish()
 
 
 def write_torch_legacy(path: Path, entries: Iterable[Entry], tree: Tree = None) -> None:

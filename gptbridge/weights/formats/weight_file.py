@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from gptbridge.weights.formats.tensor import (
     describe_bad_name,
     describe_bad_shape,
 )
-from gptbridge.weights.formats.tensor_bytes import TensorBytes
+from gptbridge.weights.formats.tensor_bytes import Part, TensorBytes
 
 # Tensors may share bytes (tied weights, an expanded buffer), but a small file may not fill a disk.
 MAX_EXPANSION = 16
@@ -51,6 +51,7 @@ class Contents:
     tree: Tree = None
     checksums: list[Checksum] = field(default_factory=list)
     total_bytes: int = 0
+    bytes_beside: int = 0  # of further files that the tensors lie in
 
     def new_tensor(self, name: object, dtype: str, shape: Sequence[Any]) -> TensorInfo:
         """Return the TensorInfo after checking its name, which must be new, and its shape."""
@@ -70,10 +71,20 @@ class Contents:
                 f"its shape takes {info.nbytes} bytes, the file gives {nbytes}", tensor=info.name
             )
         self.total_bytes += info.nbytes
-        if self.total_bytes > MAX_EXPANSION * self.source.size + FREE_EXPANSION:
+        held = self.source.size + self.bytes_beside
+        if self.total_bytes > MAX_EXPANSION * held + FREE_EXPANSION:
             self.source.refuse(f"its tensors claim over {MAX_EXPANSION} times the bytes in the file")
         self.tensors[info.name] = info
         self.blocks[info.name] = block
+
+    def verify(self) -> None:
+        """Check every CRC-32 that the file declares; BadInput names the damaged part."""
+        for check in self.checksums:
+            if self.source.crc32(check.offset, check.nbytes) != check.expected:
+                self.source.refuse(f"{printable(check.what)} is damaged: its CRC-32 differs")
+
+
+Change = Callable[[Contents, TensorInfo, TensorBytes], Iterable[tuple[TensorInfo, TensorBytes]]]
 
 
 class WeightFile:
@@ -113,17 +124,38 @@ class WeightFile:
         """
         return self._blocks[name].extents()
 
+    def parts(self, name: str) -> tuple[Part, ...]:
+        """Return the boxes of a tensor that the files hold apart, or the whole; BadInput if one is amiss."""
+        return self._blocks[name].parts(self.tensors[name])
+
     def chunks(self, name: str) -> Chunks:
         """Yield the tensor's row-major bytes for a writer, in arrays of bounded size."""
         return self._blocks[name].chunks(self.tensors[name])
 
-    def reinterpret(self, dtypes: Mapping[str, str]) -> None:
-        """Take tensors of some element types for others of the same width: those that are meant."""
-        self.tensors.update(
-            (name, replace(info, dtype=dtypes[info.dtype]))
-            for name, info in list(self.tensors.items())
-            if info.dtype in dtypes
-        )
+    def retyped(self, dtypes: Mapping[str, str]) -> WeightFile:
+        """Return the file with elements taken for those of another type, as wide; close this one."""
+        if not any(info.dtype in dtypes for info in self.tensors.values()):
+            return self
+        changed = [
+            replace(
+                part,
+                tensors={
+                    name: replace(info, dtype=dtypes.get(info.dtype, info.dtype))
+                    for name, info in part.tensors.items()
+                },
+            )
+            for part in self._contents
+        ]
+        return WeightFile(self.path, changed)
+
+    def mapped(self, change: Change) -> WeightFile:
+        """Return the file with what `change` makes of each tensor in its place; this one is to be closed."""
+        first, *rest = self._contents
+        changed = replace(first, tensors={}, blocks={}, total_bytes=0)
+        for name, info in first.tensors.items():
+            for new, block in change(changed, info, first.blocks[name]):
+                changed.add(new, block, new.nbytes)
+        return WeightFile(self.path, [changed, *rest])
 
     def verify(self) -> None:
         """Check every CRC-32 that the file declares; BadInput names the damaged part.
@@ -131,9 +163,9 @@ class WeightFile:
         Reads the whole file once in constant memory; may run in another thread while tensors are read.
         """
         for part in self._contents:
-            for check in part.checksums:
-                if part.source.crc32(check.offset, check.nbytes) != check.expected:
-                    part.source.refuse(f"{printable(check.what)} is damaged: its CRC-32 differs")
+            part.verify()
+        for block in self._blocks.values():
+            block.verify()
 
     def close(self) -> None:
         """Close every file that this one opened."""

@@ -134,7 +134,7 @@ def _member(source: SourceFile, position: int, end: int) -> tuple[Member, int]:
     stop = extra_start + entry.extra_length + entry.comment_length
     if entry.mark != CENTRAL_MARK or stop > end or entry.disk not in (0, MAX_16):
         source.refuse("its zip directory is malformed")
-    raw_name = source.data[name_start:extra_start]
+    raw_name = bytes(source.data[name_start:extra_start])
     name = _checked_name(source, raw_name)
     shown = printable(name)
     if entry.flags & _ENCRYPTED:
@@ -142,7 +142,7 @@ def _member(source: SourceFile, position: int, end: int) -> tuple[Member, int]:
     if entry.method:
         source.refuse(f"member {shown!r} is compressed", allowed="stored members, as torch.save writes them")
     told = (entry.nbytes, entry.packed, entry.header)
-    wide = _wide_fields(source.data[extra_start:stop], told.count(MAX_32))
+    wide = _wide_fields(bytes(source.data[extra_start:stop]), told.count(MAX_32))
     if wide is None:
         source.refuse(f"member {shown!r} lacks its zip64 sizes")
     nbytes, packed, header = (wide.pop(0) if value == MAX_32 else value for value in told)

@@ -43,10 +43,11 @@ class _Written:
 
 
 class ZipWriter:
-    """Appends members to `output`; `finish` writes the directory."""
+    """Appends members to `output`, which may hold something before; `finish` writes the directory."""
 
     def __init__(self, output: OutputFile, checksum: Checksum) -> None:
         self._output = output
+        self._start = output.position
         self._checksum = checksum
         self._members: list[_Written] = []
 
@@ -57,19 +58,19 @@ class ZipWriter:
 
     def add(self, name: str, info: TensorInfo, chunks: Chunks) -> None:
         """Append a tensor's bytes as a member; the CRC is put into its header afterwards."""
-        header = self._output.position
+        header = self._output.position - self._start
         self._output.write(_local_header(name.encode(), header, info.nbytes))
         self._output.write_tensor(info, chunks, self._checksum)
         crc32 = self._checksum.take()
-        self._output.patch(header + _CRC_AT, struct.pack("<I", crc32))
+        self._output.patch(self._start + header + _CRC_AT, struct.pack("<I", crc32))
         self._members.append(_Written(name.encode(), header, info.nbytes, crc32))
 
     def finish(self) -> None:
         """Write the central directory and the end records."""
-        start = self._output.position
+        start = self._output.position - self._start
         for member in self._members:
             self._output.write(_central_header(member))
-        end = self._output.position
+        end = self._output.position - self._start
         size, count = end - start, len(self._members)
         if end >= MAX_32 or count >= MAX_16:
             version = _VERSION64

@@ -45,10 +45,11 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class CutBox:
-    """Where in a stored tensor a box of each of its parts lies."""
+    """Where in a stored tensor a box of each of its parts lies, or one box of the part number `part`."""
 
     boxes: tuple[Box, ...]
     slices: tuple[slice, ...]
+    part: int | None = None
 
 
 def volume(box: Box) -> int:
@@ -85,10 +86,63 @@ def cut_boxes(axes: Axes, ranges: Sequence[tuple[int, int]], sizes: Mapping[str,
         yield CutBox((box,), tuple(slice(low, high) for low, high, _ in chosen))
 
 
+def range_boxes(
+    axes: StoredAxes, ranges: Sequence[tuple[int, int]], sizes: Mapping[str, int]
+) -> Iterator[CutBox]:
+    """Yield the boxes that a range [start, stop) of each stored dimension is made of, whatever it joins."""
+    if len(axes.parts) == 1:
+        yield from cut_boxes(axes.parts[0], ranges, sizes)
+        return
+    runs: list[list[tuple[int, int, int | None, tuple[Box, ...]]]] = [
+        list(_joined_runs(axes, start, stop, sizes))
+        if dim == axes.dim
+        else [(low, high, None, (box,)) for low, high, box in _runs(group, start, stop, sizes)]
+        for dim, (group, (start, stop)) in enumerate(zip(axes.parts[0].groups, ranges, strict=True))
+    ]
+    for chosen in product(*runs):
+        rest = {x: held for dim, run in enumerate(chosen) if dim != axes.dim for x, held in run[3][0].items()}
+        _, _, part, joined = chosen[axes.dim]
+        slices = tuple(slice(low, high) for low, high, _, _ in chosen)
+        yield CutBox(tuple({**rest, **box} for box in joined), slices, part)
+
+
+def _joined_runs(
+    axes: StoredAxes, start: int, stop: int, sizes: Mapping[str, int]
+) -> Iterator[tuple[int, int, int | None, tuple[Box, ...]]]:
+    """Yield (low, high, part, boxes) for a range of the joined dimension, low and high counted from `start`.
+
+    Whole entries of the outer letters hold all parts, None; a part of an entry holds a box of one.
+    """
+    lengths = axes.lengths(sizes)
+    inner = [part.groups[axes.dim][len(axes.outer) :] for part in axes.parts]
+    entry = sum(lengths)
+    position = start
+    while position < stop:
+        number, offset = divmod(position, entry)
+        whole = 0 if offset or not axes.outer else (stop - position) // entry
+        end = position + whole * entry if whole else min(stop, (number + 1) * entry)
+        for low, high, outer in _runs(axes.outer, number, number + max(whole, 1), sizes):
+            if whole:
+                boxes = tuple({**outer, **{x: (0, sizes[x]) for x in letters}} for letters in inner)
+                yield position - start + low * entry, position - start + high * entry, None, boxes
+                continue
+            begin = 0
+            for part, (letters, length) in enumerate(zip(inner, lengths, strict=True)):
+                first, last = max(offset, begin), min(offset + end - position, begin + length)
+                for from_, to, box in _runs(letters, first - begin, last - begin, sizes):
+                    base = position - start + first - offset
+                    yield base + from_, base + to, part, ({**outer, **box},)
+                begin += length
+        position = end
+
+
 def _runs(
     letters: str, start: int, stop: int, sizes: Mapping[str, int]
 ) -> Iterator[tuple[int, int, dict[str, tuple[int, int]]]]:
     """Yield (low, high, box) for the boxes of a range of merged letters; low and high count from `start`."""
+    if not letters:  # one number
+        yield from [(0, 1, {})] * (start < stop)
+        return
     first, rest = letters[0], letters[1:]
     inner = math.prod(sizes[letter] for letter in rest)
     position = start

@@ -10,7 +10,9 @@ from gptbridge.files import list_folder
 from gptbridge.weights.configs.table import ConfigFacts, ConfigTable
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.registry import find_dialect
-from gptbridge.weights.formats import Namespace, WeightFile
+from gptbridge.weights.formats import Namespace, Tree, WeightFile, open_weights
+
+_NESTING = (".pt",)
 
 
 def find_configuration(root: Path, weights: WeightFile, dialect: Dialect) -> tuple[ConfigFacts, str]:
@@ -22,18 +24,25 @@ def find_configuration(root: Path, weights: WeightFile, dialect: Dialect) -> tup
     if weights.path.parent.name in dialect.files.folders:
         folders.append(weights.path.parent.parent)
     for system in (dialect, *map(find_dialect, dialect.same_names)):
-        if facts := _inside(weights, system.config):
+        if facts := _inside(weights.tree, system.config):
             return facts, system.config.in_weights[0]
         for folder in dict.fromkeys(folders):
             if file := _config_file(folder, system.config):
-                return system.config.read_file(file), file.name
+                return _read(file, system.config), file.name
     return ConfigFacts(dialect.config.unsaid), ""
 
 
-def _inside(weights: WeightFile, table: ConfigTable) -> ConfigFacts | None:
+def _read(file: Path, table: ConfigTable) -> ConfigFacts:
+    """Return what a file of its own says, which may be one that nests as files of weights do."""
+    if file.suffix not in _NESTING:
+        return table.read_file(file)
+    with open_weights(file) as content:
+        return _inside(content.tree, table) or ConfigFacts()
+
+
+def _inside(tree: Tree, table: ConfigTable) -> ConfigFacts | None:
     """Return what stands in the file of the weights itself."""
-    tree = weights.tree if isinstance(weights.tree, dict) else {}
-    parts = [tree.get(name) for name in table.in_weights]
+    parts = [tree.get(name) for name in table.in_weights] if isinstance(tree, dict) else []
     if not parts or not isinstance(parts[0], Namespace | dict):
         return None
     content = {str(key): x for part in parts if isinstance(part, Namespace | dict) for key, x in part.items()}

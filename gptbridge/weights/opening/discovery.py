@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gptbridge.errors import BadInput, printable
@@ -41,9 +42,9 @@ def find_files(path: Path) -> Found:
 
     BadInput when there is none, when there are several and no rule to choose, or when a rank is absent.
     """
-    if not path.is_dir():
-        return Found(path.parent, (path,))
     dialects = known_dialects().dialects
+    if not path.is_dir():
+        return Found(path.parent, (_whole(path, dialects),))
     folder = _pointed_to(path, dialects)
     inner = dict.fromkeys(name for dialect in dialects for name in dialect.files.folders)
     for place in (folder, *(folder / name for name in inner)):
@@ -56,6 +57,15 @@ def find_files(path: Path) -> Found:
         if own and (files := own.find(folder, names)):
             return Found(path, files, dialect, stages=own.stages)
     return Found(path, (_single(folder, names, dialects),))
+
+
+def _whole(path: Path, dialects: Sequence[Dialect]) -> Path:
+    """Return what says how a file belongs with others that lie beside it, or else the file."""
+    for dialect in dialects:
+        for form in dialect.files.unread:
+            if form.unless and path.name.endswith(form.suffix) and path.with_name(form.unless).is_file():
+                return path.with_name(form.unless)
+    return path
 
 
 def _pointed_to(root: Path, dialects: Sequence[Dialect]) -> Path:
@@ -124,14 +134,15 @@ def _refuse_unread(folder: Path, names: Sequence[str], dialects: Sequence[Dialec
     """Refuse a form of checkpoint that some dialect has and nobody reads."""
     for dialect in dialects:
         for form in dialect.files.unread:
-            if any(name.endswith(form.suffix) for name in names):
+            if form.unless not in names and any(name.endswith(form.suffix) for name in names):
                 raise BadInput(form.problem, where=folder, hint=form.hint)
 
 
 def _single(folder: Path, names: Sequence[str], dialects: Sequence[Dialect]) -> Path:
     known = dict.fromkeys(name for dialect in dialects for name in dialect.files.single)
-    for name in known:
-        if name in names:
+    for pattern in known:
+        name = next((name for name in names if fnmatchcase(name, pattern)), pattern)
+        if name in names or ("/" in name and (folder / name).is_file()):
             return folder / name
     for suffix in _SUFFIXES:
         files = [name for name in names if Path(name).suffix == suffix and (folder / name).is_file()]

@@ -34,13 +34,15 @@ def identify(
     """
     known = find_dialect(dialect) if dialect is not None else found.dialect
     if known is not None:
+        if dialect is not None and not _fitting([known], files[0]):
+            _refuse_other(known, found, files, strategy, where)
         best = _best((known,), found, files, strategy)
         if dialect is not None and not best.match.whole:
             _refuse_other(known, found, files, strategy, where)
         require_whole(best.match, where)
         return best
     dialects, broken = known_dialects()
-    best = _best(dialects, found, files, strategy)
+    best = _best(_fitting(dialects, files[0]), found, files, strategy)
     try:
         require_whole(best.match, where)
     except BadInput as error:
@@ -55,7 +57,7 @@ def _refuse_other(
 ) -> None:
     """Refuse a checkpoint that is not of the dialect that the user names, but wholly of another."""
     try:
-        other = _best(known_dialects().dialects, found, files, strategy)
+        other = _best(_fitting(known_dialects().dialects, files[0]), found, files, strategy)
     except BadInput:
         return
     if other.match.whole:
@@ -64,6 +66,11 @@ def _refuse_other(
             where=where,
             hint=f"Leave out --from {named.name}",
         )
+
+
+def _fitting(dialects: Sequence[Dialect], weights: WeightFile) -> list[Dialect]:
+    """Return the dialects that lie in files of this format."""
+    return [dialect for dialect in dialects if not dialect.formats or weights.format in dialect.formats]
 
 
 def _best(
@@ -77,9 +84,11 @@ def _best(
     matches: list[Identified] = []
     refused: list[BadInput] = []
     for dialect in dialects:
-        stages = tuple(_stages(found, files, strategy, dialect)) if dialect.virtual_stage else plain
+        seen = [dialect.seen(file) for file in files] if dialect.seen else files
+        own = dialect.seen or dialect.virtual_stage
+        stages = tuple(_stages(found, seen, strategy, dialect)) if own else plain
         try:
-            layouts = dialect.layouts_for(files[0])
+            layouts = dialect.layouts_for(seen[0])
         except BadInput as error:
             refused.append(error)
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from gptbridge.weights.architecture import sizes as letter_sizes
 from gptbridge.weights.canonical.assembly import assemble, stored_sizes
 from gptbridge.weights.canonical.lora import split_lora
 from gptbridge.weights.formats import open_weights
+from gptbridge.weights.formats.source import allow_open_files
 from gptbridge.weights.opening.agreement import agreed_model, assumed, overruled
 from gptbridge.weights.opening.configuration import find_configuration
 from gptbridge.weights.opening.discovery import find_files
@@ -19,7 +19,6 @@ from gptbridge.weights.opening.hints import Hints
 from gptbridge.weights.opening.identifying import identify
 from gptbridge.weights.opening.opened import Opened
 
-_SPARE_FILES = 256
 _NO_HINTS = Hints()
 
 
@@ -42,12 +41,10 @@ def open_checkpoint(path: Path, hints: Hints = _NO_HINTS, *, verify: bool = True
 
 def _open(path: Path, stack: ExitStack, hints: Hints, verify: bool) -> Opened:
     found = find_files(path)
-    _allow_open_files(len(found.files))
+    allow_open_files(len(found.files))
     files = [stack.enter_context(open_weights(file, verify=verify)) for file in found.files]
     what = identify(found, files, dialect=hints.dialect, strategy=hints.strategy, where=path)
     dialect, match, stages = what.dialect, what.match, what.stages
-    for file in files:
-        file.reinterpret(dialect.stored_as)
     configured, config_file = find_configuration(found.root, files[0], dialect)
     stored = stored_sizes(match, stages, path)
     model = agreed_model(what, stored, configured, hints.model, path)
@@ -76,14 +73,3 @@ def _open(path: Path, stack: ExitStack, hints: Hints, verify: bool) -> Opened:
         warnings=(*what.warnings, *(overruled(configured, hints.model) if config_file else ())),
         _open_files=stack,
     )
-
-
-def _allow_open_files(count: int) -> None:
-    """Let this process have a file open for each of very many ranks."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + _SPARE_FILES
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(
-            resource.RLIMIT_NOFILE,
-            (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard),
-        )

@@ -35,3 +35,7 @@ class TestMegatron(DialectConformance):
 
 class TestNanogpt(DialectConformance):
     dialect = "nanogpt"
+
+
+class TestDcp(DialectConformance):
+    dialect = "dcp"

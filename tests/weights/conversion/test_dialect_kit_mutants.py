@@ -125,7 +125,7 @@ def find(folder, names):
     return tuple(folder / name for name in sorted(names) if "part" in name)
 
 def first_alone(files, root, strategy):
-    from gptbridge.weights.conversion.cutting import LetterCutting, Stage
+    from gptbridge.weights.canonical.cutting import LetterCutting, Stage
     return [Stage(tuple(files[:1]), tuple(files[0].tensors), LetterCutting(1, root))]
 
 """

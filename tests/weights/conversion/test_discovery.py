@@ -156,8 +156,10 @@ def test_the_causal_masks_of_mindformers_are_dropped(variant: str, original: Pat
     assert_identical(weights_of(back), weights_of(original))
 
 
-def test_a_distributed_checkpoint_is_told_how_to_become_another(tmp_path: Path) -> None:
+def test_parts_without_their_metadata_are_refused(tmp_path: Path) -> None:
     (tmp_path / "common.pt").write_bytes(b"PK")
     (tmp_path / "__0_0.distcp").write_bytes(b"PK")
-    with pytest.raises(BadInput, match=r"\.distcp.*--ckpt-convert-format torch"):
+    with pytest.raises(BadInput, match=r"\.distcp files without their \.metadata"):
         find_files(tmp_path)
+    (tmp_path / ".metadata").write_bytes(b"")
+    assert find_files(tmp_path).files == (tmp_path / ".metadata",)

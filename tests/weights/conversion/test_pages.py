@@ -161,6 +161,7 @@ class Inputs:
             "gpt3-base": self._modelscope_base,
             "nanogpt/out": self._nanogpt,
             "runs/mine": self._run,
+            "step-1000": self._distributed,
             "data/my-gpt2": self._tokens,
             "data/corpus": self._tokens,
         }
@@ -190,6 +191,10 @@ class Inputs:
         converted(self._original, path, "mindspore", 2, 2)
         (path / "strategy").rename(path.parent / "strategy")
         (path / "model.yaml").unlink()
+
+    def _distributed(self, path: Path) -> None:
+        converted(self._original, path, "dcp", variant="flat")
+        (path / "config.json").unlink()
 
     def _modelscope_base(self, path: Path) -> None:
         converted(self._made(path, activation="gelu_erf"), path, "modelscope", variant="base")

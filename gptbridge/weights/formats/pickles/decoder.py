@@ -46,6 +46,7 @@ class PickleDecoder:
         table: Mapping[tuple[str, str], Global],
         build_state: BuildState,
         persistent_load: PersistentLoad | None = None,
+        max_opcodes: int = MAX_OPCODES,
     ) -> None:
         self.position = start
         self._source = source
@@ -53,15 +54,16 @@ class PickleDecoder:
         self._table = table
         self._build_state = build_state
         self._persistent_load = persistent_load
-        self._opcodes_left = MAX_OPCODES
+        self._opcodes_left = self._max_opcodes = max_opcodes
         self._inline_bytes_left = MAX_INLINE_BYTES
         self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
+        self._memo: list[Any] = []  # numbered without gaps, as pickles do
+        self._sparse_memo: dict[int, Any] = {}
 
     def decode(self) -> object:
         """Return the value of the pickle at `position`; BadInput unless it is plain data to its stop."""
         self._stack = []
-        self._memo = {}
+        self._memo, self._sparse_memo = [], {}
         data, stop = self._source.data, self._stop
         start = self.position
         try:
@@ -89,7 +91,7 @@ class PickleDecoder:
     def _spend(self, opcodes: int) -> None:
         self._opcodes_left -= opcodes
         if self._opcodes_left < 0:
-            raise Refused(f"has more than {MAX_OPCODES} opcodes")
+            raise Refused(f"has more than {self._max_opcodes} opcodes")
 
     # What follows an opcode.
 
@@ -98,13 +100,13 @@ class PickleDecoder:
         if start + nbytes > self._stop:
             raise Refused("ends inside a value")
         self.position = start + nbytes
-        return self._source.data[start : self.position]
+        return bytes(self._source.data[start : self.position])
 
     def _unsigned(self, nbytes: int) -> int:
         return int.from_bytes(self._take(nbytes), "little")
 
     def _line(self) -> str:
-        end = self._source.data.find(b"\n", self.position, min(self.position + _MAX_LINE, self._stop))
+        end = self._source.find(b"\n", self.position, min(self.position + _MAX_LINE, self._stop))
         if end < 0:
             raise Refused("holds a name that does not end")
         return _decoded(self._take(end + 1 - self.position)[:-1])
@@ -117,6 +119,7 @@ class PickleDecoder:
         if nbytes > INLINE_LENGTH:
             self.position = start + nbytes
             return Span(start, nbytes, text)
+        self._spend(1)
         self._inline_bytes_left -= nbytes
         if self._inline_bytes_left < 0:
             raise Refused(f"holds more than {MAX_INLINE_BYTES} bytes of short strings")
@@ -151,7 +154,7 @@ class PickleDecoder:
         self._stack.append(value)
 
     def _push_new(self, kind: type) -> None:
-        self._spend(_OBJECT_COST if kind is set else 0)
+        self._spend(_OBJECT_COST if kind is set else 1)
         self._stack.append(kind())
 
     def _push_unsigned(self, nbytes: int) -> None:
@@ -227,16 +230,27 @@ class PickleDecoder:
 
     def _remember(self, index_bytes: int) -> None:
         # MEMOIZE carries no index: it counts.
-        index = self._unsigned(index_bytes) if index_bytes else len(self._memo)
-        if self._stack[-1] is _MARK:
+        dense = len(self._memo)
+        index = self._unsigned(index_bytes) if index_bytes else dense + len(self._sparse_memo)
+        value = self._stack[-1]
+        if value is _MARK:
             raise Refused("remembers a mark")
-        self._memo[index] = self._stack[-1]
+        if index < dense:
+            self._memo[index] = value
+        elif index == dense and not self._sparse_memo:
+            self._memo.append(value)
+        else:
+            self._spend(1)
+            self._sparse_memo[index] = value
 
     def _recall(self, index_bytes: int) -> None:
         index = self._unsigned(index_bytes)
-        if index not in self._memo:
+        if index < len(self._memo):
+            self._stack.append(self._memo[index])
+        elif index in self._sparse_memo:
+            self._stack.append(self._sparse_memo[index])
+        else:
             raise Refused(f"recalls value {index}, which it did not remember")
-        self._stack.append(self._memo[index])
 
     def _push_global(self, *, on_stack: bool) -> None:
         if on_stack:

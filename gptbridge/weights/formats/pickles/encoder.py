@@ -16,7 +16,7 @@ REDUCE, BUILD, PERSISTENT_ID = b"R", b"b", b"Q"
 _NEW_OBJECT, _FLOAT = b"\x81", b"G"
 _EMPTY_DICT, _SET_ITEMS, _EMPTY_LIST, _APPENDS = b"}", b"u", b"]", b"e"
 _BOOLEANS = {False: b"\x89", True: b"\x88"}
-_TEXT = b"X"
+_TEXT, _TUPLE1 = b"X", b"\x85"
 
 
 def protocol(version: int) -> bytes:
@@ -55,6 +55,26 @@ def boolean(value: bool) -> bytes:
 def global_name(module: str, name: str) -> bytes:
     """Return the opcode that pushes a class or function by its name."""
     return f"c{module}\n{name}\n".encode()
+
+
+def call(module: str, name: str, argument: bytes) -> bytes:
+    """Return the opcodes that push NAME(argument)."""
+    return global_name(module, name) + argument + _TUPLE1 + REDUCE
+
+
+def instance(module: str, name: str, state: bytes) -> bytes:
+    """Return the opcodes that push an object of a class, made without arguments and given its state."""
+    return global_name(module, name) + EMPTY_TUPLE + _NEW_OBJECT + state + BUILD
+
+
+def mapping(items: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the opcodes that push a dict of what these opcodes push."""
+    return _EMPTY_DICT + MARK + b"".join(key + value for key, value in items) + _SET_ITEMS
+
+
+def sequence(items: Iterable[bytes]) -> bytes:
+    """Return the opcodes that push a list of what these opcodes push."""
+    return _EMPTY_LIST + MARK + b"".join(items) + _APPENDS
 
 
 def opcodes(value: Tree) -> Iterator[bytes | TensorRef]:

@@ -87,6 +87,14 @@ class Attributes:
     values: dict[Any, Any] = field(default_factory=dict)
 
 
+@dataclass(slots=True, eq=False)
+class Index:
+    """Attributes of an object that is the key of a dict: every one is a key of its own."""
+
+    name: str
+    values: dict[Any, Any] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class JoinedArray:
     """A row-major array that a file holds in several, one after the other."""
@@ -103,7 +111,7 @@ def checked_key(key: Any) -> Any:
     for part in key if type(key) is tuple and len(key) <= _MAX_KEY_PARTS else (key,):
         if type(part) is int and part.bit_length() > 63:
             raise Refused("has a key beyond 64 bits")
-        if part is not None and type(part) not in (bool, int, str, bytes):
+        if part is not None and type(part) not in (bool, int, str, bytes, Index):
             raise Refused(f"has a {kind_of(part)} as a key")
     return key
 
@@ -111,7 +119,7 @@ def checked_key(key: Any) -> Any:
 def kind_of(value: object) -> str:
     """Return what an error calls a value: its class, or the name that a pickle gave."""
     match value:
-        case Global():
+        case Global() | Attributes() | Index():
             return value.name
         case Span():
             return f"string of {value.nbytes} bytes"
