@@ -254,6 +254,11 @@ def _read_gelu(content: Content, where: object) -> str:
     return "gelu_tanh" if tanh else "gelu_erf"
 
 
+def _read_tie(content: Content, where: object) -> bool | None:
+    untied = content.get(_UNTIED)
+    return None if untied is None else not untied
+
+
 def _write_gelu(described: Described) -> Mapping[str, Any]:
     return {"bias_gelu_fusion": described.model.activation == "gelu_tanh", "openai_gelu": False}
 
@@ -269,7 +274,7 @@ def _tree(names: Sequence[str], target: Target) -> Tree:
         **target.config(),
         "tensor_model_parallel_size": target.split.tensor,
         "pipeline_model_parallel_size": target.split.pipeline,
-        "untie_embeddings_and_output_weights": not target.model.tie_word_embeddings,
+        _UNTIED: not target.model.tie_word_embeddings,
         "position_embedding_type": "learned_absolute",
     }
     tree: dict[Any, Tree] = {
@@ -301,6 +306,7 @@ def _companions(target: Target, files: Sequence[TargetFile]) -> Contents:
 
 
 _STACKED = re.compile(r"((?:.*\.)?decoder\.layers\.)(?!\d)([^{}]*)")
+_UNTIED = "untie_embeddings_and_output_weights"
 _NEWEST = 3  # what today's Megatron-LM writes
 _CLASSICS = {version: _classics(version) for version in QKV_ROWS}
 _CORE = tuple(_core("model.", fused) for fused in (False, True))
@@ -342,10 +348,16 @@ DIALECT = Dialect(
             Switch("swiglu", False),
             Switch("apply_residual_connection_post_layernorm", False),
             Switch("group_query_attention", False),
-            Switch("num_experts", None),
-            Switch("normalization", "LayerNorm"),
-            Switch("position_embedding_type", "learned_absolute"),
+            Switch("num_experts", None, also=([1],)),  # the second words are those of DeepSpeed's forks
+            Switch("normalization", "LayerNorm", also=("layernorm",)),
+            Switch("position_embedding_type", "learned_absolute", also=("PositionEmbeddingType(2)",)),
+            Switch("use_rotary_position_embeddings", False),
+            Switch("add_position_embedding", True),
             Switch("add_bias_linear", True),
+            Switch("apply_layernorm_1p", False),
+            Switch("squared_relu", False),
+            Switch("multi_latent_attention", False),
+            Pair("tie_word_embeddings", (_UNTIED,), _read_tie, lambda described: {}),  # _tree writes it
         ),
     ),
     files=Files(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +15,8 @@ from safetensors.numpy import save_file
 
 from gptbridge.errors import BadInput
 from gptbridge.weights.configs.table import ConfigFacts
-from gptbridge.weights.formats import TensorRef, Tree, open_weights, write_torch
-from gptbridge.weights.opening import Hints
+from gptbridge.weights.formats import Namespace, TensorRef, Tree, open_weights, write_torch
+from gptbridge.weights.opening import Hints, open_checkpoint
 from tests.weights.conversion.checkpoints import (
     HEADS,
     NO_HINTS,
@@ -24,6 +25,7 @@ from tests.weights.conversion.checkpoints import (
     converted,
     entries_of,
     facts_of,
+    rewrite_torch,
     weights_of,
 )
 
@@ -207,3 +209,73 @@ def test_bfloat16_that_numpy_calls_uint16(dialect: str, original: Path, tmp_path
     plain = converted(original, tmp_path / "plain", "torch", dtype="bfloat16")
     back = converted(source, tmp_path / "back", "torch")
     assert (back / "model.safetensors").read_bytes() == (plain / "model.safetensors").read_bytes()
+
+
+def args_of(tree: Mapping[Any, Tree]) -> dict[str, Tree]:
+    args = tree["args"]
+    assert isinstance(args, Namespace)
+    return args
+
+
+ROTARY: dict[str, dict[str, Tree]] = {
+    "rope": {"position_embedding_type": "rope"},
+    "alibi of DeepSpeed's fork": {"position_embedding_type": "PositionEmbeddingType(3)"},
+    "rotary of 2023": {"use_rotary_position_embeddings": True},
+}
+
+
+@pytest.mark.parametrize("name", ROTARY)
+@pytest.mark.parametrize("variant", ["version-3", "core"])
+def test_other_positions_are_refused_by_name(name: str, variant: str, original: Path, tmp_path: Path) -> None:
+    source = converted(original, tmp_path / "m", "megatron", variant=variant, vocab_size=64)
+    file = source / MEGATRON_FILE
+    beside, said = beside_the_model(file), ROTARY[name]
+    beside["args"] = Namespace({**args_of(beside), **said})
+    rewrap(file, file, "model", {"position_embeddings": "nowhere"}, **beside)
+    (key, value), *_ = said.items()
+    with pytest.raises(BadInput, match=rf"model_optim_rng\.pt, args: {key} is {re.escape(str(value))}"):
+        facts_of(source)
+
+
+def test_words_of_megatrons_forks_for_the_same(original: Path, tmp_path: Path) -> None:
+    source = converted(original, tmp_path / "m", "megatron", vocab_size=64)
+    words: dict[str, Tree] = {
+        "num_experts": [1],
+        "normalization": "layernorm",
+        "position_embedding_type": "PositionEmbeddingType(2)",
+    }
+    file = source / MEGATRON_FILE
+    rewrite_torch(file, lambda tree: tree.update(args=Namespace({**args_of(tree), **words})))
+    assert_same(source, original, vocab_size=61)
+    rewrite_torch(file, lambda tree: tree.update(args=Namespace({**args_of(tree), "num_experts": [8]})))
+    with pytest.raises(BadInput, match=r"num_experts is \[8\]"):
+        facts_of(source)
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.q_proj.weight", "transformer.ln_f.weight"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "bloom"])
+def test_other_families_are_refused_by_name(family: str, name: str, tmp_path: Path) -> None:
+    save_file({name: np.ones(4, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    with pytest.raises(BadInput, match=rf"config\.json: model_type is {family}"):
+        facts_of(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(BadInput, match=r"no tensor has a name|is missing"):
+        facts_of(tmp_path)
+
+
+def test_a_head_that_is_announced_and_not_there_is_told(original: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(original, tmp_path / "untied")
+    config = folder / "config.json"
+    content = json.loads(config.read_text())
+    for tied, told in ((True, False), (False, True)):
+        config.write_text(json.dumps({**content, "tie_word_embeddings": tied}))
+        with open_checkpoint(folder) as opened:
+            assert any("the embedding is taken" in warning for warning in opened.warnings) == told
+            assert opened.model.tie_word_embeddings
+    source = converted(original, tmp_path / "m", "megatron", vocab_size=64)
+    untied: dict[str, Tree] = {"untie_embeddings_and_output_weights": True}
+    file = source / MEGATRON_FILE
+    rewrite_torch(file, lambda tree: tree.update(args=Namespace({**args_of(tree), **untied})))
+    with open_checkpoint(source) as opened:
+        assert any("the embedding is taken" in warning for warning in opened.warnings)
