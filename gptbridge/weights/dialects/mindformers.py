@@ -163,6 +163,7 @@ DIALECT = Dialect(
     ),
     files=Files(
         Place("ckpt", "gpt2.ckpt", _ranked),
+        single=("param_name_map.json",),  # of safetensors that MindSpore merged from those of ranks
         rank_folders=RankFolders(find_ranks, rank_stages),
         others=(r"rank_\d+", "strategy"),
     ),

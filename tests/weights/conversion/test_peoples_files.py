@@ -279,3 +279,24 @@ def test_a_head_that_is_announced_and_not_there_is_told(original: Path, tmp_path
     rewrite_torch(file, lambda tree: tree.update(args=Namespace({**args_of(tree), **untied})))
     with open_checkpoint(source) as opened:
         assert any("the embedding is taken" in warning for warning in opened.warnings)
+
+
+@pytest.mark.parametrize("bare", [True, False])
+def test_safetensors_that_mindspore_merged(bare: bool, original: Path, tmp_path: Path) -> None:
+    source = converted(original, tmp_path / "m", "mindspore")
+    arrays = arrays_in(source / "gpt2.ckpt")
+    (source / "gpt2.ckpt").unlink()
+    names = [*arrays]
+    parts = {"part0.safetensors": names[::2], "part1.safetensors": names[1::2]}
+    for part, held in parts.items():
+        save_file({name: arrays[name] for name in held}, source / part, {"format": "ms"})
+    save_file({"global_step": np.array([7], np.int32)}, source / "hyper_param.safetensors")
+    found = {name: part for part, held in parts.items() for name in held}
+    index = source / "param_name_map.json"
+    index.write_text(json.dumps(found if bare else {"metadata": {"total_size": 1}, "weight_map": found}))
+    for place in (source, index):
+        assert_same(place, original)
+    assert facts_of(source).dialect == "mindspore"
+    index.write_text(json.dumps({**found, names[0]: "part1.safetensors"}))
+    with pytest.raises(BadInput, match="though the index"):
+        facts_of(source)
