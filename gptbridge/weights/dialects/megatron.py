@@ -244,8 +244,10 @@ def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
 def _iteration(text: str) -> tuple[str, ...]:
     if text == "release":
         return (text,)
-    # Megatron's own, those of before 2020, DeepSpeed's
-    return (f"iter_{int(text):07d}", text, f"global_step{text}") if text.isascii() and text.isdigit() else ()
+    if not (text.isascii() and text.isdigit()):
+        return ()
+    # Megatron's own, those of before 2020, DeepSpeed's, MindFormers'
+    return f"iter_{int(text):07d}", text, f"global_step{text}", f"iteration_{int(text):08d}"
 
 
 def _read_gelu(content: Content, where: object) -> str:
