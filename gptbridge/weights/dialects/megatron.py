@@ -207,7 +207,7 @@ def _classics(version: int) -> tuple[Layout, ...]:
         *(
             classic(
                 "megatron",
-                f"{variant} with Transformer Engine, {norm}",
+                f"engine-{variant} with {norm}",
                 prefix,
                 ("encoder", "self_attention", norm),
                 version,
@@ -315,7 +315,7 @@ _CORE = tuple(_core("model.", fused) for fused in (False, True))
 _DISTRIBUTED = tuple(_core("", fused) for fused in (True, False))
 _EARLIEST = (
     replace(
-        earliest("megatron", "version-0 of 2019", ""),
+        earliest("megatron", "earliest of 2019", ""),
         plain_name=lambda name: name.removeprefix("model."),
         activations=("gelu_tanh",),
     ),
