@@ -41,13 +41,16 @@ _ENUMERATIONS = {
     "signal": ("Signals",),
 }
 # Classes of theirs that hold settings or an optimizer's state: attributes and no more.
-_PLAIN_CLASSES = (
-    *(f"megatron.core.optimizer.optimizer_config.{kind}OptimizerConfig" for kind in ("", "Adam", "SGD")),
-    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
-    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
-    "deepspeed.utils.tensor_fragment.fragment_address",
-)
-# Objects whose state is no weight, whatever it is: Transformer Engine's extra state, a random generator.
+_PLAIN_CLASSES = {
+    "megatron.core.optimizer.optimizer_config": (
+        "OptimizerConfig",
+        "AdamOptimizerConfig",
+        "SGDOptimizerConfig",
+    ),
+    "deepspeed.runtime.fp16.loss_scaler": ("LossScaler", "DynamicLossScaler"),
+    "deepspeed.utils.tensor_fragment": ("fragment_address",),
+}
+# Objects whose state is no weight, whatever it is: the extra state of fp8 layers, a random generator.
 _OPAQUE = ("_io.BytesIO", "io.BytesIO", "torch._C.Generator")
 
 
@@ -102,7 +105,8 @@ def _table() -> dict[tuple[str, str], Global]:
     entries += [Global(f"torch.{dtype}", None, dtype) for dtype in STORAGE_DTYPES]
     for module, names in _ENUMERATIONS.items():
         entries += [Global(f"{module}.{name}", _enum(name)) for name in names]
-    entries += [Global(name, plain_object(name)) for name in _PLAIN_CLASSES]
+    plain = [f"{module}.{name}" for module, names in _PLAIN_CLASSES.items() for name in names]
+    entries += [Global(name, plain_object(name)) for name in plain]
     entries += [Global("numpy.dtypes.UInt32DType"), Global("torch._C.Generator", _generator)]
     return {(module, name): entry for entry in entries for module, _, name in [entry.name.rpartition(".")]}
 
