@@ -29,6 +29,7 @@ Check = Callable[[bytes, str], None]
 _NO_UNSIGNED = tuple(
     name for name in STORAGE_DTYPES if "float8" not in name and name not in ("uint16", "uint32", "uint64")
 )
+ONE_FILE = sorted(WRITERS.keys() - {"dcp"})  # what lies in two has tests of its own
 # Which element types each writer takes.
 ONE_FILE = sorted(WRITERS.keys() - {"dcp"})  # formats of which a checkpoint is one file
 WRITABLE: Mapping[str, tuple[str, ...]] = {
