@@ -69,10 +69,10 @@ def job_cp(source: Path, output: Path) -> Callable[[], None]:
 
 def job_ours(dialect: str) -> Callable[[Path, Path], Callable[[], None]]:
     def job(source: Path, output: Path) -> Callable[[], None]:
-        from gptbridge.weights.conversion.convert import Request, convert_checkpoint
+        from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
 
         def convert() -> None:
-            convert_checkpoint(Request(source, output, dialect))
+            convert_checkpoint(Conversion(source, output, dialect))
 
         return convert
 

@@ -17,12 +17,14 @@ _LEGEND = """
 H is the hidden width, F the feed-forward width, V the vocabulary, P the positions, C the classes of a
 classifier; N a layer, counted from 0, L their number. `{a,b}` in a name: either is read, the first is
 written; `[q,k,v]`: three weights that one tensor joins. The last column compares with the canonical
-weights: Hugging Face's names and linear weights (in, out), but q, k and v apart.
+weights: Hugging Face's names and linear weights (in, out), but q, k and v apart. What training code wraps
+names in is read past wherever it stands: `module.`, `_orig_mod.`, `_fsdp_wrapped_module.`,
+`_checkpoint_wrapped_module.`, `network.`.
 """
-# dialect -> (heading, variants that share a table); a variant stands for all whose names begin with that word
+# dialect -> (heading, variants that share a table); a variant stands for all whose names begin with that
+# word. A dialect that is not here has a table for each variant.
 TABLES: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
     "torch": [("", ("GPT2Model", "GPT2LMHeadModel"))],
-    "gptbridge": [("", ("canonical",))],
     "paddle": [("", ("GPTForPretraining", "GPTModel"))],
     "mindspore": [("", ("GPT2LMHeadModel", "GPT2Model"))],
     "fleetx": [
@@ -31,6 +33,7 @@ TABLES: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
         ("`pipeline`: a stage of several", ("pipeline",)),
     ],
     "modelscope": [("`large`: 1.3B and up", ("large",)), ("`base`: base and large", ("base",))],
+    "nanogpt": [("`biased`; `bias-free` has the rows that are no bias", ("biased",))],
     "megatron": [
         ("`version-3` and `version-2`", ("version-3", "version-2")),
         ("`version-1`", ("version-1",)),
@@ -54,7 +57,7 @@ def tables(dialect: str) -> str:
     """Return the tables of a dialect in Markdown. What an earlier table has is left out of a later one."""
     shown: set[Row] = set()
     parts = [_LEGEND]
-    for heading, variants in TABLES[dialect]:
+    for heading, variants in TABLES.get(dialect) or _by_variant(dialect):
         rows = [row for row in _rows(_chosen(dialect, variants)) if row not in shown]
         rest = ", where it differs from the above" if shown & set(_rows(_chosen(dialect, variants))) else ""
         shown.update(rows)
@@ -62,6 +65,11 @@ def tables(dialect: str) -> str:
         parts.append("\n| canonical | in the file | shape | order |\n|---|---|---|---|\n")
         parts += [f"| `{name}` | `{native}` | {shape} | {order} |\n" for name, native, shape, order in rows]
     return "".join(parts) + "\n"
+
+
+def _by_variant(dialect: str) -> list[tuple[str, tuple[str, ...]]]:
+    variants = [layout.variant for layout in find_dialect(dialect).written_layouts]
+    return [(f"`{variant}`" if len(variants) > 1 else "", (variant,)) for variant in variants]
 
 
 def with_tables(page: str, dialect: str) -> str:
@@ -127,6 +135,5 @@ def _order(rule: Rule) -> str:
 
 
 if __name__ == "__main__":
-    for name in TABLES:
-        page = PAGES / f"{name}.md"
-        page.write_text(with_tables(page.read_text(), name))
+    for page in PAGES.glob("*.md"):
+        page.write_text(with_tables(page.read_text(), page.stem))

@@ -9,6 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gptbridge.api import convert as convert
+    from gptbridge.api import generate as generate
+    from gptbridge.api import inspect as inspect
+    from gptbridge.api import open_checkpoint as open_checkpoint
+    from gptbridge.api import parity as parity
+    from gptbridge.api import train as train
     from gptbridge.hookspecs import hookimpl as hookimpl
     from gptbridge_specs import ModelSpec as ModelSpec
     from gptbridge_specs import RunSpec as RunSpec
@@ -18,12 +24,33 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "ModelSpec": "gptbridge_specs",
     "RunSpec": "gptbridge_specs",
+    "convert": "gptbridge.api",
+    "generate": "gptbridge.api",
     "hookimpl": "gptbridge.hookspecs",
+    "inspect": "gptbridge.api",
+    "open_checkpoint": "gptbridge.api",
+    "parity": "gptbridge.api",
+    "train": "gptbridge.api",
 }
-__all__ = ["ModelSpec", "RunSpec", "__version__", "hookimpl"]
+__all__ = [
+    "ModelSpec",
+    "RunSpec",
+    "__version__",
+    "convert",
+    "generate",
+    "hookimpl",
+    "inspect",
+    "open_checkpoint",
+    "parity",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'gptbridge' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

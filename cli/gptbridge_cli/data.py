@@ -32,19 +32,18 @@ def prepare(
     as_json: AsJson = False,
 ) -> None:
     """Turn text into a token dataset. Run the same command again to continue after a kill."""
-    from gptbridge.data.prepare import TextOptions
-    from gptbridge.data.prepare import prepare as prepare_dataset
+    from gptbridge.data import prepare as preparing
     from gptbridge.data.sources import Selection
     from gptbridge_cli.progress import transfer_progress
 
-    options = TextOptions(
+    options = preparing.TextOptions(
         append_end_of_text=append_eos,
         json_key=json_key,
         document_separator=document_separator,
         skip_bad=skip_bad,
     )
     with transfer_progress("preparing", quiet=quiet) as report:
-        content = prepare_dataset(
+        content = preparing.prepare(
             inputs,
             tokenizer,
             output,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,7 +16,7 @@ from gptbridge_cli.lines import LONGEST
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-Event = Mapping[str, Any]
+    from gptbridge.training.events import Event
 
 
 def choose_display(log_interval: int, *, quiet: bool, as_json: bool) -> list[Callable[[Event], None]]:
@@ -148,8 +148,8 @@ class ProgressBar:
 
 def describe(event: Event) -> list[str]:
     """Return the lines that say an event other than a step to a person."""
-    teller = _TELLERS.get(event["event"])
-    return [printable(line, LONGEST) for line in teller(event)] if teller else []
+    describer = _DESCRIBERS.get(event["event"])
+    return [printable(line, LONGEST) for line in describer(event)] if describer else []
 
 
 def _start(event: Event) -> list[str]:
@@ -187,7 +187,7 @@ def _end(event: Event) -> list[str]:
     return [f"{event['reason']} at step {event['step']}"]
 
 
-_TELLERS: dict[str, Callable[[Event], list[str]]] = {
+_DESCRIBERS: dict[str, Callable[[Event], list[str]]] = {
     "start": _start,
     "resume": _resume,
     "evaluate": _evaluate,

@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from gptbridge_cli import generate_options as options
+from gptbridge_cli import hint_options as hints
 from gptbridge_cli.lines import say
 
 
 def generate(
-    checkpoint: Annotated[
-        Path, typer.Argument(help="A run folder, a checkpoint or a Hugging Face GPT-2 folder.")
-    ],
-    prompts: Annotated[
-        list[str], typer.Option("--prompt", "-p", metavar="TEXT", help="A text to continue; repeatable.")
-    ],
-    backend: Annotated[
-        str | None,
-        typer.Option("--backend", "-b", help="torch, paddle, ...; the first installed when absent."),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--override", "-o", metavar="FIELD=VALUE", help="Such as generation.top_k=50."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    checkpoint: options.Checkpoint,
+    prompts: options.Prompts,
+    backend: options.Backend = None,
+    overrides: options.Overrides = None,
+    tokenizer: options.Tokenizer = None,
+    from_: hints.From = None,
+    model: hints.ModelName = None,
+    num_attention_heads: hints.Heads = None,
+    strategy: hints.Strategy = None,
+    lora_alpha: hints.LoraAlpha = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Continue texts: greedy, or drawn with -o generation.strategy=sample."""
     from dataclasses import asdict
 
-    from gptbridge.generation.generate import generate as continue_texts
+    from gptbridge import api
     from gptbridge.generation.generate import visible
-    from gptbridge.training.start import choose_backend
 
-    results = continue_texts(
+    results = api.generate(
         checkpoint,
         prompts,
-        backend=backend or choose_backend(),
+        backend=backend,
+        tokenizer=tokenizer,
         overrides=overrides or (),
         warn=lambda message: say(f"warning: {message}", err=True),
+        note=lambda message: say(f"note: {message}", err=True),
+        **hints.words(from_, model, num_attention_heads, strategy, lora_alpha),
     )
     if as_json:
         typer.echo(json.dumps([asdict(result) for result in results], indent=2))

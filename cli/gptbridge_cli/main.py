@@ -11,7 +11,7 @@ import typer
 
 from gptbridge import __version__
 from gptbridge_cli import backends, convert, data, generate, parity, spec, tensorboard, tokenizer, train
-from gptbridge_cli.convert_options import DialectCommand
+from gptbridge_cli.hint_options import DialectCommand
 from gptbridge_cli.quick_help import QuickGroup
 
 _LONGEST = 2000  # characters of an error's line
@@ -24,7 +24,7 @@ app = typer.Typer(
     cls=QuickGroup,
 )
 app.command()(train.train)
-app.command()(generate.generate)
+app.command(cls=DialectCommand)(generate.generate)
 app.command()(parity.parity)
 app.command()(backends.backends)
 app.command(cls=DialectCommand)(convert.convert)

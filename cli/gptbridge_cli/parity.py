@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gptbridge.parity import Parity
+    from gptbridge.comparing import Parity
 
 COLUMNS = (
     "backend",
@@ -41,12 +41,11 @@ def parity(
 
     Exit code 1 says that a difference is beyond the tolerance.
     """
-    from gptbridge import parity as core
-    from gptbridge_specs.loading import load_run
+    from gptbridge import api
 
     names = [name.strip() for name in backends.split(",") if name.strip()]
-    result = core.parity(
-        load_run(spec, overrides or ()), names, steps=steps, tolerance=tolerance, progress=_show_step
+    result = api.parity(
+        spec, names, steps=steps, tolerance=tolerance, overrides=overrides or (), progress=_show_step
     )
     if sys.stderr.isatty():
         typer.echo("\r\x1b[K", err=True, nl=False)

@@ -14,11 +14,11 @@ from gptbridge.errors import printable
 LINE_SECONDS = 10.0
 
 # bytes done, bytes in all, a few words on what came of them
-Report = Callable[[int, int, str], None]
+ShowBytes = Callable[[int, int, str], None]
 
 
 @contextmanager
-def transfer_progress(what: str, *, quiet: bool = False) -> Iterator[Report]:
+def transfer_progress(what: str, *, quiet: bool = False) -> Iterator[ShowBytes]:
     """Give a function to call with the progress; it goes to stderr with MB/s and the time left."""
     if quiet:
         yield lambda done, total, note: None
@@ -30,7 +30,7 @@ def transfer_progress(what: str, *, quiet: bool = False) -> Iterator[Report]:
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Report]:
+def _bar(what: str) -> Iterator[ShowBytes]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -54,7 +54,7 @@ def _bar(what: str) -> Iterator[Report]:
         yield lambda done, total, note: progress.update(task, completed=done, total=total, note=note)
 
 
-def _lines(what: str) -> Report:
+def _lines(what: str) -> ShowBytes:
     what = printable(what)
     start = shown = time.monotonic()
     first: int | None = None

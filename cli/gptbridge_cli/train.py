@@ -22,7 +22,7 @@ from gptbridge_cli.train_options import (
 
 if TYPE_CHECKING:
     from gptbridge.training.run import Outcome
-    from gptbridge.training.start import Request
+    from gptbridge.training.start import RunPlan
 
 
 def train(
@@ -42,28 +42,26 @@ def train(
     from gptbridge.training.start import choose_backend, require_data, resolve
     from gptbridge_cli.displays import choose_display
 
-    request = resolve(spec, overrides or (), run, resume)
+    plan = resolve(spec, overrides or (), run, resume)
     if not dry_run:
-        require_data(request, spec)
+        require_data(plan, spec)
     if backend is not None:
-        load_backend(backend).check(request.spec)
+        load_backend(backend).check(plan.spec)
     if dry_run:
-        _tell(request, as_json=as_json)
+        _tell(plan, as_json=as_json)
         return
     if backend is None:
-        backend = choose_backend(request)
+        backend = choose_backend(plan)
         if not quiet and not as_json:
             typer.echo(f"no --backend: {backend} is taken")
-    observers = choose_display(request.spec.training.log_interval, quiet=quiet, as_json=as_json)
+    observers = choose_display(plan.spec.training.log_interval, quiet=quiet, as_json=as_json)
     from gptbridge.training.tensorboard import TensorBoard, is_written
 
-    if tensorboard or (request.resume and is_written(request.run)):
-        observers.append(TensorBoard(request.run))
-    done = run_training(
-        request.spec, backend=backend, run=request.run, resume=request.resume, observers=observers
-    )
+    if tensorboard or (plan.resume and is_written(plan.run)):
+        observers.append(TensorBoard(plan.run))
+    done = run_training(plan.spec, backend=backend, run=plan.run, resume=plan.resume, observers=observers)
     if not quiet and not as_json:
-        for line in _next(done, request.spec.training.max_steps):
+        for line in _next(done, plan.spec.training.max_steps):
             say(line)
 
 
@@ -81,15 +79,15 @@ def _next(done: Outcome, max_steps: int) -> list[str]:
     ]
 
 
-def _tell(request: Request, *, as_json: bool) -> None:
+def _tell(plan: RunPlan, *, as_json: bool) -> None:
     """Print the whole spec of a run, and what it costs."""
     from gptbridge.training.facts import memory_facts, spec_facts
     from gptbridge_specs import dump_yaml
 
-    facts = {**spec_facts(request.spec), **memory_facts(request.spec), "run": str(request.run)}
+    facts = {**spec_facts(plan.spec), **memory_facts(plan.spec), "run": str(plan.run)}
     if as_json:
-        typer.echo(json.dumps({"spec": request.spec.model_dump(mode="json"), **facts}, indent=2))
+        typer.echo(json.dumps({"spec": plan.spec.model_dump(mode="json"), **facts}, indent=2))
         return
-    typer.echo(dump_yaml(request.spec))
+    typer.echo(dump_yaml(plan.spec))
     for name, value in facts.items():
         say(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")

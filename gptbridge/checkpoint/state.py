@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from gptbridge.checkpoint.manifest import MANIFEST_FILE
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import read_json, write_json
 from gptbridge.session import TrainerState
@@ -91,6 +92,11 @@ def spec_hash(spec: RunSpec) -> str:
 def write_state(folder: Path, state: TrainingState) -> None:
     """Write state.json into `folder`."""
     write_json(folder / STATE_FILE, state.model_dump(mode="json"))
+
+
+def is_of_a_run(folder: Path) -> bool:
+    """Tell whether `folder` is a checkpoint that a run wrote: either file may as well be someone else's."""
+    return (folder / STATE_FILE).exists() and (folder / MANIFEST_FILE).exists()
 
 
 def read_state(folder: Path) -> TrainingState:

@@ -17,6 +17,7 @@ from gptbridge.errors import BadInput, BridgeError, RunFailed
 from gptbridge.files import sync_folder
 from gptbridge_specs.run import CheckpointSpec
 
+CHECKPOINTS = "checkpoints"  # the folder of them in a run's folder
 _NAME = re.compile(r"step-(\d{8,})")
 _SAVING, _REPLACED, _REMOVING = ".saving-", ".replaced-", ".removing-"
 

@@ -1,4 +1,4 @@
-"""The files of one checkpoint: a Hugging Face GPT-2 folder, with the moments and the state beside it."""
+"""The files of one checkpoint: config.json and weights, with the moments and the state beside them."""
 
 from __future__ import annotations
 

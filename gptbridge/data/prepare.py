@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from gptbridge.files import INDEX_LIMIT, discard, read_json, write_json
 from gptbridge.process.signals import StopRequest
 
 _ENDINGS = ("tokenizer", "bin", "idx", "json")  # PREFIX.json says that the others are whole
+_KEEPING = "stopping, and keeping what is done"
 COMMIT_TOKENS = 16 << 20  # what a kill may cost
 
 
@@ -69,30 +70,13 @@ def prepare(
     if notice := found.notice():
         on_problem(notice)
     job = _settle(found.sources, tokenizer_name, prefix, options or TextOptions())
-    if not overwrite and not is_published(job.path("partial"), job.plan()):
-        if made := job.made_before():
-            with suppress(OSError):
-                job.path("partial").rmdir()  # all that a kill may have left
-            on_problem(f"{prefix}: was made from the same text before, and is left as it is")
-            return made
-        job.require_free()
+    if not overwrite and (made := _made_before(job, prefix, on_problem)):
+        return made
     try:
-        with (
-            job.partial(replace=overwrite) as partial,
-            StopRequest("stopping, and keeping what is done") as stop,
-        ):
-            if partial.published:
-                return job.publish(partial)
-            blocks = read_blocks(
-                job.sources,
-                partial.done.position,
-                json_key=job.options.json_key,
-                separator=job.options.document_separator,
-                strict=not job.options.skip_bad,
-            )
-            encoded = encode_blocks(blocks, tokenizer_name, job.encoder(), workers)
-            report = _Report(job.sources, job.options.skip_bad, stop, on_progress, on_problem)
-            _collect(encoded, partial, report)
+        with job.partial(replace=overwrite) as partial, StopRequest(_KEEPING) as stop:
+            if not partial.published:
+                report = _Report(job.sources, job.options.skip_bad, stop, on_progress, on_problem)
+                _collect(_encoded(job, partial, tokenizer_name, workers), partial, report)
             return job.publish(partial)
     except OSError as error:
         raise RunFailed(
@@ -102,6 +86,34 @@ def prepare(
             if job.path("partial").is_dir()
             else "Nothing was written; give another --output",
         ) from error
+
+
+def _made_before(job: _Job, prefix: str | Path, on_problem: Callable[[str], None]) -> dict[str, Any] | None:
+    """Return what was made of the same text before; else see to it that nothing is in the way."""
+    if is_published(job.path("partial"), job.plan()):
+        return None
+    if made := job.made_before():
+        with suppress(OSError):
+            job.path("partial").rmdir()  # all that a kill may have left
+        on_problem(f"{prefix}: was made from the same text before, and is left as it is")
+        return made
+    job.require_free()
+    return None
+
+
+def _encoded(
+    job: _Job, partial: PartialDataset, tokenizer_name: str, workers: int
+) -> Iterator[tuple[Block, Encoded]]:
+    """Yield the documents after what `partial` has already, encoded."""
+    options = job.options
+    blocks = read_blocks(
+        job.sources,
+        partial.done.position,
+        json_key=options.json_key,
+        separator=options.document_separator,
+        strict=not options.skip_bad,
+    )
+    return encode_blocks(blocks, tokenizer_name, job.encoder(), workers)
 
 
 def _settle(sources: list[Source], tokenizer_name: str, prefix: str | Path, options: TextOptions) -> _Job:

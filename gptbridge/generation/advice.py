@@ -1,9 +1,11 @@
-"""What generate is allowed to be asked for and does not do: said as a warning."""
+"""What generate tells before it begins: what it was asked for and does not do, and what it uses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from gptbridge.weights.canonical.lora import QKV
+from gptbridge.weights.opening import Opened
 from gptbridge_specs import RunSpec
 from gptbridge_specs.overrides import parse_override
 
@@ -27,6 +29,18 @@ def advise(
                 f"prompt {number} has {len(context)} tokens: the model sees the last {window} of them"
             )
     return warnings
+
+
+def parts_used(opened: Opened) -> Iterator[str]:
+    """Yield what is done with the parts of a checkpoint beside a language model's weights."""
+    if (adapter := opened.adapter) is not None:
+        parts = ", ".join(QKV[part] for part in adapter.all_parts)
+        yield (
+            f"the LoRA beside the weights is added to them: rank {adapter.rank}, alpha {adapter.alpha:g}, "
+            f"{parts} of {len(adapter.layers)} layers"
+        )
+    if opened.num_labels is not None:
+        yield f"score.weight, a classifier's head of {opened.num_labels} classes, is not used"
 
 
 def _unheeded(spec: RunSpec, section: str, field: str | None = None, *_: str) -> str | None:

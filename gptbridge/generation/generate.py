@@ -11,18 +11,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.checkpoint.reading import Checkpoint, find_checkpoint, open_checkpoint
-from gptbridge.data.tokenizers import Tokenizer
+from gptbridge.checkpoint.locating import locate
+from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
+from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.generation.advice import advise
+from gptbridge.generation.advice import advise, parts_used
 from gptbridge.plugins.backend import load_backend
 from gptbridge.rules.decoding import next_token
 from gptbridge.session import LanguageModel
+from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 from gptbridge.weights.shards import load
-from gptbridge_specs import RunSpec
+from gptbridge_specs import ModelSpec, RunSpec
 from gptbridge_specs.loading import build
 from gptbridge_specs.overrides import apply_overrides
 from gptbridge_specs.run import GenerationSpec
+
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,45 +39,72 @@ class Continuation:
     ended: bool  # by that token, not by max_new_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Contexts to continue, and how."""
+
+    spec: RunSpec
+    tokenizer: Tokenizer
+    contexts: Sequence[Sequence[int]]
+    window: int
+
+    def written_by(self, model: LanguageModel) -> list[list[int]]:
+        return continue_tokens(
+            model,
+            self.contexts,
+            self.spec.generation,
+            window=self.window,
+            vocab_size=min(self.tokenizer.vocab_size, self.spec.model.vocab_size),
+            end_of_text=self.tokenizer.end_of_text,
+        )
+
+
 def generate(
     checkpoint: Path,
     prompts: Sequence[str],
     *,
     backend: str,
-    overrides: Sequence[str] = (),
-    warn: Callable[[str], None] = lambda message: None,
+    hints: Hints,
+    tokenizer: str | None,
+    overrides: Sequence[str],
+    warn: Tell,
+    note: Tell,
 ) -> list[Continuation]:
-    """Continue each prompt with the model in `checkpoint`, under its tokenizer.
+    """Continue each prompt with the model in `checkpoint`, a run folder or a checkpoint of any dialect.
 
-    `checkpoint` is a run folder, a checkpoint folder or a Hugging Face GPT-2 folder. `overrides`
-    set fields of the spec, such as generation.top_k=50; without them the decoding is the run's own
-    and computes in fp32. `warn` is told of a damaged checkpoint that is passed over, a prompt longer
-    than the model's positions, which is cut from the left, and an override that changes nothing.
-    BadInput for a damaged checkpoint, UsageError for a bad override or prompt.
+    An adapter beside the weights is added to them. `tokenizer` is a folder or `byte`; None for the one that
+    lies beside the weights. `overrides` set fields of the spec, such as generation.top_k=50; without them
+    the decoding is the run's own and computes in fp32. `warn` hears of a damaged checkpoint that is
+    passed over, of what was taken for granted, a prompt longer than the model's window, which is cut from
+    the left, and an override that changes nothing; `note` of an adapter that is used.
+    BadInput for a damaged checkpoint or a classifier, UsageError for a bad override, hint or prompt.
     """
     plugin = load_backend(backend)
-    opened = open_checkpoint(find_checkpoint(checkpoint, warn))
-    spec = _spec(opened, overrides)
-    tokenizer = opened.tokenizer()
-    contexts = [_encoded(text, tokenizer, spec.model.vocab_size) for text in prompts]
-    window = _window(spec, opened)
-    for message in advise(spec, overrides, contexts, window):
-        warn(message)
-    with closing(plugin.open_model(spec)) as model:
-        load(model.shards(), opened.read_weight)
-        written = continue_tokens(
-            model,
-            contexts,
-            spec.generation,
-            window=window,
-            vocab_size=min(tokenizer.vocab_size, spec.model.vocab_size),
-            end_of_text=tokenizer.end_of_text,
-        )
-    longest = spec.generation.max_new_tokens
+    with open_checkpoint(locate(checkpoint, warn), hints) as opened:
+        opened.require_language_head()
+        weights = opened.merged()
+        work = _work(opened, prompts, tokenizer, overrides)
+        advice = advise(work.spec, overrides, work.contexts, work.window)
+        for message in (*opened.warnings, *opened.assumed, *advice):
+            warn(message)
+        for message in parts_used(opened):
+            note(message)
+        with closing(plugin.open_model(work.spec)) as model:
+            load(model.shards(), weights.read)
+            written = work.written_by(model)
+    longest = work.spec.generation.max_new_tokens
     return [
-        Continuation(prompt, tokenizer.decode(tokens), tuple(tokens), len(tokens) < longest)
+        Continuation(prompt, work.tokenizer.decode(tokens), tuple(tokens), len(tokens) < longest)
         for prompt, tokens in zip(prompts, written, strict=True)
     ]
+
+
+def _work(opened: Opened, prompts: Sequence[str], tokenizer: str | None, overrides: Sequence[str]) -> _Work:
+    state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
+    spec = _spec(opened.model, state, overrides)
+    words = load_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_of(opened)
+    contexts = [_encoded(text, words, spec.model.vocab_size) for text in prompts]
+    return _Work(spec, words, contexts, _window(spec, state))
 
 
 def visible(text: str) -> str:
@@ -129,6 +160,15 @@ def _padded(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[n
     return tokens, lengths
 
 
+def _tokenizer_of(opened: Opened) -> Tokenizer:
+    """Return the tokenizer beside the weights; BadInput says what to do where there is none."""
+    try:
+        return opened.tokenizer()
+    except BadInput as error:
+        error.hint = error.hint or "Name another: --tokenizer FOLDER, or --tokenizer byte"
+        raise
+
+
 def _encoded(text: str, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     """Return the ids of a prompt; an empty one begins a document."""
     try:
@@ -142,27 +182,26 @@ def _encoded(text: str, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     if max(tokens) >= vocab_size:
         raise BadInput(
             f"the tokenizer's token {max(tokens)} is beyond the model's vocabulary of {vocab_size}",
-            hint="The tokenizer files beside the weights are those of another model",
+            hint="The tokenizer is that of another model: --tokenizer names one",
         )
     return tokens
 
 
-def _spec(checkpoint: Checkpoint, overrides: Sequence[str]) -> RunSpec:
+def _spec(model: ModelSpec, state: TrainingState | None, overrides: Sequence[str]) -> RunSpec:
     """Return the spec under which a checkpoint is read: decoding as in its run, fp32 unless overridden."""
-    content: dict[str, Any] = {"model": checkpoint.model.model_dump(), "training": {"seq_length": 1}}
-    if checkpoint.state is not None:
-        content["generation"] = checkpoint.state.spec.generation.model_dump()
+    content: dict[str, Any] = {"model": model.model_dump(), "training": {"seq_length": 1}}
+    if state is not None:
+        content["generation"] = state.spec.generation.model_dump()
     spec = build(RunSpec, apply_overrides(content, overrides))
-    if spec.model != checkpoint.model:
+    if spec.model != model:
         raise UsageError("the checkpoint decides the model: -o model.* has no place here", where="-o")
     return spec
 
 
-def _window(spec: RunSpec, checkpoint: Checkpoint) -> int:
-    """Return how many tokens the model may see: no more than it was trained at, unless told otherwise."""
+def _window(spec: RunSpec, state: TrainingState | None) -> int:
+    """Return how many tokens the model may see: as many as it was trained at, unless another is asked for."""
     positions = spec.model.max_position_embeddings
     asked = spec.generation.window
     if asked is not None and asked > positions:
         raise UsageError(f"{asked} is more than the model's {positions} positions", where="generation.window")
-    trained = checkpoint.state.spec.training.seq_length if checkpoint.state is not None else positions
-    return asked or trained
+    return asked or (state.spec.training.seq_length if state is not None else positions)

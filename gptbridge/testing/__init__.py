@@ -1,7 +1,11 @@
-"""The conformance kit: `class TestMine(BackendConformance): backend = "mine"` in a pytest file."""
+"""The conformance kits: `class TestMine(BackendConformance): backend = "mine"` in a pytest file.
+
+For a dialect `class TestMine(DialectConformance): dialect = "mine"`.
+"""
 
 from __future__ import annotations
 
 from gptbridge.testing.conformance import BackendConformance
+from gptbridge.testing.dialects.conformance import DialectConformance
 
-__all__ = ["BackendConformance"]
+__all__ = ["BackendConformance", "DialectConformance"]

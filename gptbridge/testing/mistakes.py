@@ -32,20 +32,17 @@ def in_weights(model: ModelSpec, weights: Weights) -> dict[str, tuple[ModelSpec,
     def head_last(matrix: NDArray[Any]) -> NDArray[Any]:
         return matrix.reshape(hidden, heads, size).swapaxes(1, 2).reshape(hidden, hidden)
 
+    def exchanged(first: str, second: str) -> tuple[ModelSpec, Weights]:
+        return model, {**weights, first: weights[second], second: weights[first]}
+
     other = "quick_gelu" if model.activation != "quick_gelu" else "gelu_tanh"
     return {
         "attn.c_proj.weight is transposed": changed("h.0.attn.c_proj.weight", np.transpose),
         "q, k and v are interleaved by head": interleaved(),
         "heads and head sizes are swapped": changed("h.0.attn.k.weight", head_last),
         "positions start at 1": changed("wpe.weight", lambda wpe: np.roll(wpe, -1, 0)),
-        "ln_1 and ln_2 are swapped": (
-            model,
-            {
-                **weights,
-                "h.0.ln_1.weight": weights["h.0.ln_2.weight"],
-                "h.0.ln_2.weight": weights["h.0.ln_1.weight"],
-            },
-        ),
+        "q and k are swapped": exchanged("h.0.attn.q.weight", "h.0.attn.k.weight"),
+        "ln_1 and ln_2 are swapped": exchanged("h.0.ln_1.weight", "h.0.ln_2.weight"),
         "layernorm_epsilon is ignored": (model.model_copy(update={"layernorm_epsilon": 1e-5}), weights),
         f"the activation is {other}": (model.model_copy(update={"activation": other}), weights),
     }

@@ -9,16 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gptbridge.checkpoint.reading import Checkpoint, open_checkpoint
+from gptbridge.checkpoint.resuming import RunCheckpoint, open_run_checkpoint
 from gptbridge.data.batches import RunData, open_data
-from gptbridge.errors import BadInput, BridgeError, Interrupted
+from gptbridge.errors import BridgeError, Interrupted
 from gptbridge.plugins.backend import Backend, load_backend
 from gptbridge.process.signals import StopRequest
 from gptbridge.rules.loss_scale import continued, initial_state
 from gptbridge.session import MOMENTS, Trainer
 from gptbridge.training.advice import advise
 from gptbridge.training.environment import describe_environment
-from gptbridge.training.events import EventLog, Events, Observer
+from gptbridge.training.events import EVENTS_FILE, Event, EventLog, Events, Observer, history, read_events
 from gptbridge.training.facts import spec_facts
 from gptbridge.training.loop import Loop, Reason
 from gptbridge.training.resume import allow_resume
@@ -36,6 +36,10 @@ class Outcome:
     run: Path
     step: int
     reason: Reason
+
+    def events(self) -> list[Event]:
+        """Return the events of the run as it counts in the end: each step once, with its loss."""
+        return history(read_events(self.run / EVENTS_FILE))
 
 
 def train(
@@ -75,7 +79,7 @@ def _train(
     folder = stack.enter_context(locked(run))
     source = choose_checkpoint(folder, resume, warnings.append)
     data = stack.enter_context(open_data(spec))
-    checkpoint = None if source is None else _open_allowed(source, spec, data, warnings)
+    checkpoint = None if source is None else _open_allowed(source, stack, spec, data, warnings)
     trainer, device, world = plugin.open_trainer(spec)
     stack.callback(trainer.close)
     data = data.of_rank(world.replica, world.replicas)
@@ -97,26 +101,24 @@ def _train(
     return Outcome(run, step, reason)
 
 
-def _open_allowed(source: Path, spec: RunSpec, data: RunData, warnings: list[str]) -> Checkpoint:
+def _open_allowed(
+    source: Path, stack: ExitStack, spec: RunSpec, data: RunData, warnings: list[str]
+) -> RunCheckpoint:
     """Open the checkpoint to continue from; UsageError where `spec` may not continue it."""
-    checkpoint = open_checkpoint(source)
-    if checkpoint.state is None:
-        raise BadInput(
-            "has no state.json: it holds weights, not a run", where=source, allowed="a checkpoint of a run"
-        )
+    checkpoint = open_run_checkpoint(source, stack)
     held = checkpoint.state.data.digest
     digest = held if held in (data.digest, data.dataset.sampled_digest) else data.digest
     warnings += allow_resume(checkpoint.state, spec, digest=digest, tokenizer=data.tokenizer.identity)
     return checkpoint
 
 
-def _load(trainer: Trainer, spec: RunSpec, checkpoint: Checkpoint | None) -> int:
+def _load(trainer: Trainer, spec: RunSpec, checkpoint: RunCheckpoint | None) -> int:
     """Fill the trainer with the initial weights or the checkpoint's; return the steps already done."""
-    if checkpoint is None or checkpoint.state is None:
+    if checkpoint is None:
         load(trainer.shards(), InitialWeights(spec.model, spec.training.seed).read)
         trainer.state = initial_state(spec.precision)
         return 0
-    load(trainer.shards(), checkpoint.read_weight)
+    load(trainer.shards(), checkpoint.weights.read)
     for kind in MOMENTS:
         load(trainer.shards(kind), partial(checkpoint.read_moment, kind))
     trainer.state = continued(checkpoint.state.trainer_state(), spec.precision)
@@ -136,11 +138,11 @@ def _data_facts(data: RunData) -> dict[str, Any]:
 def _announce(
     events: Events,
     facts: Mapping[str, Any],
-    checkpoint: Checkpoint | None,
+    checkpoint: RunCheckpoint | None,
     done: int,
     warnings: Sequence[str],
 ) -> None:
-    if checkpoint is None or checkpoint.state is None:
+    if checkpoint is None:
         events.emit("start", **facts)
     else:
         before = {"checkpoint": str(checkpoint.folder), "written_by": checkpoint.state.backend}

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gptbridge.checkpoint.manifest import MANIFEST_FILE
-from gptbridge.checkpoint.state import STATE_FILE
-from gptbridge.checkpoint.store import CheckpointStore
+from gptbridge.checkpoint.state import is_of_a_run
+from gptbridge.checkpoint.store import CHECKPOINTS, CheckpointStore
 from gptbridge.errors import RunFailed, UsageError
 from gptbridge.files import open_own, write_synced
 from gptbridge.training.events import EVENTS_FILE, read_events
@@ -19,7 +18,6 @@ from gptbridge_specs import RunSpec, dump_yaml
 
 SPEC_FILE = "spec.yaml"
 ENVIRONMENT_FILE = "environment.json"
-CHECKPOINTS = "checkpoints"
 _LOCK_FILE = ".lock"
 
 
@@ -86,7 +84,7 @@ def _require_own_place(path: Path) -> None:
     for place in (whole, *whole.parents):
         if place.exists() and not place.is_dir():
             raise UsageError("this is a file, a run needs a folder", where=place, hint=hint)
-        if (place / MANIFEST_FILE).exists() and (place / STATE_FILE).exists():
+        if is_of_a_run(place):
             raise UsageError("this is a checkpoint, no place for a run", where=place, hint=hint)
         if place.name == CHECKPOINTS and (place.parent / SPEC_FILE).exists():
             raise UsageError("here are the checkpoints of another run", where=place, hint=hint)

@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptbridge.checkpoint.reading import find_checkpoint
-from gptbridge.checkpoint.state import STATE_FILE, read_state
-from gptbridge.checkpoint.store import CheckpointStore
+from gptbridge.checkpoint.locating import locate
+from gptbridge.checkpoint.state import TrainingState, read_state
+from gptbridge.checkpoint.store import CHECKPOINTS, CheckpointStore
 from gptbridge.data.dataset import open_dataset
 from gptbridge.data.tokenizers import load_tokenizer
 from gptbridge.errors import BackendMissing, BadInput, UsageError, from_checkout
 from gptbridge.plugins.backend import load_plugin
 from gptbridge.plugins.finding import backend_names, missing_framework
-from gptbridge.training.run_folder import CHECKPOINTS, SPEC_FILE, RunFolder
+from gptbridge.training.run_folder import SPEC_FILE, RunFolder
 from gptbridge_specs import RunSpec, load_run
 from gptbridge_specs.loading import DEFAULT_RUN, build, recipe_of
 from gptbridge_specs.overrides import apply_overrides
 
 AUTO = "auto"
 RUNS = Path("runs")
+_UNNAMED = "run"  # the folder in RUNS of a spec that has no name
 _PREFERRED = ("torch", "paddle", "mindspore")
-# A run that was told to stop early goes on to its end, unless it is told so again.
+# A run that was to stop early goes on to its end, unless it is to stop early again.
 _NOT_INHERITED = ("training.stop_after_steps=null",)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RunPlan:
     """A run that can begin: `resume` is None, "auto" or a path."""
 
     spec: RunSpec
@@ -37,27 +38,37 @@ class Request:
     resume: str | None
 
 
-def resolve(name: str | None, overrides: Sequence[str], run: Path | None, resume: str | None) -> Request:
-    """Return the spec and folder of a run.
+def spec_of(named: str | RunSpec, overrides: Sequence[str]) -> RunSpec:
+    """Return the spec of a preset or YAML file, or the one that is given, with `overrides` applied."""
+    if isinstance(named, str):
+        return load_run(named, overrides)
+    return build(RunSpec, apply_overrides(named.model_dump(mode="json"), overrides)) if overrides else named
 
-    Without `name`, a resumed run goes on with its own spec, and a new one takes the default preset.
+
+def resolve(
+    named: str | RunSpec | None, overrides: Sequence[str], run: Path | None, resume: str | None
+) -> RunPlan:
+    """Return the spec and folder of a run; `named` is a preset, a YAML file or a spec.
+
+    Without it, a resumed run goes on with its own spec, and a new one takes the default preset.
     Without `run`, a resumed run goes on in its own folder, and a new one takes runs/NAME. BadInput for
     a folder that cannot be looked into.
     """
-    source = Path(resume) if resume not in (None, AUTO) else None
+    source = Path(resume) if resume is not None and resume != AUTO else None
+    name = _UNNAMED if isinstance(named, RunSpec) else Path(named or DEFAULT_RUN).stem
     try:
-        folder = run or (source and _run_of(source)) or RUNS / Path(name or DEFAULT_RUN).stem
-        if name is not None or resume is None:
-            return Request(_with_vocabulary(load_run(name or DEFAULT_RUN, overrides)), folder, resume)
-        return Request(_stored_spec(source or folder, overrides), folder, resume)
+        folder = run or (source and _run_of(source)) or RUNS / name
+        if named is not None or resume is None:
+            return RunPlan(_with_vocabulary(spec_of(named or DEFAULT_RUN, overrides)), folder, resume)
+        return RunPlan(_stored_spec(source or folder, overrides), folder, resume)
     except OSError as error:
         raise BadInput(error.strerror or str(error), where=source or run) from error
 
 
-def require_data(request: Request, name: str | None) -> None:
+def require_data(plan: RunPlan, name: str | None) -> None:
     """Raise UsageError where the spec called `name` is a published recipe and names no data."""
-    recipe = recipe_of(name) if name and request.resume is None else None
-    if recipe and request.spec.data.path is None:
+    recipe = recipe_of(name) if name and plan.resume is None else None
+    if recipe and plan.spec.data.path is None:
         raise UsageError(
             f"{recipe} is a recipe for data of its own, and none is named",
             where="data.path",
@@ -96,8 +107,8 @@ def choose_checkpoint(folder: RunFolder, resume: str | None, warn: Callable[[str
         return None
     source = Path(resume)
     if os.path.realpath(source) == os.path.realpath(folder.path):
-        return _newest_of(folder, warn) or find_checkpoint(source, warn)
-    found = find_checkpoint(source, warn)
+        return _newest_of(folder, warn) or locate(source, warn)
+    found = locate(source, warn)
     if found.resolve().parent != folder.store.folder.resolve():
         _require_empty(folder)
         return found
@@ -110,13 +121,16 @@ def choose_checkpoint(folder: RunFolder, resume: str | None, warn: Callable[[str
     return folder.store.folder / found.name
 
 
-def choose_backend(request: Request | None = None) -> str:
+def choose_backend(plan: RunPlan | None = None) -> str:
     """Return the backend to use where none is named, of those whose framework is installed.
 
     A resumed run stays with the backend that wrote its newest checkpoint; otherwise the first of
     torch, paddle, mindspore and others.
     """
-    before = [] if request is None or request.resume is None else _backend_before(request)
+    before: list[str] = []
+    if plan is not None and plan.resume is not None:
+        source = plan.run if plan.resume == AUTO else Path(plan.resume)
+        before = [state.backend for state in _states_in(source)][:1]
     for name in (*before, *_PREFERRED, *backend_names()):
         if name in backend_names() and missing_framework(load_plugin(name).info) is None:
             return name
@@ -124,16 +138,6 @@ def choose_backend(request: Request | None = None) -> str:
         "no backend has its framework installed",
         hint=f"gptbridge backends says how to get one. {from_checkout('torch')}",
     )
-
-
-def _backend_before(request: Request) -> list[str]:
-    source = request.run if request.resume in (None, AUTO) else Path(str(request.resume))
-    store = CheckpointStore(source / CHECKPOINTS)
-    folders = [source, *(store.path(step) for step in reversed(store.steps()))]
-    for folder in folders:
-        with suppress(BadInput):  # damage is told when the checkpoint is opened
-            return [read_state(folder).backend]
-    return []
 
 
 def _newest_of(folder: RunFolder, warn: Callable[[str], None]) -> Path | None:
@@ -173,6 +177,14 @@ def _stored_spec(source: Path, overrides: Sequence[str]) -> RunSpec:
     changed = [*_NOT_INHERITED, *overrides]
     if (source / SPEC_FILE).is_file():
         return load_run(str(source / SPEC_FILE), changed)
-    if (source / STATE_FILE).is_file():
-        return build(RunSpec, apply_overrides(read_state(source).spec.model_dump(mode="json"), changed))
+    for state in _states_in(source):
+        return build(RunSpec, apply_overrides(state.spec.model_dump(mode="json"), changed))
     return load_run(DEFAULT_RUN, overrides)
+
+
+def _states_in(source: Path) -> Iterator[TrainingState]:
+    """Yield the states of a checkpoint, or of those in a run folder, the newest first."""
+    store = CheckpointStore(source / CHECKPOINTS)
+    for folder in (source, *(store.path(step) for step in reversed(store.steps()))):
+        with suppress(BadInput):  # a damaged one is named when the run goes on
+            yield read_state(folder)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from gptbridge_specs.elsewhere import preset_instead, range_hint, typed_instead, value_instead
+from gptbridge_specs.elsewhere import foreign_file, preset_instead, range_hint, typed_instead, value_instead
 from gptbridge_specs.errors import SpecError, suggestion
 from gptbridge_specs.model import ModelSpec
 from gptbridge_specs.overrides import apply_overrides
@@ -37,7 +37,7 @@ def recipe_of(name_or_file: str) -> str | None:
     """Return the run preset that a name or file means or starts from; None: none but the default."""
     names = preset_names("runs")
     if name_or_file not in names and Path(name_or_file).is_file():
-        name_or_file = str(read_mapping(Path(name_or_file)).get("preset"))
+        name_or_file = str(_read_file(Path(name_or_file)).get("preset"))
     return name_or_file if name_or_file in names and name_or_file != DEFAULT_RUN else None
 
 
@@ -90,6 +90,14 @@ def _origin(name_or_file: str, overrides: Sequence[str]) -> Origin:
     return name if is_file else lambda place: ""
 
 
+def _read_file(path: Path) -> dict[str, Any]:
+    """Return the content of a spec's file; another system's configuration is refused with what to type."""
+    content = read_mapping(path)
+    if foreign := foreign_file(content):
+        raise SpecError([f"{path}: {foreign}"])
+    return content
+
+
 def _read(name_or_file: str, kind: Kind, chain: tuple[str, ...]) -> dict[str, Any]:
     """Return the content of a preset or file on top of the preset that it starts from."""
     if name_or_file in chain:
@@ -99,7 +107,7 @@ def _read(name_or_file: str, kind: Kind, chain: tuple[str, ...]) -> dict[str, An
     elif kind == "runs" and name_or_file in preset_names("models"):
         content = {"model": name_or_file}
     elif Path(name_or_file).suffix in (".yaml", ".yml") or Path(name_or_file).is_file():
-        content = read_mapping(Path(name_or_file))
+        content = _read_file(Path(name_or_file))
     else:
         names = [*preset_names(kind), *preset_names("models")]
         what = "model preset" if kind == "models" else "preset or YAML file"

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import yaml
 
-from gptbridge_specs.elsewhere import foreign_file
 from gptbridge_specs.errors import SpecError
 
 MAX_BYTES = 1 << 20
@@ -137,6 +136,4 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise SpecError([f"{path}: {error.strerror}"]) from error
     if not isinstance(content, dict):
         raise SpecError([f"{path}: a spec is a mapping of sections, not a {type(content).__name__}"])
-    if foreign := foreign_file(content):
-        raise SpecError([f"{path}: {foreign}"])
     return content

@@ -11,8 +11,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from gptbridge.comparing import (
+    TOLERANCE,
+    Measured,
+    compare,
+    compare_backends,
+    measure_in_worker,
+    without_dropout,
+)
 from gptbridge.errors import RunFailed, UsageError
-from gptbridge.parity import TOLERANCE, Measured, compare, measure_in_worker, parity, without_dropout
 from gptbridge_specs import RunSpec, load_run
 from tests.command import COMMAND
 
@@ -115,6 +122,6 @@ def test_the_command_prints_a_table_and_fails_beyond_the_tolerance() -> None:
 
 def test_what_cannot_be_is_refused_before_anything_runs() -> None:
     with pytest.raises(UsageError, match="name each backend once"):
-        parity(RunSpec(), ["torch", "torch"], steps=1)
+        compare_backends(RunSpec(), ["torch", "torch"], steps=1)
     with pytest.raises(UsageError, match=r"parallel\.tensor"):
-        parity(RunSpec.model_validate({"parallel": {"tensor": 2}}), ["torch"], steps=1)
+        compare_backends(RunSpec.model_validate({"parallel": {"tensor": 2}}), ["torch"], steps=1)

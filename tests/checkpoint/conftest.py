@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gptbridge.checkpoint.locating import locate
+from gptbridge.checkpoint.resuming import RunCheckpoint, open_run_checkpoint
 from gptbridge.checkpoint.state import TrainingState, state_after
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.checkpoint.writing import write_checkpoint
@@ -45,6 +48,13 @@ def writer(spec: RunSpec, step: int) -> Callable[[Path], None]:
         state=state_of(spec, step),
         tokenizer=TOKENIZER,
     )
+
+
+@contextmanager
+def opened_run(path: Path) -> Iterator[RunCheckpoint]:
+    """Open the checkpoint at `path`, which is whole, as a resumed run does."""
+    with ExitStack() as stack:
+        yield open_run_checkpoint(locate(path, pytest.fail), stack)
 
 
 @pytest.fixture

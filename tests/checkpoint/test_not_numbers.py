@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from gptbridge.checkpoint.manifest import write_manifest
-from gptbridge.checkpoint.reading import open_checkpoint
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.checkpoint.writing import write_checkpoint
 from gptbridge.errors import BadInput, RunFailed
@@ -18,7 +17,7 @@ from gptbridge.session import MOMENTS
 from gptbridge.testing.cases import weights
 from gptbridge.weights.layouts.arrays import Read
 from gptbridge.weights.shards import Array, from_arrays
-from tests.checkpoint.conftest import TOKENIZER, spec_of, state_of
+from tests.checkpoint.conftest import TOKENIZER, opened_run, spec_of, state_of
 
 NUMBERS = [np.nan, np.inf, -np.inf]
 
@@ -64,7 +63,7 @@ def test_an_opened_tensor_is_refused_by_name(store: CheckpointStore, number: flo
     file.write_bytes(content)
     (store.path(20) / "manifest.json").unlink()
     write_manifest(store.path(20))
-    opened = open_checkpoint(store.path(20)).weights
-    with pytest.raises(BadInput, match=r"model.safetensors: h.1.attn.c_attn.weight holds NaN or infinity"):
-        opened["h.1.attn.q.weight"]
-    assert np.isfinite(opened["h.1.attn.k.weight"]).all()
+    with opened_run(store.path(20)) as opened:
+        with pytest.raises(BadInput, match=r"model.safetensors: h.1.attn.c_attn.weight holds NaN"):
+            opened.weights.arrays["h.1.attn.q.weight"]
+        assert np.isfinite(opened.weights.arrays["h.1.attn.k.weight"]).all()

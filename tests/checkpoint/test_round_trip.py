@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,17 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from gptbridge import reference
-from gptbridge.checkpoint.reading import find_checkpoint, open_checkpoint
+from gptbridge.checkpoint.locating import locate
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.checkpoint.tensor_files import open_tensors, write_tensors
 from gptbridge.errors import BackendBroken, BadInput
 from gptbridge.testing.cases import moments, weights
+from gptbridge.weights.canonical.arrays import CanonicalArrays
 from gptbridge.weights.formats import open_weights
+from gptbridge.weights.opening import open_checkpoint
 from gptbridge.weights.shards import from_arrays
 from gptbridge_specs import ModelSpec
-from tests.checkpoint.conftest import TOKENIZER, spec_of, state_of, writer
+from tests.checkpoint.conftest import TOKENIZER, opened_run, spec_of, state_of, writer
 from tests.weights.conversion.checkpoints import hugging_face_shapes, weights_of
 from tests.weights.conversion.test_vectors import VECTORS
 
@@ -57,7 +61,14 @@ def test_tensors_survive_any_sharding(
     sources = {".exp_avg": weights(model, 1), ".exp_avg_sq": weights(model, 2)}
     reads = {end: from_arrays(model, arrays) for end, arrays in sources.items()}
     write_tensors(folder, "moments", model, reads, shard_bytes=shard_bytes)
-    found = open_tensors(folder, "moments", model, *sources)
+    with ExitStack() as stack:
+        assert_the_same(open_tensors(folder, "moments", model, stack, *sources), sources, heads)
+    for shard in folder.glob("*.safetensors"):
+        assert shard.stat().st_size < 8 + 400 * 24 + shard_bytes or len(open_weights(shard).tensors) == 1
+
+
+def assert_the_same(found: Mapping[str, CanonicalArrays], sources: Mapping[str, Any], heads: int) -> None:
+    """What was read is what was written, whole and in a slice."""
     for end, arrays in sources.items():
         assert list(found[end]) == list(arrays)
         for name, array in arrays.items():
@@ -65,8 +76,6 @@ def test_tensors_survive_any_sharding(
     name, whole = "h.0.attn.k.weight", sources[".exp_avg"]["h.0.attn.k.weight"]
     box = {"i": (1, 2 * heads), "m": (heads - 1, heads), "d": (0, 1)}
     np.testing.assert_array_equal(found[".exp_avg"].read(name, box), whole[1:, 2 * heads - 2 : 2 * heads - 1])
-    for shard in folder.glob("*.safetensors"):
-        assert shard.stat().st_size < 8 + 400 * 24 + shard_bytes or len(open_weights(shard).tensors) == 1
 
 
 def test_on_disk_it_is_hugging_faces_layout(store: CheckpointStore) -> None:
@@ -93,16 +102,15 @@ def test_on_disk_it_is_hugging_faces_layout(store: CheckpointStore) -> None:
 def test_a_checkpoint_from_before_is_read_and_written_byte_for_byte(tmp_path: Path) -> None:
     """A run of this software that ended when canonical names still held q, k and v together."""
     (folder,) = (VECTORS / "run" / "checkpoints").iterdir()
-    opened = open_checkpoint(folder)
-    assert opened.state is not None
-    weights = from_arrays(opened.model, opened.weights)  # whole arrays, and slices of them
-    sources = {f".{kind}": partial(opened.read_moment, kind) for kind in opened.moments}
-    write_tensors(tmp_path, "model", opened.model, {"": weights})
-    write_tensors(tmp_path, "optimizer", opened.model, sources)
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-    swapped = {**opened.weights, "h.0.attn.q.weight": opened.weights["h.0.attn.k.weight"]}
-    write_tensors(tmp_path, "model", opened.model, {"": from_arrays(opened.model, swapped)})
+    with opened_run(VECTORS / "run") as checkpoint:
+        arrays, model = checkpoint.weights.arrays, checkpoint.state.spec.model
+        sources = {f".{kind}": partial(checkpoint.read_moment, kind) for kind in checkpoint.moments}
+        write_tensors(tmp_path, "model", model, {"": checkpoint.weights.read})
+        write_tensors(tmp_path, "optimizer", model, sources)
+        for name in ("model.safetensors", "optimizer.safetensors"):
+            assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+        swapped = {**arrays, "h.0.attn.q.weight": arrays["h.0.attn.k.weight"]}
+    write_tensors(tmp_path, "model", model, {"": from_arrays(model, swapped)})
     assert (tmp_path / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
 
 
@@ -117,25 +125,25 @@ def test_a_slice_of_another_shape_is_named(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_reads_back_bit_for_bit(store: CheckpointStore) -> None:
-    opened = open_checkpoint(store.path(20))
     spec = spec_of()
-    assert opened.model == spec.model
-    assert opened.state == state_of(spec, 20)
-    stored_moments = {f"{n}.{kind}": a for kind, held in opened.moments.items() for n, a in held.items()}
-    for stored, written in (
-        (opened.weights, weights(spec.model, 20)),
-        (stored_moments, moments(spec.model, 20)),
-    ):
-        assert set(stored) == set(written)
-        for name, array in written.items():
-            assert stored[name].dtype == np.float32
-            np.testing.assert_array_equal(stored[name], array)
-    assert opened.tokenizer().identity == TOKENIZER.identity
+    with opened_run(store.path(20)) as checkpoint:
+        assert checkpoint.weights.model.ffn_size == spec.model.ffn_size
+        assert checkpoint.state == state_of(spec, 20)
+        held = {f"{n}.{kind}": a for kind, arrays in checkpoint.moments.items() for n, a in arrays.items()}
+        for stored, written in (
+            (checkpoint.weights.arrays, weights(spec.model, 20)),
+            (held, moments(spec.model, 20)),
+        ):
+            assert set(stored) == set(written)
+            for name, array in written.items():
+                assert stored[name].dtype == np.float32
+                np.testing.assert_array_equal(stored[name], array)
+        assert checkpoint.weights.tokenizer().identity == TOKENIZER.identity
 
 
 def test_a_run_folder_means_its_newest_checkpoint(store: CheckpointStore) -> None:
-    assert find_checkpoint(store.folder.parent, warn=pytest.fail) == store.path(20)
-    assert find_checkpoint(store.path(10), warn=pytest.fail) == store.path(10)
+    assert locate(store.folder.parent, warn=pytest.fail) == store.path(20)
+    assert locate(store.path(10), warn=pytest.fail) == store.path(10)
 
 
 @pytest.mark.parametrize(
@@ -150,8 +158,8 @@ def test_a_run_folder_means_its_newest_checkpoint(store: CheckpointStore) -> Non
 def test_a_missing_file_is_named(store: CheckpointStore, hide: set[str], named: str) -> None:
     for name in hide:
         (store.path(20) / name).unlink()
-    with pytest.raises(BadInput, match=named) as caught:
-        open_checkpoint(store.path(20))
+    with pytest.raises(BadInput, match=named) as caught, opened_run(store.path(20)):
+        pytest.fail("it was opened")
     assert caught.value.exit_code == 5
 
 
@@ -212,12 +220,12 @@ def test_a_folder_of_transformers_opens_for_generation(hugging_face: Path, tmp_p
     arrays["transformer.h.0.attn.bias"] = np.ones((1, 1, 16, 16), np.float32)
     arrays["lm_head.weight"] = arrays["transformer.wte.weight"]
     save_file(arrays, tmp_path / "model.safetensors")
-    opened = open_checkpoint(tmp_path)
-    assert opened.state is None
-    assert not opened.moments
-    assert sorted(opened.weights) == sorted(weights(spec.model, 1))
-    np.testing.assert_array_equal(opened.weights["wte.weight"], arrays["transformer.wte.weight"])
+    with open_checkpoint(tmp_path) as opened:
+        assert sorted(opened.arrays) == sorted(weights(spec.model, 1))
+        np.testing.assert_array_equal(opened.arrays["wte.weight"], arrays["transformer.wte.weight"])
+    with pytest.raises(BadInput, match="holds weights, not a run"), opened_run(tmp_path):
+        pytest.fail("it was opened")
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "n_embd": 24}))
-    with pytest.raises(BadInput, match=r"wte\.weight has shape \(257, 12\)"):
+    with pytest.raises(BadInput, match=r"says hidden_size=24, but the tensors say 12"):
         open_checkpoint(tmp_path)

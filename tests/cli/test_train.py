@@ -98,7 +98,7 @@ def test_a_dry_run_says_all_and_launches_nothing(tmp_path: Path) -> None:
         (("-o", "data.path=nowhere"), 5, "nowhere"),
         (("-o", "parallel.tensor=2"), 2, "parallel.tensor"),
         (("--backend", "troch"), 3, "Did you mean 'torch'"),
-        (("--resume", "nowhere"), 5, "nowhere: no such folder"),
+        (("--resume", "nowhere"), 5, "nowhere: no such file or folder"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
-import sys
-import sysconfig
-import venv
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.command import CODE
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "gptbridge-numpy"
+from tests.plugins.installing import EXAMPLES, environment_with
 
 Python = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -23,23 +18,7 @@ Python = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Python:
     """Run Python in a new environment that sees this one's packages and has the example installed."""
-    folder = tmp_path_factory.mktemp("example")
-    shutil.copytree(EXAMPLE, folder / "source")
-    venv.create(folder / "venv", with_pip=False, symlinks=True)
-    executable = folder / "venv" / "bin" / "python"
-    (site_packages,) = (folder / "venv" / "lib").glob("python*/site-packages")
-    outer = sysconfig.get_path("purelib")
-    (site_packages / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n")
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [str(executable), *arguments]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
-
-    options = ["--no-index", "--no-deps", "--no-build-isolation", "--quiet", "--disable-pip-version-check"]
-    install = [sys.executable, "-m", "pip", "--python", str(executable), "install", *options, "./source"]
-    pip = subprocess.run(install, cwd=folder, capture_output=True, text=True, timeout=200)
-    assert pip.returncode == 0, pip.stderr
-    return run
+    return environment_with(EXAMPLES / "gptbridge-numpy", tmp_path_factory.mktemp("example"))
 
 
 def test_it_is_listed_beside_the_built_in_backends(python: Python) -> None:

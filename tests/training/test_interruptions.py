@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gptbridge.checkpoint.reading import open_checkpoint
 from gptbridge.training.events import read_events
+from tests.checkpoint.conftest import opened_run
 from tests.command import CODE
 from tests.conftest import Spawn
 from tests.training.conftest import (
@@ -64,7 +64,8 @@ def test_killed_at_any_moment_it_continues_from_a_whole_checkpoint(tmp_path: Pat
         process.communicate()
         assert process.returncode == -signal.SIGKILL, f"kill {kill} came after the end"
         for checkpoint in (run / "checkpoints").glob("step-*"):
-            open_checkpoint(checkpoint)
+            with opened_run(checkpoint):
+                pass
     rest = {"run": str(run), "resume": "auto", "overrides": rarely}
     whole = {"run": str(tmp_path / "whole"), "overrides": [*overrides, *rarely]}
     run_jobs(tmp_path, "torch", [rest, whole])
@@ -93,9 +94,8 @@ def test_a_signal_saves_and_ends_the_run(
     last = max(numbers_of(run))
     (saved,) = (run / "checkpoints").iterdir()
     assert saved.name == f"step-{last:08d}"
-    state = open_checkpoint(saved).state
-    assert state is not None
-    assert state.step == last
+    with opened_run(saved) as checkpoint:
+        assert checkpoint.state.step == last
     assert number.name in problem
     assert [line.partition(" ")[0] for line in problem.splitlines()] == ["stopping", "error:"]
     end = read_events(run / "events.jsonl")[-1]

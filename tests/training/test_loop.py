@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from gptbridge.checkpoint.reading import open_checkpoint
 from gptbridge.rules.schedule import learning_rate
 from gptbridge.training.events import read_events
 from gptbridge.weights.initial import InitialWeights
 from gptbridge_specs import load_run
+from tests.checkpoint.conftest import opened_run
 from tests.training.conftest import (
     NO_DROPOUT,
     TINY,
@@ -23,6 +23,7 @@ from tests.training.conftest import (
     run_jobs,
     steps_of,
 )
+from tests.weights.conversion.test_vectors import VECTORS
 
 
 def test_a_run_folder_is_complete(torch_run: Path) -> None:
@@ -59,8 +60,8 @@ def test_every_event_has_its_fields(torch_run: Path) -> None:
 
 
 def test_the_checkpoint_knows_where_the_run_is(torch_run: Path) -> None:
-    state = open_checkpoint(torch_run / "checkpoints/step-00000004").state
-    assert state is not None
+    with opened_run(torch_run / "checkpoints/step-00000004") as checkpoint:
+        state = checkpoint.state
     assert (state.step, state.tokens, state.data.samples) == (4, 4 * 128, 16)
     assert (state.rng.seed, state.rng.step, state.optimizer.updates) == (1234, 4, 4)
 
@@ -88,7 +89,27 @@ def test_a_branch_of_a_run_stands_on_its_own(torch_run: Path, tmp_path: Path) ->
     whole = numbers_of(torch_run)
     assert numbers_of(branch) == {step: whole[step] for step in (5, 6)}
     assert kinds_of(branch)[:2] == ["checkpoint", "resume"]
-    assert open_checkpoint(branch / "checkpoints/step-00000004").folder.is_dir()
+    with opened_run(branch / "checkpoints/step-00000004") as checkpoint:
+        assert checkpoint.state.step == 4
+
+
+def test_a_run_from_before_goes_on(tmp_path: Path) -> None:
+    """Of a run whose software still had q, k and v in one weight, and which kept no spec.yaml."""
+    before = VECTORS / "run"
+    done = gptbridge(
+        "train", "-b", "torch", "--resume", before, "--run", tmp_path / "on", "-o", "training.max_steps=5"
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(steps_of(tmp_path / "on")) == [4, 5]
+    with opened_run(before) as old, opened_run(tmp_path / "on" / "checkpoints" / "step-00000003") as copy:
+        for name, array in old.weights.arrays.items():
+            np.testing.assert_array_equal(copy.weights.arrays[name], array)
+    spoilt = shutil.copytree(before, tmp_path / "spoilt")
+    weights = spoilt / "checkpoints" / "step-00000003" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    refused = gptbridge("train", "-b", "torch", "--resume", spoilt, "--run", tmp_path / "never")
+    assert refused.returncode == 5
+    assert "every checkpoint is damaged" in refused.stderr
 
 
 def test_a_forbidden_change_is_refused_before_anything_happens(torch_run: Path) -> None:
@@ -107,12 +128,11 @@ def test_a_batch_without_a_token_that_counts_is_skipped(torch_runs: Path) -> Non
     for event in steps_of(run).values():
         assert (event["loss"], event["grad_norm"], event["skipped"]) == (None, None, True)
     assert kinds_of(run).count("warning") == 2
-    saved = open_checkpoint(run / "checkpoints/step-00000002")
-    assert saved.state is not None
-    assert (saved.state.step, saved.state.optimizer.updates) == (2, 0)
-    start = InitialWeights(saved.model, 1234)
-    for name, array in saved.weights.items():
-        np.testing.assert_array_equal(array, start[name])
+    with opened_run(run / "checkpoints/step-00000002") as saved:
+        assert (saved.state.step, saved.state.optimizer.updates) == (2, 0)
+        start = InitialWeights(saved.weights.model, 1234)
+        for name, array in saved.weights.arrays.items():
+            np.testing.assert_array_equal(array, start[name])
 
 
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
@@ -128,7 +148,8 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     end = read_events(run / "events.jsonl")[-1]
     assert (end["event"], end["reason"]) == ("end", "failed")
     newest = max((run / "checkpoints").iterdir())
-    assert open_checkpoint(newest).state is not None
+    with opened_run(newest):
+        pass
 
 
 def test_a_validation_loss_that_is_no_number_is_null_and_told(tmp_path: Path) -> None:
@@ -161,18 +182,3 @@ def test_a_loss_that_overflows_in_fp16_is_a_step_that_is_skipped(tmp_path: Path)
     assert any(steps[step]["loss"] is None for step in skipped)
     assert all(event["loss"] is not None for step, event in steps.items() if step not in skipped)
     assert len(skipped) < len(steps) == 40
-
-
-def test_a_run_of_an_older_release_goes_on(tmp_path: Path) -> None:
-    """Its checkpoint has fused moments, and notes the sampled identity of its dataset."""
-    older = Path(__file__).parents[1] / "weights/conversion/vectors/run/checkpoints/step-00000003"
-    run = tmp_path / "run"
-    result = gptbridge(
-        "train", "-b", "torch", "--resume", older, "--run", run, *options(["training.max_steps=4"])
-    )
-    assert result.returncode == 0, result.stderr
-    assert list(steps_of(run)) == [4]
-    other = gptbridge(
-        "train", "-b", "torch", "--resume", older, "--run", tmp_path / "b", *options(["data.split=900,100,0"])
-    )
-    assert other.returncode == 2

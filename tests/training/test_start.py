@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_looked_into_is_one_line(tmp_path: Path) -> None
     for run, resume in ((None, str(long)), (long, AUTO)):
         with pytest.raises(BadInput, match="File name too long"):
             resolve(None, (), run, resume)
-    for place, reason in ((long, "File name too long"), (loop, "no such folder")):
+    for place, reason in ((long, "File name too long"), (loop, "no such file or folder")):
         with pytest.raises(BadInput, match=reason):
             choose_checkpoint(RunFolder(tmp_path / "run"), str(place), pytest.fail)
 

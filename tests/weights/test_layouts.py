@@ -71,9 +71,9 @@ def test_every_layout_reads_what_it_writes(layout: Layout) -> None:
             part = native.axes.view(stored[name], number, SIZES).transpose(stored_order.order_of(order))
             assert canonical not in found
             found[canonical] = part.reshape(order.shape(SIZES))
-    assert found.keys() == weights.keys()
-    for name, whole in weights.items():
-        assert np.array_equal(found[name], whole), name
+    assert found.keys() == {name for name in weights if not layout.leaves_out(name)}
+    for name, array in found.items():
+        assert np.array_equal(array, weights[name]), name
 
 
 WIDTH, PLACES, PARTS = MODEL.hidden_size, range(MODEL.head_size), range(3)

@@ -18,6 +18,9 @@ from gptbridge.errors import BadInput, RunFailed, UsageError
 SMALLEST = 257  # the bytes and end-of-text
 
 
+_ROOM = "A copy of the text lies beside it during training: make room for it, or give another --output"
+
+
 def train_tokenizer(
     inputs: list[str],
     vocab_size: int,
@@ -46,20 +49,17 @@ def train_tokenizer(
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-            corpus = Path(folder, "corpus")
+            corpus, made = Path(folder, "corpus"), Path(folder, "tokenizer")
             _gather(found.sources, corpus, json_key, document_separator, on_progress)
             with _quiet_library():
-                merges = bpe_merges(corpus, vocab_size)
-            definition = _definition(merges)
-            made = Path(folder, "tokenizer")
+                definition = _definition(bpe_merges(corpus, vocab_size))
             write_bpe(definition, made)
             made.rename(output)
     except OSError as error:
         raise RunFailed(
             f"the tokenizer cannot be written: {error.strerror}",
             where=output,
-            hint="A copy of the text lies beside it during training: make room for it, "
-            "or give another --output",
+            hint=_ROOM,
         ) from error
     return definition
 

@@ -15,7 +15,7 @@ from gptbridge.weights.configs.numbers import whole_number
 from gptbridge_specs import ModelSpec
 
 if TYPE_CHECKING:
-    from gptbridge.weights.conversion.lora import Lora
+    from gptbridge.weights.canonical.lora import Lora
 
 Content = Mapping[str, Any]  # the part of a configuration that describes the model
 
@@ -54,6 +54,10 @@ class Row:
 
     def write(self, described: Described) -> Mapping[str, Any]:
         """Return the keys to write; UsageError for a value that the file has no word for."""
+        return {}
+
+    def assumed(self, content: Content) -> Mapping[str, Any]:
+        """Return fields that `content` leaves open and the system's releases differ in, as is most likely."""
         return {}
 
     def not_computed(self, model: ModelSpec) -> str | None:
@@ -119,6 +123,7 @@ class Words(_Field):
     words: Mapping[str, str] = field(default_factory=dict)
     absent: str | None = None
     hard_coded: str | None = None
+    likely: Callable[[Content], str] | None = None  # in place of `absent`, where that is not certain
 
     def read(self, content: Content, where: object) -> Mapping[str, Any]:
         """Return what the first of the keys that is there means."""
@@ -130,6 +135,12 @@ class Words(_Field):
                     raise BadInput(problem, where=where, allowed=", ".join(self.words))
                 return {self.field: self.words[word]}
         return {} if self.absent is None else {self.field: self.absent}
+
+    def assumed(self, content: Content) -> Mapping[str, Any]:
+        """Return what the field most likely is where no key is there."""
+        if self.likely is None or any(name in content for name in self.names):
+            return {}
+        return {self.field: self.likely(content)}
 
     def write(self, described: Described) -> Mapping[str, Any]:
         """Return the first key, with the word for the model's value."""

@@ -9,8 +9,8 @@ from pathlib import Path
 import yaml
 
 from gptbridge.files import write_json, write_synced
-from gptbridge.weights.conversion.source import Source
 from gptbridge.weights.conversion.target import Target, TargetFile, holds_lora
+from gptbridge.weights.opening import Opened
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -27,7 +27,7 @@ TOKENIZER_FILES = (
 _MAX_TOKENIZER_BYTES = 64 << 20
 
 
-def write_companions(source: Source, target: Target, files: Sequence[TargetFile], folder: Path) -> list[str]:
+def write_companions(source: Opened, target: Target, files: Sequence[TargetFile], folder: Path) -> list[str]:
     """Write the configuration and copy the source's tokenizer; return the names of the files.
 
     `files` are the weight files in `folder` that they accompany.
@@ -39,10 +39,9 @@ def write_companions(source: Source, target: Target, files: Sequence[TargetFile]
     adapters = target.dialect.adapters
     if target.lora is not None and adapters is not None and not holds_lora(target.layout):
         written += adapters.write(target.lora, target.model, target.dtypes, folder)
-    root = source.path if source.path.is_dir() else source.path.parent
     for name in TOKENIZER_FILES:
-        if name not in written and _is_plain(root / name):
-            write_synced(folder / name, (root / name).read_bytes())
+        if name not in written and _is_plain(source.folder / name):
+            write_synced(folder / name, (source.folder / name).read_bytes())
             written.append(name)
     return written
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,29 +13,30 @@ from pydantic import ValidationError
 
 from gptbridge.errors import UsageError
 from gptbridge.process.cores import usable_cores
-from gptbridge.weights.conversion.casting import FLOATS
+from gptbridge.weights.canonical.casting import FLOATS
 from gptbridge.weights.conversion.companions import write_companions
 from gptbridge.weights.conversion.output_folder import new_folder, refuse_output
-from gptbridge.weights.conversion.source import Source, Told, open_source
 from gptbridge.weights.conversion.streaming import Stream
 from gptbridge.weights.conversion.target import Split, Target, TargetFile, plan_files
+from gptbridge.weights.conversion.verdict import Verdict
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.registry import find_dialect
 from gptbridge.weights.formats import TREE_WRITERS, WRITERS, Chunks
 from gptbridge.weights.layouts.rules import Layout
+from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 from gptbridge_specs import ModelSpec
 
-Progress = Callable[[int, int, str], None]  # bytes written, bytes in all, the file being written
+ByteProgress = Callable[[int, int, str], None]  # bytes written, bytes in all, the file being written
 
 
 @dataclass(frozen=True)
-class Request:
+class Conversion:
     """One conversion. None: as the source has it."""
 
     source: Path
     output: Path
     to: str
-    told: Told = field(default_factory=Told)
+    hints: Hints = field(default_factory=Hints)
     variant: str | None = None
     vocab_size: int | None = None
     dtype: str | None = None
@@ -56,20 +57,21 @@ class Converted:
     companions: tuple[str, ...]
     left_out: tuple[str, ...]  # tensors of the source that are no weights
     notes: tuple[str, ...]  # what the user should know of the result
+    verdict: Verdict | None = None  # None: the logits were not compared
 
 
-def convert_checkpoint(request: Request, progress: Progress | None = None) -> Converted:
+def convert_checkpoint(conversion: Conversion, progress: ByteProgress | None = None) -> Converted:
     """Convert; raises BadInput for the source, UsageError for what is asked, RunFailed for the disk."""
-    dialect = find_dialect(request.to)
-    layout = choose_layout(dialect, request.variant, request.split)
-    refuse_output(request.output, request.source, overwrite=request.overwrite)
-    with ExitStack() as stack:
-        source = open_source(request.source, stack, request.told, verify=False)
-        source = _merged(source) if request.merge_lora else source
-        target = _target(source, dialect, layout, request)
+    dialect = find_dialect(conversion.to)
+    layout = choose_layout(dialect, conversion.variant, conversion.split)
+    refuse_output(conversion.output, conversion.source, overwrite=conversion.overwrite)
+    with open_checkpoint(conversion.source, conversion.hints, verify=False) as opened:
+        source = _merged(opened) if conversion.merge_lora else opened
+        target = _target(source, dialect, layout, conversion)
         files = plan_files(target)
+        _require_zeros(source, target)
         nbytes = sum(tensor.info.nbytes for file in files for tensor in file.tensors)
-        with new_folder(request.output, nbytes) as folder, _verifying(source):
+        with new_folder(conversion.output, nbytes) as folder, _verifying(source):
             _Writing(source, nbytes, progress).write(files, folder)
             companions = write_companions(source, target, files, folder)
     return Converted(
@@ -80,24 +82,23 @@ def convert_checkpoint(request: Request, progress: Progress | None = None) -> Co
         nbytes,
         tuple(companions),
         source.dropped,
-        tuple(_notes(source, target, request.told)),
+        tuple(_notes(source, target)),
     )
 
 
-def _notes(source: Source, target: Target, told: Told) -> Iterator[str]:
+def _notes(source: Opened, target: Target) -> Iterator[str]:
     """Yield what was taken for granted of the source, and what the target's software does not compute."""
     yield from source.warnings
     model = target.model
     if model.vocab_size < source.sizes["v"]:
         yield f"the embedding keeps {model.vocab_size} of its {source.sizes['v']} rows"
-    if not source.config_file and "activation" not in told.model.fields:
-        fields = ("layernorm_epsilon",) if source.activation_is_fixed else ("activation", "layernorm_epsilon")
-        taken = " and ".join(f"{name}={getattr(model, name)}" for name in fields)
-        yield f"no configuration beside the weights: {taken} taken, --model PRESET|FILE says otherwise"
+    yield from source.assumed
     config, name = target.dialect.config, target.dialect.name
     if source.tokens and not config.holds_tokens:
         named = ", ".join(f"{token}={number}" for token, number in source.tokens.items())
         yield f"{name}'s configuration has no place for {named}"
+    if missing := config.not_said(model):
+        yield f"{name}'s configuration has no place for {', '.join(missing)}"
     for difference in config.not_computed(model):
         yield f"{name} itself always computes {difference}"
 
@@ -119,31 +120,43 @@ def choose_layout(dialect: Dialect, variant: str | None, split: Split) -> Layout
     return chosen
 
 
-def _merged(source: Source) -> Source:
-    if source.lora is None:
+def _merged(source: Opened) -> Opened:
+    if source.adapter is None:
         raise UsageError("the checkpoint has no LoRA to merge", where=source.path)
     return source.merged()
 
 
-def _target(source: Source, dialect: Dialect, layout: Layout, request: Request) -> Target:
+def _target(source: Opened, dialect: Dialect, layout: Layout, conversion: Conversion) -> Target:
     model = source.model
-    if request.vocab_size is not None:
-        model = _with_vocabulary(source, request.vocab_size)
-    if source.lora is not None:
-        source.lora.require_alpha()
+    if conversion.vocab_size is not None:
+        model = _with_vocabulary(source, conversion.vocab_size)
+    if source.adapter is not None:
+        source.adapter.require_alpha()
     return Target(
         dialect,
         layout,
         model,
-        {name: request.dtype or weight.dtype for name, weight in source.all_weights.items()},
-        request.split,
+        {name: conversion.dtype or weight.dtype for name, weight in source.all_weights.items()},
+        conversion.split,
         source.num_labels,
         source.tokens,
-        source.lora,
+        source.adapter,
     )
 
 
-def _with_vocabulary(source: Source, rows: int) -> ModelSpec:
+def _require_zeros(source: Opened, target: Target) -> None:
+    """Refuse a weight that the layout leaves out as zeros, and that is not."""
+    for name in filter(target.layout.leaves_out, source.names):
+        if source.arrays[name].any():
+            others = [layout.variant for layout in target.dialect.written_layouts if not layout.zeros]
+            raise UsageError(
+                f"{name} is not zero, and {target.name} has no place for it",
+                where=source.path,
+                hint=f"Write another variant: --variant {' or '.join(others)}" if others else None,
+            )
+
+
+def _with_vocabulary(source: Opened, rows: int) -> ModelSpec:
     for name, token in source.tokens.items():
         if token >= rows:
             raise UsageError(f"--vocab-size {rows} cuts {name}={token} off", where=source.path)
@@ -154,7 +167,7 @@ def _with_vocabulary(source: Source, rows: int) -> ModelSpec:
 
 
 @contextmanager
-def _verifying(source: Source) -> Iterator[None]:
+def _verifying(source: Opened) -> Iterator[None]:
     """Check the CRCs that the source's files declare beside the block, and end it with what they say."""
     with ThreadPoolExecutor(1) as pool:
         checks: list[Future[None]] = [pool.submit(file.verify) for file in source.files]
@@ -170,7 +183,7 @@ def _verifying(source: Source) -> Iterator[None]:
 class _Writing:
     """Writes the planned files of one conversion, `nbytes` of tensors in all."""
 
-    def __init__(self, source: Source, nbytes: int, progress: Progress | None) -> None:
+    def __init__(self, source: Opened, nbytes: int, progress: ByteProgress | None) -> None:
         self._source = source
         self._nbytes = nbytes
         self._progress = progress

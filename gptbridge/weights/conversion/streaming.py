@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.weights.conversion.canonical_weight import CanonicalWeight, unchanged
+from gptbridge.weights.canonical.weight import CanonicalWeight, unchanged
 from gptbridge.weights.conversion.target import TargetTensor
 from gptbridge.weights.formats import STORAGE_DTYPES, Chunks
 from gptbridge.weights.layouts.boxes import Slab, sizes_of, slabs

@@ -9,9 +9,9 @@ from typing import Any
 from gptbridge.errors import UsageError
 from gptbridge.weights.architecture import LORA_A, LORA_B, layer_of, parameters, shifted
 from gptbridge.weights.architecture import sizes as letter_sizes
+from gptbridge.weights.canonical.casting import joint_type
+from gptbridge.weights.canonical.lora import Lora
 from gptbridge.weights.configs.rows import Described
-from gptbridge.weights.conversion.casting import joint_type
-from gptbridge.weights.conversion.lora import Lora
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.files import Place
 from gptbridge.weights.formats import TensorInfo, Tree

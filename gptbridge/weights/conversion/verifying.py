@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,56 +12,48 @@ from numpy.typing import NDArray
 from gptbridge import reference
 from gptbridge.errors import RunFailed
 from gptbridge.weights.architecture import count_parameters
-from gptbridge.weights.conversion.arrays import CanonicalArrays
-from gptbridge.weights.conversion.convert import Converted, Request
-from gptbridge.weights.conversion.source import Source, Told, open_source
+from gptbridge.weights.conversion.convert import Conversion, Converted
+from gptbridge.weights.conversion.verdict import Verdict
+from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 
 SMALL_MODEL = 20_000_000  # parameters up to which a conversion is verified without being asked
 # Largest |d logits| / largest |logit| for a target in each element type: its rounding, with room.
 _TOLERANCE = {"float64": 1e-6, "float32": 1e-6, "float16": 2e-2, "bfloat16": 1e-1}
 _TOKENS = (2, 16)
+_NO_HINTS = Hints()
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How far the logits of two checkpoints are apart."""
+class DifferentLogits(RunFailed):
+    """A conversion whose result does not compute what its source does; `done` says all the rest of it."""
 
-    max_difference: float
-    max_logit: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """The difference is no more than the element type's rounding. NaN never passes."""
-        return self.max_difference <= self.tolerance * max(self.max_logit, 1.0)
-
-    def require_passed(self, path: Path) -> None:
-        """Raise RunFailed, naming the checkpoint at `path`, unless the logits are the same."""
-        if not self.passed:
-            raise RunFailed(str(self), where=path)
-
-    def __str__(self) -> str:
-        if not np.isfinite(self.max_logit):
-            return "NO LOGITS TO COMPARE: the source itself computes NaN or infinity"
-        word = "same logits" if self.passed else "DIFFERENT LOGITS"
-        return f"{word}: max |d logits| {self.max_difference:.2e} of max |logit| {self.max_logit:.3g}"
+    def __init__(self, done: Converted, verdict: Verdict, output: Path) -> None:
+        super().__init__(str(verdict), where=output)
+        self.done = done
 
 
-def verify_conversion(request: Request, done: Converted, *, wanted: bool | None) -> Verdict | None:
-    """Compare what was converted with its source; for `wanted` None only a small model, which is quick."""
+def verified(conversion: Conversion, done: Converted, *, wanted: bool | None) -> Converted:
+    """Compare what was converted with its source; for `wanted` None only a small model, which is quick.
+
+    Returns what was done with the verdict, or raises DifferentLogits.
+    """
     if wanted is False or (wanted is None and count_parameters(done.model) > SMALL_MODEL):
-        return None
-    return verify(request.source, request.output, told=request.told, dialect=request.to)
+        return done
+    verdict = verify(conversion.source, conversion.output, hints=conversion.hints, dialect=conversion.to)
+    done = replace(done, verdict=verdict)
+    if not verdict.passed:
+        raise DifferentLogits(done, verdict, conversion.output)
+    return done
 
 
-def verify(first: Path, second: Path, *, told: Told | None = None, dialect: str | None = None) -> Verdict:
+def verify(first: Path, second: Path, *, hints: Hints = _NO_HINTS, dialect: str | None = None) -> Verdict:
     """Compare the logits of two checkpoints on seeded random tokens; padded vocabulary does not count.
 
-    `told` is what the user says about the first, `dialect` what the second is. LoRA that both keep
+    `hints` is what the user says about the first, `dialect` what the second is. LoRA that both keep
     apart, or only the first, counts as part of the weights.
     """
     with ExitStack() as stack:
-        sources = [open_source(first, stack, told), open_source(second, stack, Told(dialect))]
+        sides = ((first, hints), (second, Hints(dialect)))
+        sources = [stack.enter_context(open_checkpoint(path, known)) for path, known in sides]
         vocabulary = min(source.model.vocab_size for source in sources)
         length = min(_TOKENS[1], sources[0].model.max_position_embeddings)
         tokens = np.random.default_rng(0).integers(0, vocabulary, (_TOKENS[0], length), np.int32)
@@ -73,9 +65,9 @@ def verify(first: Path, second: Path, *, told: Told | None = None, dialect: str 
     return Verdict(difference, float(np.max(np.abs(scores[0]))), max(_TOLERANCE[dtype] for dtype in dtypes))
 
 
-def _scores(source: Source, tokens: NDArray[np.int32], vocabulary: int) -> NDArray[np.float64]:
+def _scores(source: Opened, tokens: NDArray[np.int32], vocabulary: int) -> NDArray[np.float64]:
     """Return the logits of the model's head, and those of a classifier's head beside them."""
-    arrays = CanonicalArrays(source)
+    arrays = source.arrays
     scores = [reference.logits(source.model, arrays, tokens)[..., :vocabulary]]
     if source.num_labels is not None:
         classifier = source.model.model_copy(update={"tie_word_embeddings": False})

@@ -43,7 +43,7 @@ from gptbridge.weights.layouts.rules import Layout
 from gptbridge_specs import ModelSpec
 
 if TYPE_CHECKING:
-    from gptbridge.weights.conversion.lora import Lora
+    from gptbridge.weights.canonical.lora import Lora
     from gptbridge.weights.conversion.target import Target, TargetFile
 
 Contents = Mapping[str, Any]  # file name -> content: text, bytes, or data for JSON or YAML by its ending

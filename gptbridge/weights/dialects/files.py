@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gptbridge.weights.formats import Tree, WeightFile
 
 if TYPE_CHECKING:
-    from gptbridge.weights.conversion.cutting import Stage
+    from gptbridge.weights.canonical.cutting import Stage
     from gptbridge.weights.conversion.target import Split, Target
 
 _RANK = re.compile(r"\{(tensor|pipeline):0(\d)\}")

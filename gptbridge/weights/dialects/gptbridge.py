@@ -15,4 +15,5 @@ DIALECT = Dialect(
     config=CONFIG,
     files=HUGGING_FACE.files,
     adapters=HUGGING_FACE.adapters,
+    same_names=("torch",),
 )

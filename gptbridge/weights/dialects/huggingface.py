@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptbridge.errors import BadInput, printable
 from gptbridge.files import read_json
 from gptbridge.weights.configs.rows import (
-    Content,
     Described,
     Key,
     Pair,
@@ -23,7 +21,7 @@ from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects import peft
 from gptbridge.weights.dialects.dialect import AdapterFiles, Dialect
 from gptbridge.weights.dialects.files import Files, Place
-from gptbridge.weights.layouts.rules import CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, Table, rules, wrapped
+from gptbridge.weights.layouts.rules import CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, Table, rules
 from gptbridge_specs import ModelSpec
 
 _BLOCK: Table = {
@@ -63,15 +61,6 @@ def variant(dialect: str, variant: str, prefix: str) -> Layout:
     )
 
 
-_PLAIN = (variant("torch", "GPT2Model", ""), variant("torch", "GPT2LMHeadModel", "transformer."))
-
-
-def _require_gpt2(content: Content, where: object) -> None:
-    kind = content.get("model_type", "gpt2")
-    if kind != "gpt2":
-        raise BadInput(f"model_type is {printable(kind)!r}", where=where, allowed="gpt2")
-
-
 def _architectures(described: Described) -> list[str]:
     head = "LMHeadModel" if described.num_labels is None else "ForSequenceClassification"
     return [f"GPT2{head}"]
@@ -90,7 +79,7 @@ CONFIG = ConfigTable(
     complete=True,  # `absent` is what transformers assumes for a key that the file leaves out
     rows=(
         Written("architectures", _architectures),
-        Pair("model_type", ("model_type",), _require_gpt2, lambda described: {"model_type": "gpt2"}),
+        Switch("model_type", "gpt2", written=True),
         Key("vocab_size", ("vocab_size",), absent=50257),
         Key("hidden_size", ("n_embd",), absent=768),
         Key("num_layers", ("n_layer",), absent=12),
@@ -137,10 +126,7 @@ DIALECT = Dialect(
     "torch",
     aliases=("huggingface",),
     preference=10,
-    layouts=(
-        *_PLAIN,
-        *(wrapped(layout, "module") for layout in _PLAIN),
-    ),  # as DistributedDataParallel names it
+    layouts=(variant("torch", "GPT2Model", ""), variant("torch", "GPT2LMHeadModel", "transformer.")),
     config=CONFIG,
     files=Files(
         Place("safetensors", "model.safetensors"),
@@ -153,6 +139,7 @@ DIALECT = Dialect(
         others=(peft.FOLDER, peft.CONFIG_FILE),
     ),
     adapters=AdapterFiles(peft.read_adapter, peft.write_adapter),
+    same_names=("gptbridge",),
 )
 
 

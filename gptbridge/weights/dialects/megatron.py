@@ -237,7 +237,7 @@ DIALECT = Dialect(
     fitting=_fitting,
     virtual_stage=_chunk_of,
     config=ConfigTable(
-        in_weights="args",
+        in_weights=("args",),
         rows=(
             Key("vocab_size", ("padded_vocab_size",)),
             Key("hidden_size", ("hidden_size",)),

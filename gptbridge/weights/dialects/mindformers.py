@@ -19,13 +19,17 @@ from gptbridge.weights.dialects.dialect import Contents, Dialect
 from gptbridge.weights.dialects.files import Files, Place, RankFolders
 from gptbridge.weights.dialects.mindspore.ranks import find_ranks, rank_stages
 from gptbridge.weights.dialects.mindspore.strategy_files import strategies_of
-from gptbridge.weights.layouts.rules import HEADS, Layout, Table, rules, wrapped
+from gptbridge.weights.layouts.rules import HEADS, Layout, Table, rules
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.target import Split, Target, TargetFile
 
 # (name of the layer, the letters of its heads) of q, k and v
 _QKV = {part: (f"attention.dense{n}", HEADS[part]) for n, part in enumerate(HEADS, start=1)}
+_TRAINING = (
+    r"(adam_[mv]|moment[12]|moments|exp_avg(_sq)?|accu_grads)\..*",  # an optimizer's state
+    r"[^.]+",  # its counters, rates and scales; weights lie in cells, so their names have dots
+)
 
 
 def _qkv() -> Table:
@@ -67,11 +71,7 @@ def _variant(name: str, prefix: str) -> Layout:
             },
             blocks=f"{prefix}blocks.{{}}.",
         ),
-        dropped=(
-            rf"({re.escape(prefix)}blocks\.\d+\.)?attention\.(beta|masked_beta)",  # causal masks
-            r"(adam_[mv]|moment[12]|moments|exp_avg(_sq)?|accu_grads)\..*",  # an optimizer's state
-            r"[^.]+",  # its counters, rates and scales; weights lie in cells, so their names have dots
-        ),
+        dropped=(rf"({re.escape(prefix)}blocks\.\d+\.)?attention\.(beta|masked_beta)", *_TRAINING),  # masks
         # The head is the first stage's table once more. Each tensor rank has it whole (vocab_emb_dp).
         repeated_in_last_stage=(("wte.weight", f"{prefix}embedding.word_embedding.embedding_table"),),
         cut="mf",
@@ -129,13 +129,12 @@ def _ranked(tensor: int, pipeline: int, split: Split) -> str:
     return f"rank_{pipeline * split.tensor + tensor}/gpt2.ckpt"
 
 
-_PLAIN = (_variant("GPT2LMHeadModel", "backbone."), _variant("GPT2Model", ""))
 _HIDDEN = Key("hidden_size", ("hidden_size", "embedding_size"))
 DIALECT = Dialect(
     "mindspore",
     aliases=("mindformers",),
     preference=40,
-    layouts=(*_PLAIN, *(wrapped(layout, "network") for layout in _PLAIN)),  # a cell around the model
+    layouts=(_variant("GPT2LMHeadModel", "backbone."), _variant("GPT2Model", "")),
     config=ConfigTable(
         files=("model.yaml", "config.yaml", "*.yaml"),
         section=("model", "model_config"),

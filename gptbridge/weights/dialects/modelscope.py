@@ -12,7 +12,7 @@ from gptbridge.weights.dialects.dialect import Contents, Dialect
 from gptbridge.weights.dialects.files import Files, Place, Ranked
 from gptbridge.weights.dialects.megatron import block, classic, left_out, nested, without_chunk
 from gptbridge.weights.formats import Tree
-from gptbridge.weights.layouts.rules import CONCATENATED, Layout, rules, wrapped
+from gptbridge.weights.layouts.rules import CONCATENATED, Layout, rules
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.target import Split, Target, TargetFile
@@ -50,12 +50,15 @@ def _large(variant: str, prefix: str) -> Layout:
 
 _LAYOUTS = (
     _large("large", "module.language_model."),
-    _large("large without module", "language_model."),
     _large("large in two modules", "module.module.language_model."),
+    _large("large without module", "language_model."),
     _base("base", "language_model."),
     _base("base with model", "model.language_model."),
     _base("base in state_dict", "state_dict.language_model."),
-    wrapped(_base("base with model", "model.language_model."), "state_dict"),
+    replace(
+        _base("base with model in state_dict", "model.language_model."),
+        plain_name=lambda name: name.removeprefix("state_dict."),
+    ),
 )
 
 

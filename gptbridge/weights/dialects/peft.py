@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import read_json, write_json
 from gptbridge.weights.architecture import LORA_A, LORA_B, sizes, weight_axes
+from gptbridge.weights.canonical.casting import FLOATS, joint_type
+from gptbridge.weights.canonical.lora import QKV, Lora
+from gptbridge.weights.canonical.weight import CanonicalWeight
 from gptbridge.weights.configs.numbers import finite_number
-from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
-from gptbridge.weights.conversion.casting import FLOATS, joint_type
-from gptbridge.weights.conversion.lora import QKV, Lora
 from gptbridge.weights.formats import Entry, TensorInfo, WeightFile, open_weights
 from gptbridge.weights.formats.safetensors import write_safetensors
 from gptbridge.weights.layouts.axes import Axes

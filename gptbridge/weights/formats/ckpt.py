@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from gptbridge.errors import printable
-from gptbridge.weights.formats.blocks import Block, MappedBlock, SlicedBlock
 from gptbridge.weights.formats.protobuf import (
     LENGTH_DELIMITED,
     fields,
@@ -25,6 +24,7 @@ from gptbridge.weights.formats.protobuf import (
 from gptbridge.weights.formats.segments import RawSegment
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import MAX_NAME_LENGTH, MAX_TENSORS
+from gptbridge.weights.formats.tensor_bytes import MappedBytes, SlicedBytes, TensorBytes
 from gptbridge.weights.formats.weight_file import Checksum, Contents
 
 DTYPES: Mapping[str, str] = {
@@ -193,7 +193,7 @@ def _add_tensor(contents: Contents, record: _Record) -> None:
             f"its shape takes {info.nbytes} bytes, the file gives {record.nbytes}", tensor=info.name
         )
     if len(record.slices) == 1:
-        block: Block = MappedBlock(source, *record.slices[0])
+        block: TensorBytes = MappedBytes(source, *record.slices[0])
     else:
-        block = SlicedBlock([RawSegment(source, offset, nbytes) for offset, nbytes in record.slices])
+        block = SlicedBytes([RawSegment(source, offset, nbytes) for offset, nbytes in record.slices])
     contents.add(info, block, record.nbytes)

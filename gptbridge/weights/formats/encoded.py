@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.weights.formats.blocks import Block
 from gptbridge.weights.formats.segments import Segment, gather_bytes
 from gptbridge.weights.formats.tensor import Chunks, TensorInfo, row_major_chunks
+from gptbridge.weights.formats.tensor_bytes import TensorBytes
 from gptbridge.weights.formats.unpacking import Unpacked
 
 _UNPACKED_BYTES = 1 << 20  # smaller tensors are decoded in memory
 _DECODED_BYTES = 1 << 20  # at a time, by each thread
 
 
-class EncodedBlock(Block):
+class EncodedBytes(TensorBytes):
     """A tensor in several segments, one after the other, row-major, or column-major if `fortran`.
 
     A few rows of a row-major one are decoded in memory. Whoever asks for more than that of a large tensor

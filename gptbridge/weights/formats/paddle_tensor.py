@@ -9,10 +9,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from gptbridge.weights.formats.blocks import MappedBlock
 from gptbridge.weights.formats.protobuf import VARINT, fields, read_varint
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import MAX_DIMENSIONS
+from gptbridge.weights.formats.tensor_bytes import MappedBytes
 from gptbridge.weights.formats.weight_file import Contents
 
 TENSOR_NAME = "tensor"
@@ -62,5 +62,5 @@ def read_paddle_tensor(source: SourceFile) -> Contents:
         source.refuse(f"element type {code} is not known")
     contents = Contents(source, "paddle-tensor")
     info = contents.new_tensor(TENSOR_NAME, _DTYPES[code], dims)
-    contents.add(info, MappedBlock(source, data, info.nbytes), source.size - data)
+    contents.add(info, MappedBytes(source, data, info.nbytes), source.size - data)
     return contents

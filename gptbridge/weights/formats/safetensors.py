@@ -10,11 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gptbridge.weights.formats.blocks import MappedBlock
 from gptbridge.weights.formats.json_header import MAX_JSON_BYTES, read_object
 from gptbridge.weights.formats.output import new_file
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import Entry
+from gptbridge.weights.formats.tensor_bytes import MappedBytes
 from gptbridge.weights.formats.weight_file import Contents
 
 _DTYPES: Mapping[str, str] = {
@@ -40,7 +40,7 @@ _DTYPES: Mapping[str, str] = {
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _ALIGNMENT = 8
-# transformers opens a file only when its metadata names a framework.
+# Some software opens a file only when its metadata names a framework.
 _DEFAULT_METADATA = {"format": "pt"}
 
 
@@ -84,7 +84,7 @@ def _add(contents: Contents, name: str, entry: object, data_start: int) -> tuple
     info = contents.new_tensor(name, _DTYPES[code], shape)
     if not 0 <= start <= stop <= source.size - data_start:
         source.refuse("its bytes lie outside the file", tensor=name)
-    contents.add(info, MappedBlock(source, data_start + start, info.nbytes), stop - start)
+    contents.add(info, MappedBytes(source, data_start + start, info.nbytes), stop - start)
     return data_start + start, data_start + stop, name
 
 

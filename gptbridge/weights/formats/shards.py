@@ -1,6 +1,6 @@
 """Weights in several files: the index that names each tensor's file, read and written.
 
-Format: {"metadata": {...}, "weight_map": {TENSOR: FILE}}, as transformers writes it beside its shards.
+Format: {"metadata": {...}, "weight_map": {TENSOR: FILE}}, beside its shards.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class TensorRef:
 
 
 class Namespace(dict[str, "Tree"]):
-    """The attributes of an argparse.Namespace, such as Megatron's args, as plain data."""
+    """The attributes of an argparse.Namespace, such as a trainer's options, as plain data."""
 
 
 Key: TypeAlias = "bool | int | str | bytes | tuple[bool | int | str | bytes | None, ...] | None"

@@ -1,4 +1,4 @@
-"""torch tensors inside a pickle: storages found, views checked, each given a Block."""
+"""torch tensors inside a pickle: storages found, views checked, each given a TensorBytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from itertools import accumulate
 from operator import mul
 from typing import Any
 
-from gptbridge.weights.formats.blocks import MappedBlock
 from gptbridge.weights.formats.pickles.decoder import PickleDecoder
 from gptbridge.weights.formats.pickles.globals import GLOBALS, build_state
 from gptbridge.weights.formats.pickles.numpy_arrays import NumpyArrays
@@ -15,6 +14,7 @@ from gptbridge.weights.formats.pickles.tree import Record, TreeBuilder
 from gptbridge.weights.formats.pickles.values import Refused, TorchStorage, TorchTensor
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import STORAGE_DTYPES, TensorInfo
+from gptbridge.weights.formats.tensor_bytes import MappedBytes
 from gptbridge.weights.formats.weight_file import Contents
 
 
@@ -73,7 +73,7 @@ def _add(contents: Contents, name: str, tensor: TorchTensor, storages: dict[str,
     if info.num_elements and not 0 <= start <= start + span * itemsize <= nbytes:
         source.refuse("its view leaves its storage", tensor=name)
     byte_strides = None if _is_row_major(info, strides) else tuple(itemsize * stride for stride in strides)
-    contents.add(info, MappedBlock(source, offset + start, info.nbytes, byte_strides), info.nbytes)
+    contents.add(info, MappedBytes(source, offset + start, info.nbytes, byte_strides), info.nbytes)
 
 
 def _viewed(

@@ -11,7 +11,6 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from gptbridge.errors import printable
-from gptbridge.weights.formats.blocks import Block
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import (
     MAX_TENSORS,
@@ -23,6 +22,7 @@ from gptbridge.weights.formats.tensor import (
     describe_bad_name,
     describe_bad_shape,
 )
+from gptbridge.weights.formats.tensor_bytes import TensorBytes
 
 # Tensors may share bytes (tied weights, an expanded buffer), but a small file may not fill a disk.
 MAX_EXPANSION = 16
@@ -46,7 +46,7 @@ class Contents:
     source: SourceFile
     format: str
     tensors: dict[str, TensorInfo] = field(default_factory=dict)
-    blocks: dict[str, Block] = field(default_factory=dict)
+    blocks: dict[str, TensorBytes] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     tree: Tree = None
     checksums: list[Checksum] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Contents:
             self.source.refuse(f"holds more than {MAX_TENSORS} tensors")
         return TensorInfo(str(name), dtype, tuple(shape))
 
-    def add(self, info: TensorInfo, block: Block, nbytes: int) -> None:
+    def add(self, info: TensorInfo, block: TensorBytes, nbytes: int) -> None:
         """Add a tensor that `new_tensor` described, to whose elements the file gives `nbytes` bytes."""
         if nbytes != info.nbytes:
             self.source.refuse(
@@ -81,7 +81,7 @@ class WeightFile:
 
     `format` is a name of detection.READERS. `tensors` lists every tensor in the file's order. `metadata`
     is the text that the file carries beside them. `tree` is the file's structure as plain data with a
-    TensorRef in each tensor's place: nested for a file that nests (Megatron's `args`, `iteration`, ...),
+    TensorRef in each tensor's place: nested for a file that nests (`args`, `iteration`, ...),
     else one dict. A context manager; arrays that were read stay valid after it closes.
     """
 
@@ -91,7 +91,7 @@ class WeightFile:
         self.metadata: Mapping[str, str] = contents[0].metadata
         self.tensors: dict[str, TensorInfo] = {}
         self._contents = contents
-        self._blocks: dict[str, Block] = {}
+        self._blocks: dict[str, TensorBytes] = {}
         for part in contents:
             self.tensors.update(part.tensors)
             self._blocks.update(part.blocks)

@@ -9,6 +9,7 @@ from gptbridge.errors import BadInput, printable
 from gptbridge.weights.architecture import BLOCK, TOP, layer_of, shifted
 from gptbridge.weights.layouts.rules import Layout, NativeTensor
 from gptbridge.weights.layouts.stored import StoredAxes
+from gptbridge.weights.layouts.wrappers import leading_wrappers
 
 RANKS_HINT = "If this is one of several ranks, give the folder of them all"
 
@@ -25,6 +26,13 @@ class Match:
     unknown: tuple[str, ...]
     missing: tuple[str, ...]  # tensors that are not there
     num_layers: int
+
+    @property
+    def variant(self) -> str:
+        """The layout's variant, and what its names are wrapped in."""
+        first = next((name for _, name in self.natives), "")
+        wrapper = "" if self.layout.has_wrappers else leading_wrappers(first)
+        return f"{self.layout.variant} in {wrapper}" if wrapper else self.layout.variant
 
     @property
     def whole(self) -> bool:
@@ -103,7 +111,7 @@ def require_whole(match: Match, where: object) -> Match:
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise BadInput(
-                f"{printable(names[0])}{more} {kind} for {match.layout.dialect} ({match.layout.variant})",
+                f"{printable(names[0])}{more} {kind} for {match.layout.dialect} ({match.variant})",
                 where=where,
                 hint=RANKS_HINT if names is match.missing else None,
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from gptbridge.weights.architecture import layer_of
 from gptbridge.weights.layouts.axes import CUT
 from gptbridge.weights.layouts.stored import StoredAxes, stored_axes
+from gptbridge.weights.layouts.wrappers import is_wrapped, peeled
 
 # What a head has of q, k and v: m key/value heads, with g query heads each.
 HEADS = {"q": "m g d", "k": "m d", "v": "m d"}
@@ -57,10 +58,10 @@ class Layout:
     first_layer: int = 0  # the number of the first layer; what follows the layers has the next one
     cut: str = CUT  # the letters that tensor parallelism cuts when this layout is written
     staged: bool | None = None  # written for several pipeline stages alone, for one alone, or for both
+    # canonical names, {} standing for the layer, of weights that it leaves out because they are zeros
+    zeros: tuple[str, ...] = ()
     activations: tuple[str, ...] = ()  # those that its software computes, if its configuration has no word
-    plain_name: Callable[[str], str] = (
-        str  # from a name within a wrapper, or a virtual stage, to that without
-    )
+    plain_name: Callable[[str], str] = str  # from a name in a virtual stage to that without
 
     @cached_property
     def _natives(self) -> dict[str, Rule]:
@@ -73,12 +74,20 @@ class Layout:
         return {name: (rule, not part) for rule in self.rules for part, name in enumerate(rule.canonical)}
 
     @cached_property
+    def has_wrappers(self) -> bool:
+        """Its own names have parts that are wrappers elsewhere: then names are taken as they are."""
+        return any(is_wrapped(rule.native) for rule in self.rules)
+
+    def _plain(self, name: str) -> str:
+        return self.plain_name(name if self.has_wrappers else peeled(name))
+
+    @cached_property
     def _dropped(self) -> list[re.Pattern[str]]:
         return [re.compile(pattern) for pattern in self.dropped]
 
     def find(self, name: str) -> NativeTensor | None:
         """Return what the tensor `name` holds, or None for a name that the layout does not know."""
-        template, number = _template(self.plain_name(name))
+        template, number = _template(self._plain(name))
         layer = 0 if number is None else number - self.first_layer
         if template not in self._natives or layer < 0:
             return None
@@ -87,12 +96,18 @@ class Layout:
 
     def is_dropped(self, name: str) -> bool:
         """Tell whether `name` is a buffer or other tensor that is left out on purpose."""
-        plain = self.plain_name(name)
+        plain = self._plain(name)
         return any(pattern.fullmatch(plain) for pattern in self._dropped)
+
+    def leaves_out(self, name: str) -> bool:
+        """Tell whether the canonical weight `name` is one of `zeros`."""
+        return _LAYER.sub("h.{}.", name) in self.zeros
 
     def natives(self, canonical_names: Iterable[str], num_layers: int) -> Iterator[NativeTensor]:
         """Yield the tensors that hold the given canonical weights, in the order of their first ones."""
         for name in canonical_names:
+            if self.leaves_out(name):
+                continue
             rule, begins = self._rules[_LAYER.sub("h.{}.", name)]
             if begins:
                 layer = layer_of(name)
@@ -108,12 +123,6 @@ def _template(name: str) -> tuple[str, int | None]:
     if number is None:
         return name, None
     return f"{name[: number.start()]}{{}}{name[number.end() :]}", int(number.group())
-
-
-def wrapped(layout: Layout, wrapper: str) -> Layout:
-    """Return the layout of a checkpoint all of whose names begin with `wrapper`, such as `module`."""
-    name = f"{layout.variant} in {wrapper}"
-    return replace(layout, variant=name, plain_name=lambda name: name.removeprefix(f"{wrapper}."))
 
 
 Table = Mapping[str | tuple[str, ...], tuple[str, str]]

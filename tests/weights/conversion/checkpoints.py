@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from gptbridge.weights.configs.table import ConfigFacts
-from gptbridge.weights.conversion.arrays import digest
-from gptbridge.weights.conversion.convert import Request, convert_checkpoint
-from gptbridge.weights.conversion.source import Told, open_source
+from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
+from gptbridge.weights.conversion.digest import digest
+from gptbridge.weights.conversion.facts import CheckpointFacts, checkpoint_facts
 from gptbridge.weights.conversion.target import Split
 from gptbridge.weights.dialects.huggingface import config_of
 from gptbridge.weights.formats import Entry, TensorInfo, Tree, open_weights, write_ckpt, write_torch
+from gptbridge.weights.opening import Hints, open_checkpoint
 from gptbridge_specs import ModelSpec
 
 MODEL = ModelSpec(
@@ -32,7 +32,8 @@ MODEL = ModelSpec(
     hidden_dropout_prob=0,
     attention_probs_dropout_prob=0,
 )
-HEADS = Told(model=ConfigFacts({"num_attention_heads": MODEL.num_attention_heads}, "test"))
+NO_HINTS = Hints()
+HEADS = Hints(model=ConfigFacts({"num_attention_heads": MODEL.num_attention_heads}, "test"))
 
 
 def random_weights(model: ModelSpec, seed: int = 0) -> dict[str, NDArray[np.float32]]:
@@ -103,18 +104,24 @@ def converted(
     to: str,
     tensor: int = 1,
     pipeline: int = 1,
-    told: Told | None = None,
+    hints: Hints = NO_HINTS,
     **more: Any,
 ) -> Path:
     """Convert and return the output folder."""
-    convert_checkpoint(Request(source, output, to, told or Told(), split=Split(tensor, pipeline), **more))
+    convert_checkpoint(Conversion(source, output, to, hints, split=Split(tensor, pipeline), **more))
     return output
 
 
-def digest_of(folder: Path, told: Told | None = None) -> str:
+def digest_of(folder: Path, hints: Hints = NO_HINTS) -> str:
     """The digest of a checkpoint's canonical weights."""
-    with ExitStack() as stack:
-        return digest(open_source(folder, stack, told))
+    with open_checkpoint(folder, hints) as opened:
+        return digest(opened)
+
+
+def facts_of(folder: Path, hints: Hints = NO_HINTS) -> CheckpointFacts:
+    """What `gptbridge inspect` tells of a checkpoint."""
+    with open_checkpoint(folder, hints) as opened:
+        return checkpoint_facts(opened)
 
 
 def weights_of(folder: Path) -> dict[str, NDArray[Any]]:

@@ -18,6 +18,7 @@ from gptbridge_cli.main import main
 from tests.weights.conversion.checkpoints import MODEL, random_weights, write_hugging_face
 from tests.weights.conversion.commands import Outcome
 
+Register = Callable[..., None]
 TOKENS = np.arange(12, dtype=np.int32).reshape(1, 12) + 9
 _SERVER = Path(__file__).with_name("frameworks") / "transformers_server.py"
 
@@ -94,3 +95,20 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     return write_hugging_face(tmp_path / "in", MODEL, random_weights(MODEL))
+
+
+@pytest.fixture
+def register(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Register:
+    """Return a function that installs a package with one dialect where this process sees it."""
+    site = tmp_path_factory.mktemp("site")
+
+    def write(source: str, name: str = "toy", package: str = "gptbridge-toy") -> None:
+        module = f"{package}_{site.name}".replace("-", "_")
+        (site / f"{module}.py").write_text(source)
+        info = site / f"{package.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[gptbridge.dialects]\n{name} = {module}:DIALECT\n")
+        monkeypatch.syspath_prepend(site)
+
+    return write

@@ -12,7 +12,6 @@ import yaml
 from safetensors.numpy import save_file
 
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.conversion.verifying import verify
 from gptbridge.weights.dialects.huggingface import config_of
 from tests.weights.conversion.checkpoints import (
@@ -20,6 +19,7 @@ from tests.weights.conversion.checkpoints import (
     assert_identical,
     converted,
     digest_of,
+    facts_of,
     random_weights,
     weights_of,
 )
@@ -68,8 +68,8 @@ def forms(classifier: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
 def test_the_head_survives_every_way(forms: Any, classifier: Path, tmp_path: Path) -> None:
     exact = weights_of(classifier)
     for number, (form, folder) in enumerate(forms.items()):
-        facts = inspect_checkpoint(folder)
-        assert (facts["num_labels"], facts["digest"]) == (LABELS, f"sha256:{digest_of(classifier)}"), form
+        facts = facts_of(folder)
+        assert (facts.num_labels, facts.digest) == (LABELS, f"sha256:{digest_of(classifier)}"), form
         back = converted(folder, tmp_path / f"{number}", "torch", variant="GPT2LMHeadModel")
         assert_identical(weights_of(back), exact)
 

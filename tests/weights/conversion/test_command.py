@@ -12,12 +12,11 @@ import yaml
 from typer.testing import CliRunner
 
 from gptbridge.weights.conversion import verifying
-from gptbridge.weights.conversion.convert import Request, convert_checkpoint
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
+from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
 from gptbridge.weights.conversion.target import Split
 from gptbridge.weights.formats import open_weights
 from gptbridge_cli.main import app
-from tests.weights.conversion.checkpoints import HEADS, MODEL, converted, rewrite_ckpt
+from tests.weights.conversion.checkpoints import HEADS, MODEL, converted, facts_of, rewrite_ckpt
 from tests.weights.conversion.commands import Outcome
 from tests.weights.conversion.test_lora import deltas
 
@@ -65,7 +64,7 @@ def test_an_option_changes_the_result(
 ) -> None:
     convert(source, tmp_path / "plain", "--to", to)
     convert(source, tmp_path / "other", "--to", to, *option)
-    found = [inspect_checkpoint(tmp_path / name, HEADS)[fact] for name in ("plain", "other")]
+    found = [getattr(facts_of(tmp_path / name, HEADS), fact) for name in ("plain", "other")]
     assert found == [without, expected]
 
 
@@ -77,9 +76,9 @@ def test_model_says_what_the_file_does_not(source: Path, tmp_path: Path) -> None
     (tmp_path / "erf.yaml").write_text(yaml.safe_dump({**MODEL.model_dump(), **changes}))
     convert(alone, tmp_path / "heads", "--to", "torch", "--num-attention-heads", 4)
     convert(alone, tmp_path / "all", "--to", "torch", "--model", tmp_path / "erf.yaml")
-    models = [inspect_checkpoint(tmp_path / name)["model"] for name in ("heads", "all")]
-    assert models[1] == {**MODEL.model_dump(), **changes}
-    assert models[0]["activation"] == "gelu_tanh"
+    models = [facts_of(tmp_path / name).model for name in ("heads", "all")]
+    assert models[1] == MODEL.model_copy(update=changes)
+    assert models[0].activation == "gelu_tanh"
 
 
 def test_from_names_the_dialect(source: Path, tmp_path: Path) -> None:
@@ -106,8 +105,10 @@ def test_lora_options(source: Path, tmp_path: Path) -> None:
     rewrite_ckpt(folder / "gpt2.ckpt", lambda arrays: arrays.update(deltas()))
     convert(folder, tmp_path / "apart", "--to", "mindspore", "--lora-alpha", 8)
     convert(folder, tmp_path / "merged", "--to", "mindspore", "--lora-alpha", 8, "--merge-lora")
-    assert inspect_checkpoint(tmp_path / "apart")["lora"]["alpha"] == 8
-    assert inspect_checkpoint(tmp_path / "merged")["lora"] is None
+    kept = facts_of(tmp_path / "apart").lora
+    assert kept is not None
+    assert kept.alpha == 8
+    assert facts_of(tmp_path / "merged").lora is None
 
 
 @pytest.fixture
@@ -150,7 +151,7 @@ def test_quiet_prints_nothing(source: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dialect", "split"), [("paddle", Split()), ("megatron", Split(2, 2))])
 def test_progress_goes_up_to_all_bytes(dialect: str, split: Split, source: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int, str]] = []
-    request = Request(source, tmp_path / "out", dialect, vocab_size=64, split=split)
+    request = Conversion(source, tmp_path / "out", dialect, vocab_size=64, split=split)
     done = convert_checkpoint(request, lambda *report: told.append(report))
     stored = 0
     for file in done.files:
@@ -172,7 +173,7 @@ def test_progress_goes_up_to_all_bytes(dialect: str, split: Split, source: Path,
 def test_the_tokenizer_goes_along(file: str, dialect: str, source: Path, tmp_path: Path) -> None:
     for name in (*TOKENIZER, "training_args.bin.json"):
         (source / name).write_bytes(f"the bytes of {name}\n".encode())
-    done = convert_checkpoint(Request(source / file, tmp_path / "out", dialect))
+    done = convert_checkpoint(Conversion(source / file, tmp_path / "out", dialect))
     assert set(TOKENIZER) <= set(done.companions)
     for name in TOKENIZER:
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()

@@ -13,11 +13,10 @@ from safetensors.numpy import save_file
 
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.weights.configs.table import ConfigFacts
-from gptbridge.weights.conversion.convert import Request, convert_checkpoint
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import Told
+from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
 from gptbridge.weights.conversion.verifying import verify
 from gptbridge.weights.formats import TensorRef, write_torch
+from gptbridge.weights.opening import Hints
 from gptbridge_specs import ModelSpec
 from tests.weights.conversion.checkpoints import (
     HEADS,
@@ -26,6 +25,7 @@ from tests.weights.conversion.checkpoints import (
     assert_identical,
     converted,
     entries_of,
+    facts_of,
     random_weights,
     weights_of,
     write_hugging_face,
@@ -58,7 +58,7 @@ def test_modelscope_base_computes_erf_whatever_its_file_says(fused: bool | None,
     content = json.loads((base / "config.json").read_text())
     del content["bias_gelu_fusion"]
     (base / "config.json").write_text(json.dumps({**content, "bias_gelu_fusion": fused}))
-    assert inspect_checkpoint(base)["model"] == ERF.model_dump()
+    assert facts_of(base).model == ERF
 
 
 def test_modelscope_chooses_its_model_class_by_the_megatron_section(base: Path, tmp_path: Path) -> None:
@@ -89,28 +89,28 @@ def test_an_activation_that_the_target_would_not_compute_is_refused(
 @pytest.mark.parametrize("dialect", ["paddle", "fleetx", "mindspore"])
 def test_an_epsilon_that_the_target_would_not_compute_is_told_and_kept(dialect: str, tmp_path: Path) -> None:
     source = written(tmp_path / "in", layernorm_epsilon=1e-3)
-    done = convert_checkpoint(Request(source, tmp_path / "out", dialect))
+    done = convert_checkpoint(Conversion(source, tmp_path / "out", dialect))
     assert done.notes == (
         f"{dialect} itself always computes layernorm_epsilon=1e-05, and this model has 0.001",
     )
     assert verify(source, tmp_path / "out").passed
-    assert inspect_checkpoint(tmp_path / "out")["model"]["layernorm_epsilon"] == 1e-3
-    assert convert_checkpoint(Request(written(tmp_path / "usual"), tmp_path / "more", dialect)).notes == ()
+    assert facts_of(tmp_path / "out").model.layernorm_epsilon == 1e-3
+    assert convert_checkpoint(Conversion(written(tmp_path / "usual"), tmp_path / "more", dialect)).notes == ()
 
 
 def test_what_is_taken_for_granted_without_a_configuration_is_told(tmp_path: Path) -> None:
     source = written(tmp_path / "in")
     (source / "config.json").unlink()
-    (note,) = convert_checkpoint(Request(source, tmp_path / "out", "torch", HEADS)).notes
+    (note,) = convert_checkpoint(Conversion(source, tmp_path / "out", "torch", HEADS)).notes
     assert "activation=gelu_tanh and layernorm_epsilon=1e-05 taken" in note
-    whole = Told(model=ConfigFacts(MODEL.model_dump()))
-    assert convert_checkpoint(Request(source, tmp_path / "more", "torch", whole)).notes == ()
+    whole = Hints(model=ConfigFacts(MODEL.model_dump()))
+    assert convert_checkpoint(Conversion(source, tmp_path / "more", "torch", whole)).notes == ()
 
 
 def test_an_activation_that_the_layout_fixes_is_not_said_to_be_taken(base: Path, tmp_path: Path) -> None:
     for name in ("config.json", "configuration.json"):
         (base / name).unlink(missing_ok=True)
-    (note,) = convert_checkpoint(Request(base, tmp_path / "out", "torch", HEADS)).notes
+    (note,) = convert_checkpoint(Conversion(base, tmp_path / "out", "torch", HEADS)).notes
     assert "weights: layernorm_epsilon=1e-12 taken" in note
 
 
@@ -120,25 +120,23 @@ def test_paddlenlp_is_read_in_hugging_faces_words(tmp_path: Path) -> None:
     words = {"n_embd": 48, "n_layer": 4, "n_head": 4, "n_inner": 96, "n_positions": 20, "vocab_size": 61}
     rates = {"resid_pdrop": 0.25, "attn_pdrop": 0.5, "activation_function": "gelu_erf"}
     (folder / "config.json").write_text(json.dumps({**words, **rates}))
-    model = inspect_checkpoint(folder)["model"]
-    assert (model["activation"], model["hidden_dropout_prob"], model["attention_probs_dropout_prob"]) == (
+    model = facts_of(folder).model
+    assert (model.activation, model.hidden_dropout_prob, model.attention_probs_dropout_prob) == (
         "gelu_erf",
         0.25,
         0.5,
     )
     (folder / "config.json").write_text(json.dumps({**words, **rates, "activation_function": "relu"}))
     with pytest.raises(BadInput, match="activation_function is 'relu'"):
-        inspect_checkpoint(folder)
+        facts_of(folder)
 
 
 def test_modelscope_takes_its_own_epsilon_where_the_file_says_none(tmp_path: Path) -> None:
     folder = converted(written(tmp_path / "in"), tmp_path / "large", "modelscope")
     content = json.loads((folder / "config.json").read_text())
-    assert (
-        content.pop("layernorm_epsilon") == inspect_checkpoint(folder)["model"]["layernorm_epsilon"] == 1e-5
-    )
+    assert content.pop("layernorm_epsilon") == facts_of(folder).model.layernorm_epsilon == 1e-5
     (folder / "config.json").write_text(json.dumps(content))
-    assert inspect_checkpoint(folder)["model"]["layernorm_epsilon"] == 1e-12
+    assert facts_of(folder).model.layernorm_epsilon == 1e-12
 
 
 @pytest.mark.parametrize(
@@ -158,9 +156,9 @@ def test_without_a_configuration_the_systems_own_epsilon_is_taken(
     folder = converted(source, tmp_path / "out", dialect, variant=variant)
     for name in ("config.json", "model_config.json", "configuration.json", "model.yaml"):
         (folder / name).unlink(missing_ok=True)
-    facts = inspect_checkpoint(folder, HEADS)
-    assert facts["configuration"] is None
-    assert facts["model"]["layernorm_epsilon"] == epsilon
+    facts = facts_of(folder, HEADS)
+    assert facts.configuration is None
+    assert facts.model.layernorm_epsilon == epsilon
 
 
 @pytest.mark.parametrize(("variant", "fused"), [("fused", True), ("split", False)])
@@ -186,10 +184,10 @@ def test_a_vocabulary_that_is_cut_is_told_and_keeps_its_special_tokens(tmp_path:
     source = written(tmp_path / "in")
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "eos_token_id": 50}))
-    done = convert_checkpoint(Request(source, tmp_path / "out", "paddle", vocab_size=51))
+    done = convert_checkpoint(Conversion(source, tmp_path / "out", "paddle", vocab_size=51))
     assert done.notes == ("the embedding keeps 51 of its 61 rows",)
     with pytest.raises(UsageError, match="--vocab-size 50 cuts eos_token_id=50 off"):
-        convert_checkpoint(Request(source, tmp_path / "more", "paddle", vocab_size=50))
+        convert_checkpoint(Conversion(source, tmp_path / "more", "paddle", vocab_size=50))
 
 
 def test_fused_qkv_of_paddlenlp_is_read_with_its_own_configuration(original: Path, tmp_path: Path) -> None:
@@ -197,7 +195,7 @@ def test_fused_qkv_of_paddlenlp_is_read_with_its_own_configuration(original: Pat
     (fused / "model.yaml").unlink()
     paddle = converted(original, tmp_path / "paddle", "paddle")
     (paddle / "config.json").rename(fused / "config.json")
-    assert inspect_checkpoint(fused)["model"] == inspect_checkpoint(original)["model"]
+    assert facts_of(fused).model == facts_of(original).model
 
 
 def test_one_rank_alone_is_refused_with_a_hint(original: Path, tmp_path: Path) -> None:
@@ -208,26 +206,26 @@ def test_one_rank_alone_is_refused_with_a_hint(original: Path, tmp_path: Path) -
     ):
         folder = converted(original, tmp_path / dialect, dialect, 2, vocab_size=64)
         with pytest.raises(BadInput, match="If this is one of several ranks, give the folder of them all"):
-            inspect_checkpoint(folder / rank, HEADS)
+            facts_of(folder / rank, HEADS)
 
 
 def test_modelscope_is_found_from_the_folder_of_its_ranks(original: Path, tmp_path: Path) -> None:
     folder = converted(original, tmp_path / "out", "modelscope", 2, vocab_size=64)
-    model = inspect_checkpoint(folder)["model"]
-    assert inspect_checkpoint(folder / "model")["model"] == model
-    assert model["num_attention_heads"] == MODEL.num_attention_heads
+    model = facts_of(folder).model
+    assert facts_of(folder / "model").model == model
+    assert model.num_attention_heads == MODEL.num_attention_heads
 
 
 def test_heads_that_file_and_user_say_differently_are_refused(original: Path, tmp_path: Path) -> None:
-    other = Told(model=ConfigFacts({"num_attention_heads": 6}, "--num-attention-heads"))
+    other = Hints(model=ConfigFacts({"num_attention_heads": 6}, "--num-attention-heads"))
     with pytest.raises(BadInput, match=r"config\.json says num_attention_heads=4, but .* says 6"):
-        convert_checkpoint(Request(original, tmp_path / "out", "torch", other))
+        convert_checkpoint(Conversion(original, tmp_path / "out", "torch", other))
     assert not (tmp_path / "out").exists()
 
 
 def test_what_the_user_overrules_is_told(original: Path, tmp_path: Path) -> None:
-    other = Told(model=ConfigFacts({"activation": "gelu_erf"}, "--model m.yaml"))
-    (note,) = convert_checkpoint(Request(original, tmp_path / "out", "torch", other)).notes
+    other = Hints(model=ConfigFacts({"activation": "gelu_erf"}, "--model m.yaml"))
+    (note,) = convert_checkpoint(Conversion(original, tmp_path / "out", "torch", other)).notes
     assert "config.json means activation=gelu_tanh: --model m.yaml's gelu_erf is taken" in note
 
 
@@ -236,7 +234,7 @@ def test_special_tokens_that_find_no_place_are_told(dialect: str, told: bool, tm
     source = written(tmp_path / "in")
     config = json.loads((source / "config.json").read_text()) | {"eos_token_id": 7}
     (source / "config.json").write_text(json.dumps(config))
-    notes = convert_checkpoint(Request(source, tmp_path / "out", dialect)).notes
+    notes = convert_checkpoint(Conversion(source, tmp_path / "out", dialect)).notes
     assert any("no place for" in note and "eos_token_id=7" in note for note in notes) == told
 
 
@@ -247,15 +245,15 @@ def test_a_number_beyond_the_type_asked_for_is_refused(dialect: str, original: P
     weights["h.1.mlp.c_fc.weight"][3, 5] = 1e6
     save_file(weights, tmp_path / "in" / "model.safetensors", {"format": "pt"})
     with pytest.raises(BadInput, match=r"h\.1\.mlp\.c_fc\.weight holds 1e\+06, which is beyond float16"):
-        convert_checkpoint(Request(tmp_path / "in", tmp_path / "out", dialect, dtype="float16"))
+        convert_checkpoint(Conversion(tmp_path / "in", tmp_path / "out", dialect, dtype="float16"))
     assert not (tmp_path / "out").exists()
-    convert_checkpoint(Request(tmp_path / "in", tmp_path / "out", dialect, dtype="bfloat16"))
+    convert_checkpoint(Conversion(tmp_path / "in", tmp_path / "out", dialect, dtype="bfloat16"))
 
 
 def test_modelscope_base_in_both_wrappers(base: Path, tmp_path: Path) -> None:
-    digest = inspect_checkpoint(base, HEADS)["digest"]
+    digest = facts_of(base, HEADS).digest
     file = base / "pytorch_model.bin"
     arrays = {f"model.{name}": array for name, array in arrays_in(file).items()}
     tree: Any = {"state_dict": {name: TensorRef(name) for name in arrays}}
     write_torch(file, entries_of(arrays), tree)
-    assert inspect_checkpoint(base, HEADS)["digest"] == digest
+    assert facts_of(base, HEADS).digest == digest

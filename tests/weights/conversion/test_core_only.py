@@ -13,21 +13,22 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tests.weights.conversion.checkpoints import MODEL, random_weights, write_hugging_face
+
 ROOT = Path(__file__).parents[3]
 SITE = Path(sysconfig.get_path("purelib"))
 SCRIPT = """
 import importlib.util, itertools, json, sys
-from contextlib import ExitStack
 from pathlib import Path
-from gptbridge.weights.conversion.arrays import digest
-from gptbridge.weights.conversion.convert import Request, convert_checkpoint
-from gptbridge.weights.conversion.source import Told, open_source
+from gptbridge.weights.conversion.digest import digest
+from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
+from gptbridge.weights.opening import Hints, open_checkpoint
 from gptbridge.weights.conversion.target import Split
 from gptbridge.weights.dialects.registry import dialect_names
 
 def digest_of(path):
-    with ExitStack() as stack:
-        return digest(open_source(path, stack))
+    with open_checkpoint(path) as opened:
+        return digest(opened)
 
 source, folder = Path(sys.argv[1]), Path(sys.argv[2])
 absent = ("torch", "paddle", "mindspore", "transformers", "peft", "google.protobuf")
@@ -35,15 +36,15 @@ dialects = dialect_names()
 found = [name for name in absent if importlib.util.find_spec(name.split(".")[0])]
 digests = {"source": digest_of(source)}
 for dialect in dialects:
-    convert_checkpoint(Request(source, folder / dialect, dialect))
+    convert_checkpoint(Conversion(source, folder / dialect, dialect))
 for first, second in itertools.product(dialects, dialects):
     output = folder / f"{first}-{second}"
-    convert_checkpoint(Request(folder / first, output, second, Told(first)))
+    convert_checkpoint(Conversion(folder / first, output, second, Hints(first)))
     digests[output.name] = digest_of(output)
 for dialect in ("mindspore", "fleetx", "modelscope", "megatron"):
     output = folder / f"{dialect}-2"
-    convert_checkpoint(Request(source, output, dialect, vocab_size=64, split=Split(2)))
-    convert_checkpoint(Request(output, folder / f"{dialect}-1", "torch", Told(dialect), vocab_size=61))
+    convert_checkpoint(Conversion(source, output, dialect, vocab_size=64, split=Split(2)))
+    convert_checkpoint(Conversion(output, folder / f"{dialect}-1", "torch", Hints(dialect), vocab_size=61))
     digests[f"{dialect} split"] = digest_of(folder / f"{dialect}-1")
 print(json.dumps({"found": found, "loaded": sorted(set(absent) & set(sys.modules)), "digests": digests}))
 """
@@ -84,14 +85,16 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(200)
-def test_every_pair_converts_without_any_framework(environment: Path, original: Path, tmp_path: Path) -> None:
+def test_every_pair_converts_without_any_framework(environment: Path, tmp_path: Path) -> None:
+    model = MODEL.model_copy(update={"ffn_hidden_size": None})  # 4 x hidden_size: some have no other
+    source = write_hugging_face(tmp_path / "source", model, random_weights(model))
     python = environment / "bin" / "python"
-    command = [str(python), "-I", "-c", SCRIPT, str(original), str(tmp_path)]
+    command = [str(python), "-I", "-c", SCRIPT, str(source), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert result["found"] == result["loaded"] == []
-    assert len(result["digests"]) == 1 + 7 * 7 + 4
+    assert len(result["digests"]) == 1 + 8 * 8 + 4
     assert set(result["digests"].values()) == {result["digests"]["source"]}
 
 

@@ -9,10 +9,9 @@ import pytest
 
 from gptbridge import reference
 from gptbridge.errors import UsageError
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.conversion.verifying import verify
 from gptbridge.weights.formats.pdparams_writer import write_pdparams
+from gptbridge.weights.opening import Hints
 from tests.weights.conversion.checkpoints import (
     MODEL,
     apart,
@@ -21,6 +20,7 @@ from tests.weights.conversion.checkpoints import (
     converted,
     digest_of,
     entries_of,
+    facts_of,
     random_weights,
     weights_of,
     write_hugging_face,
@@ -56,7 +56,7 @@ def forms(original: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tupl
 def test_back_and_forth_is_bit_identical(
     form: tuple[str, str | None], forms: dict[tuple[str, str | None], Path], original: Path, tmp_path: Path
 ) -> None:
-    back = converted(forms[form], tmp_path / "back", "torch", told=Told(form[0]))
+    back = converted(forms[form], tmp_path / "back", "torch", hints=Hints(form[0]))
     assert_identical(weights_of(back), weights_of(original))
     assert (back / "vocab.json").exists()
 
@@ -73,10 +73,10 @@ def test_every_pair_goes_as_through_torch(
     default = {dialect: forms[dialect, variant] for dialect, variant in reversed(WHOLE)}
     assert len(default) == 7
     for source, path in default.items():
-        torch = converted(path, tmp_path / source, "torch", told=Told(source))
+        torch = converted(path, tmp_path / source, "torch", hints=Hints(source))
         assert contents(torch) == contents(default["torch"]), source
         for target in default:
-            output = converted(path, tmp_path / f"{source}-{target}", target, told=Told(source))
+            output = converted(path, tmp_path / f"{source}-{target}", target, hints=Hints(source))
             assert digest_of(output) == expected, (source, target)
             through = converted(torch, tmp_path / f"{source}-torch-{target}", target)
             direct, indirect = contents(output), contents(through)
@@ -101,9 +101,9 @@ def test_untied_head_and_other_activations_survive(tmp_path: Path) -> None:
         source = write_hugging_face(tmp_path / f"s{number}", model, random_weights(model, number))
         for dialect in ("paddle", "fleetx", *(() if activation == "quick_gelu" else ("megatron",))):
             output = converted(source, tmp_path / f"{number}-{dialect}", dialect)
-            facts = inspect_checkpoint(output)["model"]
-            assert facts["activation"] == activation
-            assert facts["tie_word_embeddings"] is False
+            facts = facts_of(output).model
+            assert facts.activation == activation
+            assert facts.tie_word_embeddings is False
             assert digest_of(output) == digest_of(source)
 
 
@@ -114,15 +114,15 @@ def test_erf_and_tanh_are_told_apart_in_every_dialect(tmp_path: Path) -> None:
         knows_all = ("torch", "paddle", "mindspore", "fleetx")
         for dialect in (*knows_all, *(() if activation == "quick_gelu" else ("megatron", "modelscope"))):
             output = converted(source, tmp_path / f"{number}-{dialect}", dialect)
-            assert inspect_checkpoint(output)["model"]["activation"] == activation
+            assert facts_of(output).model.activation == activation
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_dtype_rounds_every_weight_once(dtype: str, original: Path, tmp_path: Path) -> None:
     for dialect in ("torch", "paddle", "mindspore", "megatron"):
         small = converted(original, tmp_path / dialect, dialect, dtype=dtype)
-        assert inspect_checkpoint(small)["dtypes"].keys() == {dtype}
-        back = converted(small, tmp_path / f"{dialect}-back", "torch", told=Told(dialect), dtype="float32")
+        assert facts_of(small).dtypes.keys() == {dtype}
+        back = converted(small, tmp_path / f"{dialect}-back", "torch", hints=Hints(dialect), dtype="float32")
         for name, value in weights_of(back).items():
             exact = weights_of(original)[name]
             unit = 2.0**-11 if dtype == "float16" else 2.0**-8
@@ -139,7 +139,7 @@ def test_transformers_opens_the_result_with_the_same_logits(
 ) -> None:
     expected = reference.logits(MODEL, apart(weights_of(original)), TOKENS)
     for number, (form, path) in enumerate(forms.items()):
-        folder = converted(path, tmp_path / f"{number}", "torch", told=Told(form[0]))
+        folder = converted(path, tmp_path / f"{number}", "torch", hints=Hints(form[0]))
         assert np.abs(hugging_face.logits(folder) - expected).max() < 1e-5, form
 
 

@@ -11,10 +11,9 @@ import pytest
 
 from gptbridge.errors import BadInput
 from gptbridge.weights.configs.model import build_model
-from gptbridge.weights.conversion.discovery import find_files
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.formats import write_pdparams, write_sharded
+from gptbridge.weights.opening import Hints
+from gptbridge.weights.opening.discovery import find_files
 from tests.weights.conversion.checkpoints import (
     MODEL,
     arrays_in,
@@ -22,6 +21,7 @@ from tests.weights.conversion.checkpoints import (
     converted,
     digest_of,
     entries_of,
+    facts_of,
     rewrite_ckpt,
     rewrite_torch,
     weights_of,
@@ -69,7 +69,7 @@ def test_no_size_is_made_up(name: str) -> None:
 def test_megatron_without_a_version_is_version_0(original: Path, tmp_path: Path) -> None:
     folder = converted(original, tmp_path / "old", "megatron", variant="version-0")
     rewrite_torch(folder / MEGATRON_FILE, lambda tree: tree.pop("checkpoint_version"))
-    assert inspect_checkpoint(folder)["variant"] == "version-0"
+    assert facts_of(folder).variant == "version-0"
     assert digest_of(folder) == digest_of(original)
 
 
@@ -78,7 +78,7 @@ def test_another_version_of_megatron_is_refused(version: Any, original: Path, tm
     folder = converted(original, tmp_path / "new", "megatron")
     rewrite_torch(folder / MEGATRON_FILE, lambda tree: tree.update(checkpoint_version=version))
     with pytest.raises(BadInput, match=r"checkpoint_version is .* \(allowed: 0, 1, 2, 3\)"):
-        inspect_checkpoint(folder)
+        facts_of(folder)
 
 
 def test_the_pointer_names_an_iteration_by_its_number(original: Path, tmp_path: Path) -> None:
@@ -89,11 +89,11 @@ def test_the_pointer_names_an_iteration_by_its_number(original: Path, tmp_path: 
     pointer = folder / "latest_checkpointed_iteration.txt"
     for text, dtype in (("100", "float32"), ("200\n", "float16")):
         pointer.write_text(text)
-        assert inspect_checkpoint(folder)["dtypes"].keys() == {dtype}
+        assert facts_of(folder).dtypes.keys() == {dtype}
     for text, words in (("300", "points to iter_0000300, which is not there"), ("x", "holds 'x'")):
         pointer.write_text(text)
         with pytest.raises(BadInput, match=words):
-            inspect_checkpoint(folder)
+            facts_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_paddle_in_shards(original: Path, tmp_path: Path) -> None:
     assert digest_of(folder) == digest_of(original)
     (folder / names[1]).unlink()
     with pytest.raises(BadInput, match=names[1]):
-        inspect_checkpoint(folder)
+        facts_of(folder)
 
 
 @pytest.mark.parametrize("variant", ["GPT2LMHeadModel", "GPT2Model"])
@@ -151,8 +151,8 @@ def test_the_causal_masks_of_mindformers_are_dropped(variant: str, original: Pat
         for name in ("beta", "masked_beta")
     }
     rewrite_ckpt(folder / "gpt2.ckpt", lambda arrays: arrays.update(masks))
-    assert set(inspect_checkpoint(folder)["left_out"]) == set(masks)
-    back = converted(folder, tmp_path / "back", "torch", told=Told("mindspore"))
+    assert set(facts_of(folder).left_out) == set(masks)
+    back = converted(folder, tmp_path / "back", "torch", hints=Hints("mindspore"))
     assert_identical(weights_of(back), weights_of(original))
 
 

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import Told
+from gptbridge.weights.conversion.facts import LoraFacts
 from gptbridge.weights.conversion.verifying import verify
 from gptbridge.weights.formats import open_weights
+from gptbridge.weights.opening import Hints
 from tests.weights.conversion.checkpoints import (
     HEADS,
     MODEL,
     assert_identical,
     converted,
     digest_of,
+    facts_of,
     rewrite_ckpt,
     weights_of,
 )
@@ -146,12 +147,7 @@ def test_way_back_gives_the_same_deltas(mindformers: Path, tmp_path: Path) -> No
 def test_apart_in_rank_folders(tensor: int, pipeline: int, mindformers: Path, tmp_path: Path) -> None:
     split = converted(mindformers, tmp_path / "ranks", "mindspore", tensor, pipeline)
     assert digest_of(split) == digest_of(mindformers)
-    assert inspect_checkpoint(split)["lora"] == {
-        "rank": RANK,
-        "alpha": ALPHA,
-        "layers": 3,
-        "parts": ["q", "v"],
-    }
+    assert facts_of(split).lora == LoraFacts(RANK, ALPHA, layers=3, parts=["q", "v"])
 
 
 def test_digest_covers_lora(mindformers: Path, original: Path, tmp_path: Path) -> None:
@@ -206,9 +202,9 @@ def test_alpha_that_no_file_says_is_asked_for(mindformers: Path, original: Path,
     (lone / "gpt2.ckpt").write_bytes((mindformers / "gpt2.ckpt").read_bytes())
     for merge in (False, True):
         with pytest.raises(UsageError, match=r"no file beside the LoRA .* --lora-alpha A"):
-            converted(lone, tmp_path / "out", "torch", told=HEADS, merge_lora=merge)
-    told = Told(model=HEADS.model, lora_alpha=ALPHA)
-    output = converted(lone, tmp_path / "out", "torch", told=told, merge_lora=True)
+            converted(lone, tmp_path / "out", "torch", hints=HEADS, merge_lora=merge)
+    hints = Hints(model=HEADS.model, lora_alpha=ALPHA)
+    output = converted(lone, tmp_path / "out", "torch", hints=hints, merge_lora=True)
     assert_close(weights_of(output), merged_by_hand(original, deltas()))
 
 
@@ -221,7 +217,7 @@ def test_half_a_pair_is_refused(mindformers: Path, tmp_path: Path) -> None:
     folder = converted(mindformers, tmp_path / "half", "mindspore")
     rewrite_ckpt(folder / "gpt2.ckpt", lambda arrays: arrays.pop(delta_name(2, 2, "b")))
     with pytest.raises(BadInput, match=r"h\.2\.attn\.v\.lora_a has no matching h\.2\.attn\.v\.lora_b"):
-        inspect_checkpoint(folder)
+        facts_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -251,4 +247,4 @@ def test_other_kinds_of_adapters_are_refused_by_name(
     base = converted(original, tmp_path / "base", "torch")
     write_peft(base / "adapter", change)
     with pytest.raises(BadInput, match=problem):
-        inspect_checkpoint(base)
+        facts_of(base)

@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.dialects.mindspore.strategies import TensorLayout
 from gptbridge.weights.dialects.mindspore.strategy_files import encode_strategy, read_strategies
 from gptbridge.weights.formats import open_weights
-from tests.weights.conversion.checkpoints import HEADS, converted, digest_of, rewrite_ckpt
+from gptbridge.weights.opening import Hints
+from tests.weights.conversion.checkpoints import HEADS, converted, digest_of, facts_of, rewrite_ckpt
 
 SCRIPT = Path(__file__).with_name("frameworks") / "split_with_mindspore.py"
 MERGED = {"t2": (2, 1), "p2": (1, 2), "t2p2": (2, 2)}
@@ -118,8 +117,8 @@ def test_mindspore_merges_our_ranks_to_the_whole(case: str, exchanged: Path) -> 
 @pytest.mark.parametrize("case", ["tensor", "copies", "outer", "optimizer", "inside_heads"])
 def test_we_merge_what_mindspore_split(case: str, exchanged: Path, original: Path, tmp_path: Path) -> None:
     folder = exchanged / "split" / case
-    facts = inspect_checkpoint(folder, HEADS)
-    assert facts["files"] == {"tensor": 2, "inside_heads": 8}.get(case, 4)
+    facts = facts_of(folder, HEADS)
+    assert facts.files == {"tensor": 2, "inside_heads": 8}.get(case, 4)
     assert digest_of(folder, HEADS) == digest_of(original)
 
 
@@ -129,8 +128,8 @@ def test_ranks_without_strategy_files_are_told_apart(
 ) -> None:
     folder = converted(original, tmp_path / "ranks", "mindspore", tensor, pipeline)
     shutil.rmtree(folder / "strategy")
-    facts = inspect_checkpoint(folder)
-    assert (facts["tensor_parallel"], facts["pipeline_parallel"]) == (tensor, pipeline)
+    facts = facts_of(folder)
+    assert (facts.tensor_parallel, facts.pipeline_parallel) == (tensor, pipeline)
     assert digest_of(folder) == digest_of(original)
 
 
@@ -139,8 +138,8 @@ def test_data_parallel_copies_are_found_and_compared(original: Path, tmp_path: P
     shutil.rmtree(folder / "strategy")
     for rank in (0, 1):
         shutil.copytree(folder / f"rank_{rank}", folder / f"rank_{rank + 2}")
-    facts = inspect_checkpoint(folder)
-    assert (facts["files"], facts["tensor_parallel"]) == (4, 2)
+    facts = facts_of(folder)
+    assert (facts.files, facts.tensor_parallel) == (4, 2)
     assert digest_of(folder) == digest_of(original)
     rewrite_ckpt(folder / "rank_3" / "gpt2.ckpt", spoil)
     with pytest.raises(BadInput, match=f"{BIAS} differs from the one in .*rank_0.*not ranks of one"):
@@ -184,16 +183,16 @@ def test_strategy_files_are_found_beside_or_given(original: Path, tmp_path: Path
     assert digest_of(folder) == expected
     elsewhere = tmp_path / "elsewhere"
     beside.rename(elsewhere)
-    assert digest_of(folder, Told(strategy=elsewhere)) == expected
-    assert digest_of(folder, Told(strategy=elsewhere / ours[0].name)) == expected
+    assert digest_of(folder, Hints(strategy=elsewhere)) == expected
+    assert digest_of(folder, Hints(strategy=elsewhere / ours[0].name)) == expected
     as_json(elsewhere / ours[1].name, tmp_path / "one.json")
-    assert digest_of(folder, Told(strategy=tmp_path / "one.json")) == expected
+    assert digest_of(folder, Hints(strategy=tmp_path / "one.json")) == expected
     with pytest.raises(BadInput, match=f"{PROJECTION} has shape"):
         digest_of(folder)
     with pytest.raises(BadInput, match="No such file"):
-        digest_of(folder, Told(strategy=tmp_path / "absent.ckpt"))
+        digest_of(folder, Hints(strategy=tmp_path / "absent.ckpt"))
     with pytest.raises(BadInput, match="holds no strategy file"):
-        digest_of(folder, Told(strategy=folder.parent))
+        digest_of(folder, Hints(strategy=folder.parent))
 
 
 def as_json(source: Path, target: Path) -> None:

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gptbridge.errors import BadInput
-from gptbridge.weights.conversion.casting import FLOATS, cast
-from gptbridge.weights.conversion.convert import Request, convert_checkpoint
+from gptbridge.weights.canonical.casting import FLOATS, cast
+from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
 from gptbridge.weights.formats.finite import all_finite, finite_chunks
 from tests.weights.conversion.commands import Outcome, assert_refused
 
@@ -74,7 +74,7 @@ def broken(original: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Pa
 @pytest.mark.parametrize("dtype", [None, "float16", "bfloat16"])
 def test_convert_names_the_tensor(broken: Path, dialect: str, dtype: str | None, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"model.safetensors: .*h\.2\.attn\.c_attn\.weight holds NaN or inf"):
-        convert_checkpoint(Request(broken, tmp_path / "out", dialect, dtype=dtype))
+        convert_checkpoint(Conversion(broken, tmp_path / "out", dialect, dtype=dtype))
     assert not (tmp_path / "out").exists()
 
 

@@ -176,12 +176,12 @@ def test_a_parent_that_cannot_be_written_is_one_line(
 SLOW_CONVERSION = """
 import signal, sys, time
 from pathlib import Path
-from gptbridge.weights.conversion.convert import Request, convert_checkpoint
+from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where whoever runs the tests ignores it
 def report(done, total, name):
     print("writing", flush=True)
     time.sleep(60)
-convert_checkpoint(Request(Path(sys.argv[1]), Path(sys.argv[2]), "megatron", overwrite=True), report)
+convert_checkpoint(Conversion(Path(sys.argv[1]), Path(sys.argv[2]), "megatron", overwrite=True), report)
 """
 
 

@@ -11,11 +11,18 @@ import yaml
 from typer.testing import CliRunner
 
 from gptbridge.errors import DialectBroken
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
 from gptbridge.weights.dialects.registry import dialect_names, find_dialect, known_dialects
 from gptbridge_cli.main import app
-from tests.weights.conversion.checkpoints import MODEL, assert_identical, converted, digest_of, weights_of
+from tests.weights.conversion.checkpoints import (
+    MODEL,
+    assert_identical,
+    converted,
+    digest_of,
+    facts_of,
+    weights_of,
+)
 from tests.weights.conversion.commands import Outcome, assert_refused
+from tests.weights.conversion.conftest import Register
 
 TOY = """
 from gptbridge.weights.configs.rows import Key, Pair, Switch, Words
@@ -52,25 +59,6 @@ DIALECT = Dialect(
 )
 """
 
-Register = Callable[..., None]
-
-
-@pytest.fixture
-def register(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Register:
-    """Return a function that installs a package with one dialect where this process sees it."""
-    site = tmp_path_factory.mktemp("site")
-
-    def write(source: str, name: str = "toy", package: str = "gptbridge-toy") -> None:
-        module = f"{package}_{site.name}".replace("-", "_")
-        (site / f"{module}.py").write_text(source)
-        info = site / f"{package.replace('-', '_')}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[gptbridge.dialects]\n{name} = {module}:DIALECT\n")
-        monkeypatch.syspath_prepend(site)
-
-    return write
-
 
 def test_it_is_written_found_and_read_like_any_other(
     register: Register, run: Callable[..., Outcome], source: Path, tmp_path: Path
@@ -83,9 +71,9 @@ def test_it_is_written_found_and_read_like_any_other(
     assert sorted(path.name for path in toy.iterdir()) == ["all.toy.safetensors", "toy.yaml", "vocab.json"]
     words = yaml.safe_load((toy / "toy.yaml").read_text())["model"]
     assert (words["width"], words["head_size"], words["act"]) == (MODEL.hidden_size, MODEL.head_size, "tanh")
-    facts = inspect_checkpoint(toy)
-    assert (facts["dialect"], facts["variant"], facts["configuration"]) == ("toy", "plain", "toy.yaml")
-    assert (facts["model"]["num_attention_heads"], facts["warnings"]) == (MODEL.num_attention_heads, [])
+    facts = facts_of(toy)
+    assert (facts.dialect, facts.variant, facts.configuration) == ("toy", "plain", "toy.yaml")
+    assert (facts.model.num_attention_heads, facts.warnings) == (MODEL.num_attention_heads, [])
     assert digest_of(toy) == digest_of(source)
     assert_identical(weights_of(converted(toy, tmp_path / "back", "torch")), weights_of(source))
     words["rotary"] = True
@@ -100,8 +88,8 @@ def test_it_is_cut_put_together_and_replaced(
     cut = converted(source, tmp_path / "cut", "toy", 2, 2, vocab_size=64)
     files = [path.name for path in sorted(cut.glob("*.safetensors"))]
     assert files == [f"part-{t:03}-of-stage-{p:02}.toy.safetensors" for t in (0, 1) for p in (0, 1)]
-    facts = inspect_checkpoint(cut)
-    assert (facts["tensor_parallel"], facts["pipeline_parallel"], facts["dialect"]) == (2, 2, "toy")
+    facts = facts_of(cut)
+    assert (facts.tensor_parallel, facts.pipeline_parallel, facts.dialect) == (2, 2, "toy")
     again = ("convert", source, cut, "--to", "toy", "--overwrite", "--quiet")
     assert run(*again) == (0, "")
     assert digest_of(cut) == digest_of(source)
@@ -135,9 +123,9 @@ def test_a_broken_one_is_one_line_and_harms_no_other(
     assert words in line
     assert "gptbridge-toy" in line
     folder = converted(source, tmp_path / "paddle", "paddle")
-    facts = inspect_checkpoint(folder)
-    assert facts["dialect"] == "paddle"
-    assert [words in warning for warning in facts["warnings"]] == [True]
+    facts = facts_of(folder)
+    assert facts.dialect == "paddle"
+    assert [words in warning for warning in facts.warnings] == [True]
 
 
 def test_one_that_two_packages_register_is_named_with_both(register: Register, source: Path) -> None:
@@ -148,9 +136,18 @@ def test_one_that_two_packages_register_is_named_with_both(register: Register, s
     known = known_dialects()
     assert "torch" in [dialect.name for dialect in known.dialects]
     assert len(known.broken) == 1
-    assert json.dumps(inspect_checkpoint(source)["dialect"]) == '"torch"'
+    assert json.dumps(facts_of(source).dialect) == '"torch"'
 
 
 def test_the_order_of_preference_is_the_project_s_own() -> None:
     names = [dialect.name for dialect in known_dialects().dialects]
-    assert names == ["torch", "gptbridge", "paddle", "mindspore", "fleetx", "modelscope", "megatron"]
+    assert names == [
+        "torch",
+        "gptbridge",
+        "paddle",
+        "mindspore",
+        "fleetx",
+        "modelscope",
+        "megatron",
+        "nanogpt",
+    ]

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from tests.weights.conversion.checkpoints import MODEL, converted, random_weights, weights_of
+from tests.weights.conversion.checkpoints import MODEL, converted, facts_of, random_weights, weights_of
 from tests.weights.conversion.commands import Outcome, assert_refused
 from tests.weights.formats.conftest import assert_refused as assert_refused_within_limits
 from tests.weights.formats.conftest import judge
@@ -42,7 +41,7 @@ def rewrite_config(folder: Path, **changes: Any) -> None:
         ({"vocab_size": 62}, "says vocab_size=62, but the embedding has 61 rows"),
         ({"layer_norm_epsilon": 1e308}, "layer_norm_epsilon: Input should be less"),
         ({"activation_function": ["gelu"]}, "activation_function"),
-        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"model_type": "llama"}, "model_type is llama"),
         ({"id2label": 3, "num_labels": 10**30}, "whole number"),
     ],
 )
@@ -120,14 +119,14 @@ def test_a_link_to_a_checkpoint_is_followed(source: Path, tmp_path: Path) -> Non
         file.symlink_to(cache / f"blob-{file.name}")
     link = tmp_path / "link"
     link.symlink_to(source)
-    assert inspect_checkpoint(link)["dialect"] == "torch"
+    assert facts_of(link).dialect == "torch"
 
 
 def test_a_crowded_folder_is_read_quickly(source: Path) -> None:
     for number in range(20_000):
         os.close(os.open(source / f"rank-{number}", os.O_CREAT | os.O_WRONLY))
     start = time.process_time()
-    assert inspect_checkpoint(source)["dialect"] == "torch"
+    assert facts_of(source).dialect == "torch"
     assert time.process_time() - start < 3
 
 
@@ -186,9 +185,9 @@ def a_far_rank(source: Path) -> None:
 def test_folders_are_refused_in_time_and_memory(
     spoil: Callable[[Path], None], reason: str, source: Path
 ) -> None:
-    assert judge(source, inspect_checkpoint).outcome == "opened"
+    assert judge(source, facts_of).outcome == "opened"
     spoil(source)
-    assert_refused_within_limits(source, reason, inspect_checkpoint)
+    assert_refused_within_limits(source, reason, facts_of)
 
 
 def test_ranks_of_different_types_are_named(

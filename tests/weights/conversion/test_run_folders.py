@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from gptbridge import convert, inspect
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.testing.cases import weights
-from gptbridge.weights.conversion.convert import Request, convert_checkpoint
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
+from gptbridge.weights.conversion.facts import CheckpointFacts
 from tests.checkpoint.conftest import spec_of, writer
-from tests.weights.conversion.checkpoints import assert_identical, converted, together, weights_of
+from tests.weights.conversion.checkpoints import assert_identical, converted, facts_of, together, weights_of
 from tests.weights.conversion.commands import Outcome, assert_refused
 
 
@@ -34,24 +34,30 @@ def flip_last_bit(file: Path) -> None:
     file.write_bytes(content)
 
 
+def inspected(path: Path) -> CheckpointFacts:
+    facts = inspect(path)
+    assert isinstance(facts, CheckpointFacts)
+    return facts
+
+
 def assert_step(output: Path, step: int) -> None:
     assert_identical(weights_of(output), together(weights(spec_of().model, step)))
 
 
 def test_the_newest_checkpoint_of_a_run_is_taken(run_folder: Path, tmp_path: Path) -> None:
-    done = convert_checkpoint(Request(run_folder, tmp_path / "out", "torch"))
+    done = convert(run_folder, tmp_path / "out", to="torch")
     assert done.notes == ()
-    assert inspect_checkpoint(run_folder)["warnings"] == []
+    assert inspected(run_folder).warnings == []
     assert_step(tmp_path / "out", 20)
 
 
 def test_a_damaged_newest_one_is_told_and_the_one_before_taken(run_folder: Path, tmp_path: Path) -> None:
     newest = run_folder / "checkpoints" / "step-00000020"
     flip_last_bit(newest / "model.safetensors")
-    done = convert_checkpoint(Request(run_folder, tmp_path / "out", "torch"))
+    done = convert(run_folder, tmp_path / "out", to="torch")
     (note,) = done.notes
     assert note.startswith(f"checkpoint {newest} cannot be used: {newest}/model.safetensors: damaged")
-    assert inspect_checkpoint(run_folder)["warnings"] == [note]
+    assert inspected(run_folder).warnings == [note]
     assert_step(tmp_path / "out", 10)
 
 
@@ -71,14 +77,14 @@ def test_a_checkpoint_that_is_named_is_compared_with_its_manifest(
 def test_another_folder_called_checkpoints_makes_no_run(original: Path, tmp_path: Path) -> None:
     folder = converted(original, tmp_path / "paddle", "paddle")
     (folder / "checkpoints" / "model_1000").mkdir(parents=True)
-    facts = inspect_checkpoint(folder)
-    assert (facts["dialect"], facts["digest"]) == ("paddle", inspect_checkpoint(original)["digest"])
+    facts = facts_of(folder)
+    assert (facts.dialect, facts.digest) == ("paddle", facts_of(original).digest)
 
 
 def test_another_manifest_is_no_obstacle(original: Path, tmp_path: Path) -> None:
     folder = converted(original, tmp_path / "out", "torch")
     (folder / "manifest.json").write_text(json.dumps({"name": "a web page"}))
-    assert inspect_checkpoint(folder)["dialect"] == "torch"
+    assert facts_of(folder).dialect == "torch"
 
 
 def test_conversion_does_not_load_the_tokenizers() -> None:

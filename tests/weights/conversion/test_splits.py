@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import yaml
 
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.conversion.verifying import verify
 from gptbridge.weights.formats import TensorRef, Tree, open_weights
+from gptbridge.weights.opening import Hints
 from tests.weights.conversion.checkpoints import (
     MODEL,
     arrays_in,
     converted,
+    facts_of,
     random_weights,
     weights_of,
     write_hugging_face,
@@ -56,9 +56,9 @@ def test_split_merges_to_the_unsplit_bytes(
         split = converted(
             source, tmp_path / f"{variant}", dialect, tensor, pipeline, variant=variant, vocab_size=padded
         )
-        facts = inspect_checkpoint(split)
-        assert facts["files"] == tensor * pipeline
-        back = converted(split, tmp_path / f"{variant}-back", "torch", told=Told(dialect), vocab_size=61)
+        facts = facts_of(split)
+        assert facts.files == tensor * pipeline
+        back = converted(split, tmp_path / f"{variant}-back", "torch", hints=Hints(dialect), vocab_size=61)
         assert (back / "model.safetensors").read_bytes() == unsplit
         assert verify(source, split).passed
 

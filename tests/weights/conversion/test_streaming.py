@@ -99,7 +99,7 @@ MEASURE = """
 import json, sys, threading, time
 from pathlib import Path
 import numpy as np
-from gptbridge.weights.conversion.convert import Request, convert_checkpoint
+from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
 from gptbridge.weights.conversion.target import Split
 from gptbridge.weights.formats import TensorInfo, write_safetensors
 from gptbridge.weights.dialects.huggingface import config_of
@@ -133,7 +133,7 @@ for dialect, more in (
     ("megatron", {}), ("mindspore", {"split": Split(2)}), ("fleetx", {"dtype": "bfloat16"})
 ):
     case = dialect
-    convert_checkpoint(Request(folder / "in", folder / dialect, dialect, **more))
+    convert_checkpoint(Conversion(folder / "in", folder / dialect, dialect, **more))
 done.set()
 watcher.join()
 print(json.dumps(peaks))

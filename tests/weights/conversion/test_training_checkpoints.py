@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from gptbridge.errors import BadInput
-from gptbridge.weights.conversion.inspecting import inspect_checkpoint
-from gptbridge.weights.conversion.source import Told
 from gptbridge.weights.formats import write_pdparams
+from gptbridge.weights.opening import Hints
 from tests.weights.conversion.checkpoints import (
+    NO_HINTS,
     arrays_in,
     assert_identical,
     converted,
     entries_of,
+    facts_of,
     rewrite_ckpt,
     weights_of,
 )
@@ -31,8 +32,8 @@ from tests.weights.conversion.checkpoints import (
 _TRAIN_MEGATRON = Path(__file__).with_name("frameworks") / "train_megatron.py"
 
 
-def assert_same(folder: Path, original: Path, told: Told | None = None, **options: int) -> None:
-    back = converted(folder, folder.with_name("back"), "torch", told=told, **options)
+def assert_same(folder: Path, original: Path, hints: Hints = NO_HINTS, **options: int) -> None:
+    back = converted(folder, folder.with_name("back"), "torch", hints=hints, **options)
     assert_identical(weights_of(back), weights_of(original))
 
 
@@ -46,10 +47,10 @@ def test_megatron(
     folder = tmp_path / "megatron"
     converted(original, folder, "megatron", tensor, pipeline, variant=variant, vocab_size=64)
     subprocess.run([sys.executable, _TRAIN_MEGATRON, folder, str(virtual)], check=True, timeout=60)
-    facts = inspect_checkpoint(folder)
-    assert facts["files"] == tensor * pipeline // virtual
-    assert facts["pipeline_parallel"] == pipeline // virtual
-    assert "rng_tracker_states.model-parallel-rng" in facts["left_out"]
+    facts = facts_of(folder)
+    assert facts.files == tensor * pipeline // virtual
+    assert facts.pipeline_parallel == pipeline // virtual
+    assert "rng_tracker_states.model-parallel-rng" in facts.left_out
     assert_same(folder, original, vocab_size=61)
 
 
@@ -83,7 +84,7 @@ def test_mindformers(variant: str, original: Path, tmp_path: Path) -> None:
         arrays.update({name: np.array([value], np.float32) for name, value in state.items()})
 
     rewrite_ckpt(folder / "gpt2.ckpt", train)
-    assert set(state) < set(inspect_checkpoint(folder)["left_out"])
+    assert set(state) < set(facts_of(folder).left_out)
     assert_same(folder, original)
 
 
@@ -91,7 +92,7 @@ def test_ranks_of_a_bare_mindformers_model(original: Path, tmp_path: Path) -> No
     folder = converted(
         original, tmp_path / "mindspore", "mindspore", 2, 2, variant="GPT2Model", vocab_size=64
     )
-    assert inspect_checkpoint(folder)["tensor_parallel"] == 2
+    assert facts_of(folder).tensor_parallel == 2
     assert_same(folder, original, vocab_size=61)
     for file in (folder / "strategy").iterdir():
         file.unlink()
@@ -108,7 +109,7 @@ def test_a_wrapper_around_every_name(original: Path, tmp_path: Path) -> None:
     doubled = {"backbone.layernorm.gamma": np.zeros(48, np.float32)}
     rewrite_ckpt(file, lambda arrays: arrays.update(doubled))
     with pytest.raises(BadInput, match=r"backbone\.layernorm\.gamma is left over"):
-        inspect_checkpoint(folder)
+        facts_of(folder)
     weights = weights_of(original)
     folder = Path(shutil.copytree(original, tmp_path / "torch"))
     save_file({f"module.transformer.{name}": x for name, x in weights.items()}, folder / "model.safetensors")

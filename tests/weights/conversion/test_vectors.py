@@ -42,7 +42,7 @@ def test_other_softwares_file(
 ) -> None:
     """Heads are told for MindFormers' sake; the others say the same themselves."""
     file = VECTORS / FILES[dialect]
-    torch = converted(file.parent, tmp_path / "torch", "torch", told=HEADS)
+    torch = converted(file.parent, tmp_path / "torch", "torch", hints=HEADS)
     weights = weights_of(torch)
     assert_identical(weights, {name[2:]: array for name, array in stored.items() if name.startswith("w:")})
     ids = stored["ids"].astype(np.int32)

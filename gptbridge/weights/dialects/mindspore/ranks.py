@@ -10,10 +10,12 @@ import numpy as np
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import list_folder
-from gptbridge.weights.conversion.cutting import LetterCutting, Stage, StrategyCutting
+from gptbridge.weights.canonical.cutting import LetterCutting, Stage
+from gptbridge.weights.dialects.mindspore.cutting import StrategyCutting
 from gptbridge.weights.dialects.mindspore.strategies import Strategy, TensorLayout
 from gptbridge.weights.dialects.mindspore.strategy_files import SUFFIXES, read_strategies
 from gptbridge.weights.formats import WeightFile
+from gptbridge.weights.layouts.wrappers import peeled
 
 _RANK = re.compile(r"rank_([0-9]{1,5})")
 _STEP = re.compile(r"-([0-9]{1,9})_([0-9]{1,9})$")
@@ -147,12 +149,13 @@ def _by_shape(ranks: Sequence[WeightFile], root: Path) -> list[Stage]:
 
 
 def _layers(rank: WeightFile) -> Iterable[int]:
-    return (int(match.group(1)) for name in rank.tensors if (match := _LAYER.match(name)))
+    return (int(match.group(1)) for name in rank.tensors if (match := _LAYER.match(peeled(name))))
 
 
 def _named(name: str, rank: WeightFile) -> str:
     """Return the name that a tensor of GPT2Model has in a rank's file."""
-    return _BACKBONE + name if _BACKBONE + name in rank.tensors else name
+    names = (name, _BACKBONE + name)
+    return next((own for own in rank.tensors if peeled(own) in names), name)
 
 
 def _degree(ranks: Sequence[WeightFile], layer: int, root: Path) -> int:

@@ -22,8 +22,8 @@ from gptbridge.weights.formats.pickles.values import (
 )
 from gptbridge.weights.formats.tensor import STORAGE_DTYPES
 
-# Enumerations in the args and rerun state of Megatron-LM's checkpoints, old and new; kept as text.
-_MEGATRON_ENUMS = {
+# Enumerations that trainers leave in the arguments and state beside weights; kept as text.
+_ENUMERATIONS = {
     "megatron.core.enums": ("ModelType",),
     "megatron.enums": ("PositionEmbeddingType",),
     "megatron.model.enums": ("ModelType", "LayerType", "AttnType", "AttnMaskType", "PositionEmbeddingType"),
@@ -71,7 +71,7 @@ def _table() -> dict[tuple[str, str], Global]:
     for module in ("torch", "torch.cuda", "torch.storage"):
         entries += [Global(f"{module}.{name}", None, dtype) for name, dtype in TORCH_STORAGES.items()]
     entries += [Global(f"torch.{dtype}", None, dtype) for dtype in STORAGE_DTYPES]
-    for module, names in _MEGATRON_ENUMS.items():
+    for module, names in _ENUMERATIONS.items():
         entries += [Global(f"{module}.{name}", _enum(name)) for name in names]
     return {(module, name): entry for entry in entries for module, _, name in [entry.name.rpartition(".")]}
 

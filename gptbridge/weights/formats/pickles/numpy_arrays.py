@@ -1,4 +1,4 @@
-"""Numpy arrays inside a pickle, checked and given a Block."""
+"""Numpy arrays inside a pickle, checked and given a TensorBytes."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from itertools import accumulate
 from operator import mul
 from typing import Any
 
-from gptbridge.weights.formats.blocks import Block, MappedBlock, SlicedBlock
-from gptbridge.weights.formats.encoded import EncodedBlock
+from gptbridge.weights.formats.encoded import EncodedBytes
 from gptbridge.weights.formats.pickles.latin1 import Latin1Segment
 from gptbridge.weights.formats.pickles.numpy_calls import NUMPY_CODES
 from gptbridge.weights.formats.pickles.values import JoinedArray, Latin1Bytes, NumpyArray, Span
 from gptbridge.weights.formats.segments import MemorySegment, RawSegment, Segment
 from gptbridge.weights.formats.tensor import TensorInfo
+from gptbridge.weights.formats.tensor_bytes import MappedBytes, SlicedBytes, TensorBytes
 from gptbridge.weights.formats.unpacking import Unpacked
 from gptbridge.weights.formats.weight_file import Contents
 
@@ -73,15 +73,17 @@ class NumpyArrays:
                 self._source.refuse(f"its bytes are {error}", tensor=name)
         return self._texts[span]
 
-    def _block(self, info: TensorInfo, record: NumpyArray | JoinedArray, segments: list[Segment]) -> Block:
+    def _block(
+        self, info: TensorInfo, record: NumpyArray | JoinedArray, segments: list[Segment]
+    ) -> TensorBytes:
         fortran = isinstance(record, NumpyArray) and record.fortran
         raw = [segment for segment in segments if isinstance(segment, RawSegment)]
         if len(raw) < len(segments):
-            return EncodedBlock(segments, self._unpacked, fortran=fortran)
+            return EncodedBytes(segments, self._unpacked, fortran=fortran)
         if len(raw) == 1:
             strides = _fortran_strides(info) if fortran else None
-            return MappedBlock(self._source, raw[0].extent.offset, info.nbytes, strides)
-        return SlicedBlock(raw)
+            return MappedBytes(self._source, raw[0].extent.offset, info.nbytes, strides)
+        return SlicedBytes(raw)
 
 
 def _fortran_strides(info: TensorInfo) -> tuple[int, ...]:

@@ -12,9 +12,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.conversion.canonical_weight import CanonicalWeight, StoredTensor
-from gptbridge.weights.conversion.casting import FLOATS
-from gptbridge.weights.conversion.cutting import Stage
+from gptbridge.weights.canonical.casting import FLOATS
+from gptbridge.weights.canonical.cutting import Stage
+from gptbridge.weights.canonical.weight import CanonicalWeight, StoredTensor
 from gptbridge.weights.formats import TensorInfo, WeightFile
 from gptbridge.weights.layouts.boxes import CutBox, Piece, sizes_of, volume
 from gptbridge.weights.layouts.matching import RANKS_HINT, Match, solve_sizes
@@ -38,7 +38,10 @@ def stored_sizes(match: Match, stages: Sequence[Stage], where: Path) -> dict[str
 
 
 def assemble(match: Match, stages: Sequence[Stage], sizes: Mapping[str, int]) -> dict[str, CanonicalWeight]:
-    """Return every canonical weight; BadInput when ranks disagree or a part is missing."""
+    """Return every canonical weight, those that the layout leaves out too, which are zeros.
+
+    BadInput when ranks disagree or a part is missing.
+    """
     for stage in stages:
         _refuse_extra(stage, match)
     weights: dict[str, CanonicalWeight] = {}
@@ -48,6 +51,9 @@ def assemble(match: Match, stages: Sequence[Stage], sizes: Mapping[str, int]) ->
             canonical: _weight(canonical, part, name, native, held)
             for part, canonical in enumerate(native.canonicals)
         }
+    for template in match.layout.zeros:
+        for name in dict.fromkeys(template.format(layer) for layer in range(match.num_layers)):
+            weights[name] = CanonicalWeight(name, weights["wte.weight"].dtype, ())
     return weights
 
 

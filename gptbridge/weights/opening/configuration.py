@@ -23,7 +23,7 @@ def find_configuration(root: Path, weights: WeightFile, dialect: Dialect) -> tup
         folders.append(weights.path.parent.parent)
     for system in (dialect, *map(find_dialect, dialect.same_names)):
         if facts := _inside(weights, system.config):
-            return facts, str(system.config.in_weights)
+            return facts, system.config.in_weights[0]
         for folder in dict.fromkeys(folders):
             if file := _config_file(folder, system.config):
                 return system.config.read_file(file), file.name
@@ -32,11 +32,12 @@ def find_configuration(root: Path, weights: WeightFile, dialect: Dialect) -> tup
 
 def _inside(weights: WeightFile, table: ConfigTable) -> ConfigFacts | None:
     """Return what stands in the file of the weights itself."""
-    tree = weights.tree
-    content = tree.get(table.in_weights) if table.in_weights and isinstance(tree, dict) else None
-    if not isinstance(content, Namespace | dict):
+    tree = weights.tree if isinstance(weights.tree, dict) else {}
+    parts = [tree.get(name) for name in table.in_weights]
+    if not parts or not isinstance(parts[0], Namespace | dict):
         return None
-    return table.read({str(key): value for key, value in content.items()}, f"its {table.in_weights}")
+    content = {str(key): x for part in parts if isinstance(part, Namespace | dict) for key, x in part.items()}
+    return table.read(content, f"its {table.in_weights[0]}")
 
 
 def _config_file(folder: Path, table: ConfigTable) -> Path | None:

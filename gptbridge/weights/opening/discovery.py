@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import list_folder
-from gptbridge.weights.conversion.cutting import Stage
+from gptbridge.weights.canonical.cutting import Stage
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.files import Pointer, Ranked
 from gptbridge.weights.dialects.registry import known_dialects

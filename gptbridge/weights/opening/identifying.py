@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.weights.conversion.cutting import LetterCutting, Stage
-from gptbridge.weights.conversion.discovery import Found
+from gptbridge.weights.canonical.cutting import LetterCutting, Stage
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.registry import find_dialect, known_dialects
 from gptbridge.weights.formats import WeightFile
 from gptbridge.weights.layouts.matching import Match, best_match, require_whole
+from gptbridge.weights.opening.discovery import Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Identified:
     dialect: Dialect
     match: Match
     stages: tuple[Stage, ...]
-    warnings: tuple[str, ...] = ()  # of dialects that could not be asked
+    warnings: tuple[str, ...] = ()  # what is taken for granted, and which dialects could not be asked
 
 
 def identify(
@@ -47,7 +47,7 @@ def identify(
         if not best.match.natives and broken:
             error.hint = str(broken[0])
         raise
-    return Identified(best.dialect, best.match, best.stages, tuple(map(str, broken)))
+    return replace(best, warnings=(*map(str, broken), *best.warnings))
 
 
 def _refuse_other(
@@ -60,7 +60,7 @@ def _refuse_other(
         return
     if other.match.whole:
         raise UsageError(
-            f"holds {other.dialect.name} ({other.match.layout.variant}), not {named.name}",
+            f"holds {other.dialect.name} ({other.match.variant}), not {named.name}",
             where=where,
             hint=f"Leave out --from {named.name}",
         )
@@ -84,11 +84,18 @@ def _best(
             refused.append(error)
             continue
         match = best_match(layouts, [stage.names for stage in stages])
-        matches.append(Identified(dialect, match, stages))
+        matches.append(Identified(dialect, match, stages, tuple(_taken(match))))
     best = min(matches, key=lambda each: (-len(each.match.natives), len(each.match.missing)), default=None)
     if best is None or (refused and not best.match.whole):
         raise refused[0]
     return best
+
+
+def _taken(match: Match) -> Iterator[str]:
+    """Yield what the layout takes for granted."""
+    if match.layout.zeros:
+        names = ", ".join(name.removeprefix("h.{}.") for name in match.layout.zeros)
+        yield f"{match.layout.dialect} ({match.variant}) has no {names}: zeros are taken"
 
 
 def _stages(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.weights.architecture import LORA_A, LORA_B, LORA_TARGETS, layer_of, weight_axes
-from gptbridge.weights.conversion.canonical_weight import CanonicalWeight
+from gptbridge.weights.canonical.weight import CanonicalWeight
 from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import Box, shape_of, sizes_of
 

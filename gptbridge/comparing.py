@@ -34,7 +34,7 @@ _LOGITS_SAMPLES, _LOGITS_TOKENS = 2, 64
 # Compilation and warm caches: the first steps say nothing about speed.
 _WARM_UP_STEPS = 3
 
-Progress = Callable[[str, int, float], None]  # backend, step, loss
+StepProgress = Callable[[str, int, float], None]  # backend, step, loss
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +85,13 @@ class Parity:
         return asdict(self)
 
 
-def parity(
+def compare_backends(
     spec: RunSpec,
     backends: Sequence[str],
     *,
     steps: int,
     tolerance: float = TOLERANCE,
-    progress: Progress = lambda backend, step, loss: None,
+    progress: StepProgress = lambda backend, step, loss: None,
 ) -> Parity:
     """Run up to `steps` steps of `spec` on each backend, one after the other, and compare.
 
@@ -119,7 +119,7 @@ def measure_in_worker(
     backend: str,
     *,
     steps: int,
-    progress: Progress = lambda backend, step, loss: None,
+    progress: StepProgress = lambda backend, step, loss: None,
 ) -> Measured:
     """Run the first `steps` steps of `spec` on `backend` in a process of its own."""
     device, done = "", []

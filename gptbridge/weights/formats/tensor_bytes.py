@@ -15,7 +15,7 @@ from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import Chunks, Extent, TensorInfo, row_major_chunks
 
 
-class Block(ABC):
+class TensorBytes(ABC):
     """The elements of one tensor inside a file; the file's checks are done before a block is made."""
 
     @abstractmethod
@@ -35,7 +35,7 @@ class Block(ABC):
         """Yield the row-major bytes in pieces whose memory does not grow with the tensor."""
 
 
-class MappedBlock(Block):
+class MappedBytes(TensorBytes):
     """Elements that lie in the file as they do in memory: every read is a view of the map.
 
     `strides` are in bytes, one for each dimension; None means row-major without gaps.
@@ -75,7 +75,7 @@ class MappedBlock(Block):
         return self._source.views(self._offset, self._nbytes)
 
 
-class SlicedBlock(Block):
+class SlicedBytes(TensorBytes):
     """A row-major tensor in several segments of the file, one after the other."""
 
     __slots__ = ("_segments",)

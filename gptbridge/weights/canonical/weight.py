@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.weights.architecture import weight_axes
-from gptbridge.weights.conversion.casting import cast
+from gptbridge.weights.canonical.casting import cast
 from gptbridge.weights.formats import STORAGE_DTYPES, Chunks, WeightFile
 from gptbridge.weights.formats.finite import NO_WEIGHTS, all_finite, finite_chunks
 from gptbridge.weights.layouts.axes import Axes

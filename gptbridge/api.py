@@ -1,0 +1,258 @@
+"""The Python door, behind `from gptbridge import train`: plain words and paths in, typed results out.
+
+Each function raises a BridgeError for what a user can mend. What it needs is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+
+if TYPE_CHECKING:
+    from gptbridge.comparing import Parity, StepProgress
+    from gptbridge.generation.generate import Continuation, Tell
+    from gptbridge.training.events import Observer
+    from gptbridge.training.run import Outcome
+    from gptbridge.weights.conversion.convert import ByteProgress, Converted
+    from gptbridge.weights.conversion.facts import CheckpointFacts
+    from gptbridge.weights.opening import Opened
+    from gptbridge_specs import ModelSpec, RunSpec
+
+# Fields of a spec by name, such as {"training.max_steps": 20}, or as on the command line: "FIELD=VALUE".
+Overrides = Mapping[str, Any] | Sequence[str]
+
+
+class HintWords(TypedDict, total=False):
+    """What to say of a checkpoint that does not say so itself."""
+
+    dialect: str | None  # what wrote it; absent: found by content
+    model: str | ModelSpec | None  # a preset or a YAML file
+    num_attention_heads: int | None
+    strategy_file: str | Path | None  # of ranks, or the folder of them
+    lora_alpha: float | None
+
+
+_HINTS = tuple(HintWords.__annotations__)
+
+
+class DecodingWords(HintWords, total=False):
+    """How texts are continued, and hints; what is absent is the run's own, or the default."""
+
+    strategy: str  # "greedy" or "sample"
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    window: int  # tokens that the model sees at the most
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetFacts:
+    """A token dataset in numbers and words."""
+
+    path: str
+    format: str
+    documents: int
+    tokens: int
+    dtype: str
+    document_tokens: dict[str, float]  # min, median, mean, max; how many are empty
+    largest_token: int
+    vocab_size: int | None
+    tokenizer: str | None  # its identity
+    digest: str
+    splits: dict[str, dict[str, int]]  # documents and tokens of each
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        return asdict(self)
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+def _silent(message: str) -> None:
+    """Tell nobody."""
+
+
+def train(
+    spec: str | Path | RunSpec | None = None,
+    *,
+    backend: str | None = None,
+    run: str | Path | None = None,
+    resume: str | Path | None = None,
+    overrides: Overrides = (),
+    observers: Sequence[Observer] = (),
+) -> Outcome:
+    """Train and return how the run ended; the result's `events()` has the loss of every step.
+
+    `spec` is a preset's name, a YAML file or a RunSpec; None for the spec of the run that is resumed, else
+    gpt2-tiny. `run` is the folder, by default runs/NAME. `resume` is "auto" for the newest checkpoint in
+    `run`, or the path of a run or checkpoint. `observers` are called with each event.
+    """
+    from gptbridge.training.run import train as train_run
+    from gptbridge.training.start import choose_backend, resolve
+
+    named = str(spec) if isinstance(spec, Path) else spec
+    folder = Path(run) if run is not None else None
+    plan = resolve(named, _lines(overrides), folder, str(resume) if resume is not None else None)
+    return train_run(
+        plan.spec,
+        backend=backend or choose_backend(plan),
+        run=plan.run,
+        resume=plan.resume,
+        observers=observers,
+    )
+
+
+def generate(
+    checkpoint: str | Path,
+    prompts: str | Sequence[str],
+    *,
+    backend: str | None = None,
+    tokenizer: str | Path | None = None,
+    overrides: Overrides = (),
+    warn: Tell = _warn,
+    note: Tell = _silent,
+    **words: Unpack[DecodingWords],
+) -> list[Continuation]:
+    """Continue each prompt with a run's newest checkpoint, or a checkpoint of any dialect.
+
+    `tokenizer` is a folder or "byte"; None for the one beside the weights. `words` are those of
+    `DecodingWords`, such as strategy="sample", top_k=50. `overrides` set any other field of the spec.
+    """
+    from gptbridge.generation.generate import generate as continue_texts
+    from gptbridge.training.start import choose_backend
+    from gptbridge.weights.opening import hints_of
+
+    asked = {f"generation.{name}": word for name, word in words.items() if name not in _HINTS}
+    hints = {name: word for name, word in words.items() if name in _HINTS}
+    return continue_texts(
+        Path(checkpoint),
+        [prompts] if isinstance(prompts, str) else prompts,
+        backend=backend or choose_backend(),
+        hints=hints_of(**hints),  # type: ignore[arg-type]
+        tokenizer=str(tokenizer) if tokenizer is not None else None,
+        overrides=[*_lines(asked), *_lines(overrides)],
+        warn=warn,
+        note=note,
+    )
+
+
+def convert(
+    source: str | Path,
+    output: str | Path,
+    *,
+    to: str,
+    variant: str | None = None,
+    vocab_size: int | None = None,
+    dtype: str | None = None,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    merge_lora: bool = False,
+    verify: bool | None = None,
+    overwrite: bool = False,
+    progress: ByteProgress | None = None,
+    **hints: Unpack[HintWords],
+) -> Converted:
+    """Convert a checkpoint of any dialect, or a run's newest, to the dialect `to`, into the folder `output`.
+
+    `verify` compares the logits of source and result; None: where the model is small. DifferentLogits, a
+    RunFailed, where they differ: the output is left for inspection.
+    """
+    from gptbridge.checkpoint.locating import locate
+    from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint, float_type
+    from gptbridge.weights.conversion.output_folder import refuse_output
+    from gptbridge.weights.conversion.target import Split
+    from gptbridge.weights.conversion.verifying import verified
+    from gptbridge.weights.opening import hints_of
+
+    notes: list[str] = []
+    given, made = Path(source), Path(output)
+    refuse_output(made, given, overwrite=overwrite)  # also where that is a run's folder
+    located, said = locate(given, notes.append), hints_of(**hints)
+    dtype, split = float_type(dtype), Split(tensor_parallel, pipeline_parallel)
+    conversion = Conversion(located, made, to, said, variant, vocab_size, dtype, split, merge_lora, overwrite)
+    done = convert_checkpoint(conversion, progress)
+    return verified(conversion, replace(done, notes=(*notes, *done.notes)), wanted=verify)
+
+
+def inspect(path: str | Path, **hints: Unpack[HintWords]) -> CheckpointFacts | DatasetFacts:
+    """Return the facts of the checkpoint, run folder or token dataset at `path`; hints are for a checkpoint.
+
+    A dialect that is named makes it a checkpoint, whatever its name looks like; so do the weights in a
+    folder, where a .bin beside them may look like tokens.
+    """
+    from gptbridge.data.dataset import is_dataset
+    from gptbridge.data.inspection import inspect_dataset
+    from gptbridge.errors import BadInput
+
+    dataset = is_dataset(Path(path)) and not hints.get("dialect")
+    if not dataset or Path(path).is_dir():
+        try:
+            return _checkpoint_facts(Path(path), hints)
+        except BadInput:
+            if not dataset:
+                raise
+    return DatasetFacts(**inspect_dataset(str(path)))
+
+
+def _checkpoint_facts(path: Path, hints: HintWords) -> CheckpointFacts:
+    from gptbridge.checkpoint.locating import locate
+    from gptbridge.weights.conversion.facts import checkpoint_facts
+    from gptbridge.weights.opening import hints_of
+    from gptbridge.weights.opening import open_checkpoint as open_located
+
+    notes: list[str] = []
+    with open_located(locate(path, notes.append), hints_of(**hints)) as opened:
+        facts = checkpoint_facts(opened)
+    return replace(facts, path=str(path), warnings=[*notes, *facts.warnings])
+
+
+def open_checkpoint(path: str | Path, *, warn: Tell = _warn, **hints: Unpack[HintWords]) -> Opened:
+    """Open a run's newest checkpoint, or a checkpoint of any dialect; a context manager that closes it.
+
+    The result has the `model`, its weights as `arrays` by canonical name, and the `tokenizer()`.
+    """
+    from gptbridge.checkpoint.locating import locate
+    from gptbridge.weights.opening import hints_of
+    from gptbridge.weights.opening import open_checkpoint as open_located
+
+    return open_located(locate(Path(path), warn), hints_of(**hints))
+
+
+def parity(
+    spec: str | Path | RunSpec = "gpt2-tiny",
+    backends: Sequence[str] = ("torch", "paddle", "mindspore"),
+    *,
+    steps: int = 20,
+    tolerance: float = 1e-4,
+    overrides: Overrides = (),
+    progress: StepProgress = lambda backend, step, loss: None,
+) -> Parity:
+    """Train one spec on several backends, each in a process of its own, and compare.
+
+    The result's `rows` are the table; its `require()` raises RunFailed for a difference beyond `tolerance`.
+    """
+    from gptbridge.comparing import compare_backends
+    from gptbridge.training.start import spec_of
+
+    named = str(spec) if isinstance(spec, Path) else spec
+    run = spec_of(named, _lines(overrides))
+    return compare_backends(run, backends, steps=steps, tolerance=tolerance, progress=progress)
+
+
+def _lines(overrides: Overrides) -> list[str]:
+    """Return overrides as FIELD=VALUE, as the command line has them."""
+    if not isinstance(overrides, Mapping):
+        return list(overrides)
+    return [f"{field}={_text(value)}" for field, value in overrides.items()]
+
+
+def _text(value: object) -> str:
+    return str(value) if isinstance(value, str | Path) else json.dumps(value)

@@ -1,0 +1,45 @@
+"""What a user says of a checkpoint, because it does not say so itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gptbridge.weights.configs.table import ConfigFacts
+from gptbridge.weights.dialects.registry import find_dialect
+from gptbridge_specs import ModelSpec, load_model
+
+
+@dataclass(frozen=True, slots=True)
+class Hints:
+    """The dialect, fields of the model, the strategy file of ranks or the folder of them, LoRA's alpha."""
+
+    dialect: str | None = None
+    model: ConfigFacts = field(default_factory=ConfigFacts)
+    strategy: Path | None = None
+    lora_alpha: float | None = None
+
+
+def hints_of(
+    *,
+    dialect: str | None = None,
+    model: str | ModelSpec | None = None,
+    num_attention_heads: int | None = None,
+    strategy_file: str | Path | None = None,
+    lora_alpha: float | None = None,
+) -> Hints:
+    """Return the hints of a user who names dialect and model: `model` is a preset or a YAML file, or a spec.
+
+    UsageError, or SpecError for the model, where there is none of that name.
+    """
+    spec = load_model(model) if isinstance(model, str) else model
+    fields = spec.model_dump() if spec else {}
+    if num_attention_heads is not None:
+        fields["num_attention_heads"] = num_attention_heads
+    where = f"--model {model}" if isinstance(model, str) else "--model" if model else "--num-attention-heads"
+    return Hints(
+        find_dialect(dialect).name if dialect else None,
+        ConfigFacts(fields, where),
+        Path(strategy_file) if strategy_file is not None else None,
+        lora_alpha,
+    )

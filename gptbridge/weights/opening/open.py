@@ -1,0 +1,87 @@
+"""Open a checkpoint: find its files, know the dialect, agree on the model, put the weights together."""
+
+from __future__ import annotations
+
+import resource
+from contextlib import ExitStack
+from pathlib import Path
+
+from gptbridge.errors import BadInput
+from gptbridge.weights.architecture import sizes as letter_sizes
+from gptbridge.weights.canonical.assembly import assemble, stored_sizes
+from gptbridge.weights.canonical.lora import split_lora
+from gptbridge.weights.formats import open_weights
+from gptbridge.weights.opening.agreement import agreed_model, assumed, overruled
+from gptbridge.weights.opening.configuration import find_configuration
+from gptbridge.weights.opening.discovery import find_files
+from gptbridge.weights.opening.heads import check_labels, drop_tied_head
+from gptbridge.weights.opening.hints import Hints
+from gptbridge.weights.opening.identifying import identify
+from gptbridge.weights.opening.opened import Opened
+
+_SPARE_FILES = 256
+_NO_HINTS = Hints()
+
+
+def open_checkpoint(path: Path, hints: Hints = _NO_HINTS, *, verify: bool = True) -> Opened:
+    """Open the checkpoint at `path`, a file or a folder of any dialect. Closing it is the caller's.
+
+    The CRCs that files declare are checked unless `verify` is False, and the caller does it.
+    BadInput for anything that is missing, left over or contradictory; UsageError for what neither a file
+    nor a hint says.
+    """
+    with ExitStack() as unless_opened:
+        stack = unless_opened.enter_context(ExitStack())
+        try:
+            opened = _open(path, stack, hints, verify)
+        except OSError as error:
+            raise BadInput(f"cannot be read: {error.strerror}", where=path) from error
+        unless_opened.pop_all()
+    return opened
+
+
+def _open(path: Path, stack: ExitStack, hints: Hints, verify: bool) -> Opened:
+    found = find_files(path)
+    _allow_open_files(len(found.files))
+    files = [stack.enter_context(open_weights(file, verify=verify)) for file in found.files]
+    what = identify(found, files, dialect=hints.dialect, strategy=hints.strategy, where=path)
+    dialect, match, stages = what.dialect, what.match, what.stages
+    configured, config_file = find_configuration(found.root, files[0], dialect)
+    stored = stored_sizes(match, stages, path)
+    model = agreed_model(what, stored, configured, hints.model, path)
+    sizes = {**letter_sizes(model), **{x: stored[x] for x in "vcr" if x in stored}}
+    alpha = hints.lora_alpha if hints.lora_alpha is not None else configured.lora_alpha
+    weights, adapter = split_lora(assemble(match, stages, sizes), sizes["r"], alpha, path)
+    if adapter is None and dialect.adapters is not None:
+        adapter = dialect.adapters.read(found.root, model, stack, alpha=hints.lora_alpha)
+    language_head = "lm_head.weight" in weights or "score.weight" not in weights
+    tied = drop_tied_head(weights, sizes, configured, path)
+    check_labels(weights, sizes, configured, path)
+    return Opened(
+        path=path,
+        dialect=dialect.name,
+        variant=match.variant,
+        model=model.model_copy(update={"tie_word_embeddings": tied}),
+        sizes=sizes,
+        weights=weights,
+        adapter=adapter,
+        language_head=language_head,
+        stages=stages,
+        dropped=match.dropped,
+        config_file=config_file,
+        tokens={key: token for key, token in configured.tokens.items() if token < model.vocab_size},
+        assumed=tuple(assumed(what, model, configured if config_file else None, hints.model)),
+        warnings=(*what.warnings, *(overruled(configured, hints.model) if config_file else ())),
+        _open_files=stack,
+    )
+
+
+def _allow_open_files(count: int) -> None:
+    """Let this process have a file open for each of very many ranks."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + _SPARE_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE,
+            (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard),
+        )
