@@ -1,128 +1,80 @@
-"""The last LayerNorm, the output projection and the loss, each with its gradient.
+"""Output projection and cross entropy in one, by pieces of rows: no (B T, V) tensor is ever whole.
 
-The rows of a batch go through in equal pieces, so that the logits of a large vocabulary are never
-all in memory. Shapes: R rows (tokens), H hidden size, V vocabulary.
+The gradient of the logits is softmax - onehot and needs nothing from later, so each piece of logits
+turns at once into the loss and its gradients. Derived by the framework it would take a sixth longer,
+and every piece would stay in memory until the backward pass.
+Shapes: R rows (tokens), H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import mindspore as ms
-import numpy as np
-from mindspore import Tensor, ops
-from numpy.typing import NDArray
+from mindspore import Tensor, nn, ops
 
-from gptbridge_mindspore import kernels
-from gptbridge_specs import ModelSpec
-
-LOGITS_AT_ONCE = 2**24  # numbers
-
-Tensors = Mapping[str, Tensor]
+LOGITS_AT_ONCE = 2**23  # numbers
 
 
-class Head:
-    """What turns hidden rows into logits, losses and gradients. The projection may be the token embedding."""
+class LinearCrossEntropy(nn.Cell):
+    """Logits, losses and gradients of rows under an output projection, the products in the compute type."""
 
-    def __init__(self, model: ModelSpec, dtype: Any) -> None:
-        self.vocab_size = model.vocab_size
-        self.epsilon = model.layernorm_epsilon
-        self.products = kernels.Products(dtype)
-        self._names = ("ln_f.weight", "ln_f.bias", model_head(model))
-        self._logits = ms.jit(self.logits_graph)
-        self._token_losses = ms.jit(self.token_losses_graph)
-        self._gradients = ms.jit(self.gradients_graph)
+    def __init__(self, dtype: Any) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.nt = ops.MatMul(transpose_b=True)
+        self.nn = ops.MatMul()
+        self.tn = ops.MatMul(transpose_a=True)
+        self.log_softmax = ops.LogSoftmax(-1)
+        self.sum = ops.ReduceSum()
+        self.scatter = ops.UnsortedSegmentSum()
 
-    def logits(self, rows: Tensor, weights: Tensors) -> Tensor:
-        """Return (R, V) logits of (R, H) rows."""
-        own = self._own(weights)
-        return _joined([self._logits(_cut(rows, piece), *own) for piece in self._pieces(rows)])
+    def construct(
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return sum(share x loss) and its gradients, of hidden (R, H) and of weight (V, H).
 
-    def token_losses(self, rows: Tensor, labels: NDArray[np.int32], weights: Tensors) -> Tensor:
-        """Return the (R,) negative log likelihoods of (R,) labels."""
-        own = self._own(weights)
-        pieces = self._pieces(rows)
-        return _joined([self._token_losses(_cut(rows, p), Tensor(labels[p]), *own) for p in pieces])
-
-    def gradients(
-        self, rows: Tensor, labels: NDArray[np.int32], share: NDArray[np.float32], weights: Tensors
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return sum(share x NLL) and its gradients: of the rows, and of the weights by name."""
-        own = self._own(weights)
-        losses, of_rows = [], []
-        of_weights: dict[str, Tensor] = {}
-        for piece in self._pieces(rows):
-            loss, dx, *gradients = self._gradients(
-                _cut(rows, piece), Tensor(labels[piece]), Tensor(share[piece]), *own
-            )
-            losses.append(loss)
-            of_rows.append(dx)
-            add_gradients(of_weights, dict(zip(self._names, gradients, strict=True)))
-        return _joined(losses).sum(), _joined(of_rows), of_weights
-
-    def logits_graph(self, rows: Tensor, gain: Tensor, offset: Tensor, words: Tensor) -> Tensor:
-        """Compute `logits` of one piece."""
-        normal, _ = kernels.normalize(rows, self.epsilon)
-        return self.products.nt(normal * gain + offset, words)
-
-    def token_losses_graph(
-        self, rows: Tensor, labels: Tensor, gain: Tensor, offset: Tensor, words: Tensor
-    ) -> Tensor:
-        """Compute `token_losses` of one piece."""
-        logits = self.logits_graph(rows, gain, offset, words)
-        return kernels.negative_log_likelihood(logits, kernels.softmax(logits), labels)
-
-    def gradients_graph(
-        self, rows: Tensor, labels: Tensor, share: Tensor, gain: Tensor, offset: Tensor, words: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Compute `gradients` of one piece; the loss is (1,).
-
-        The gradient of the logits is share x (softmax - one-hot). Its share goes to the rows and its
-        one-hot part is gathered and scattered as rows, so that no pass over (R, V) is left but the softmax.
+        `labels` (R,) int32 are in range, `share` (R,) is the part of each token in the loss.
         """
-        normal, scale = kernels.normalize(rows, self.epsilon)
-        normed = normal * gain + offset
-        logits = self.products.nt(normed, words)
-        probabilities = kernels.softmax(logits)
-        losses = kernels.negative_log_likelihood(logits, probabilities, labels)
-        by_row = share.reshape(-1, 1)
-        d_normed = by_row * (self.products.nn(probabilities, words) - ops.gather(words, labels, 0))
-        shared = by_row * normed
-        of_labels = kernels.scatter_rows(shared, labels, self.vocab_size)
-        return (
-            kernels.row_dot(losses, share),
-            kernels.normalize_grad(d_normed * gain, normal, scale),
-            kernels.column_sum(d_normed * normal),
-            kernels.column_sum(d_normed),
-            self.products.tn(probabilities, shared) - of_labels,
-        )
+        count, projection = weight.shape[0], weight.astype(self.dtype)
+        by_row = ops.broadcast_to(share.reshape(-1, 1), hidden.shape)
+        total, of_hidden, of_weight = 0.0, (), 0.0
+        for start, end in pieces(hidden.shape[0], count):
+            rows = hidden[start:end]
+            if start > 0:
+                rows = ops.depend(rows, of_weight)  # one piece after the other, or all would be in memory
+            log_probs = self.log_softmax(self.nt(rows.astype(self.dtype), projection).astype(ms.float32))
+            total = total + self.sum(self.losses(log_probs, labels[start:end]) * share[start:end])
+            probs = ops.exp(log_probs).astype(self.dtype)
+            shared = (rows * by_row[start:end]).astype(self.dtype)
+            of_hidden = (*of_hidden, self.nn(probs, projection).astype(ms.float32))
+            of_weight = of_weight + self.tn(probs, shared).astype(ms.float32)
+        of_labels = self.scatter(hidden * by_row, labels, count)
+        d_hidden = of_hidden[0] if len(of_hidden) == 1 else ops.concat(of_hidden, 0)
+        return total, (d_hidden - ops.gather(weight, labels, 0)) * by_row, of_weight - of_labels
 
-    def _own(self, weights: Tensors) -> list[Tensor]:
-        return [weights[name] for name in self._names]
+    def token_losses(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """Return the (R,) negative log likelihoods of (R,) labels."""
+        found = ()
+        for start, end in pieces(hidden.shape[0], weight.shape[0]):
+            rows = hidden[start:end]
+            if start > 0:
+                rows = ops.depend(rows, found[-1])
+            found = (*found, self.losses(self.log_softmax(self.logits(rows, weight)), labels[start:end]))
+        return found[0] if len(found) == 1 else ops.concat(found, 0)
 
-    def _pieces(self, rows: Tensor) -> list[slice]:
-        """Return equal pieces of the rows whose logits are LOGITS_AT_ONCE numbers at the most."""
-        count = rows.shape[0]
-        most = min(count, max(1, LOGITS_AT_ONCE // self.vocab_size))
-        size = next(size for size in range(most, 0, -1) if count % size == 0)
-        return [slice(start, start + size) for start in range(0, count, size)]
+    def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Return (R, V) logits."""
+        return self.nt(hidden.astype(self.dtype), weight.astype(self.dtype)).astype(ms.float32)
 
-
-def model_head(model: ModelSpec) -> str:
-    """Return the name of the output projection."""
-    return "wte.weight" if model.tie_word_embeddings else "lm_head.weight"
-
-
-def add_gradients(total: dict[str, Tensor], more: Tensors) -> None:
-    """Add each tensor of `more` to the one of its name in `total`."""
-    for name, gradient in more.items():
-        total[name] = total[name] + gradient if name in total else gradient
+    def losses(self, log_probs: Tensor, labels: Tensor) -> Tensor:
+        """Return the (R,) negative log likelihoods in (R, V)."""
+        return -ops.gather_d(log_probs, 1, labels.reshape(-1, 1)).reshape(-1)
 
 
-def _cut(rows: Tensor, piece: slice) -> Tensor:
-    return rows if piece == slice(0, rows.shape[0]) else rows[piece]
-
-
-def _joined(pieces: list[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else ops.concat(pieces, 0)
+@ms.constexpr
+def pieces(rows: int, vocabulary: int) -> tuple[tuple[int, int], ...]:
+    """Return (start, end) of equal pieces of the rows, but for the last, of LOGITS_AT_ONCE logits at most."""
+    count = -(-rows * vocabulary // LOGITS_AT_ONCE)
+    size = -(-rows // min(count, rows))
+    return tuple((start, min(start + size, rows)) for start in range(0, rows, size))

@@ -1,28 +1,18 @@
-"""GPT on MindSpore: pre-LayerNorm blocks, learned positions, tied or separate head.
+"""GPT in MindSpore: pre-LayerNorm, learned positions. Shapes: B samples, T tokens, H wide, V vocabulary.
 
-Embedding, block and head are functions with their gradients written beside them, compiled by
-`mindspore.jit`; here is the loop over the layers. Weights and gradients are dicts by canonical name.
-Shapes: B samples, T tokens, R = B T rows, H hidden size, V vocabulary.
+Masks are tuples, empty where nothing is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from mindspore import Tensor
-from numpy.typing import NDArray
+from mindspore import Parameter, Tensor, nn
 
-from gptbridge.weights.architecture import parameters, sizes
 from gptbridge.weights.layouts.rules import CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, rules
-from gptbridge_mindspore.block import Block
-from gptbridge_mindspore.dropout import DropoutMasks
-from gptbridge_mindspore.embedding import Embedding
-from gptbridge_mindspore.loss import Head, add_gradients
+from gptbridge_mindspore.dropout import Drop, Masks
+from gptbridge_mindspore.parts import Attention, Embedding, FeedForward, LayerNorm, parameter
 from gptbridge_specs import ModelSpec
-
-Tensors = Mapping[str, Tensor]
 
 # Matrices are (in, out); q, k and v are one.
 LAYOUT = Layout(
@@ -54,80 +44,88 @@ LAYOUT = Layout(
     ),
 )
 
-
-def empty_weights(model: ModelSpec) -> dict[str, Tensor]:
-    """Return the tensors of `model` by name, in the order of the architecture table."""
-    whole, names = sizes(model), [parameter.name for parameter in parameters(model)]
-    natives = LAYOUT.natives(names, model.num_layers)
-    return {native.name: Tensor(np.zeros(native.axes.shape(whole), np.float32)) for native in natives}
+NO_MASKS: tuple[Masks, Masks, Masks] = ((), (), ())
 
 
-class GPT:
-    """The whole model as functions of its weights, which it does not hold."""
+class Block(nn.Cell):
+    """One transformer layer: two branches, each added to the residual stream."""
 
-    def __init__(self, model: ModelSpec, granularity: str, dtype: Any) -> None:
-        names = [n.name for n in LAYOUT.natives([p.name for p in parameters(model)], model.num_layers)]
-        self._layers = [
-            [name for name in names if name.startswith(f"h.{n}.")] for n in range(model.num_layers)
-        ]
-        self._no_dropout = DropoutMasks(model, None)
-        self._embedding = Embedding(model)
-        self._block = Block(model, granularity, dtype)
-        self._head = Head(model, dtype)
-        self._bias: dict[int, Tensor] = {}
+    def __init__(self, model: ModelSpec, recompute: str, dtype: Any) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(model.hidden_size, model.layernorm_epsilon)
+        self.attn = Attention(model, recompute, dtype)
+        self.ln_2 = LayerNorm(model.hidden_size, model.layernorm_epsilon)
+        self.mlp = FeedForward(model, dtype)
+        self.dropout = Drop(model.hidden_dropout_prob)
 
-    def hidden(self, weights: Tensors, tokens: NDArray[np.int32]) -> Tensor:
-        """Return (R, H) before the last LayerNorm of (B, T) tokens, without dropout."""
-        shape, none = tokens.shape, self._no_dropout
-        x = self._embedding.forward(Tensor(tokens), none.embedding(shape), weights)
-        for n, names in enumerate(self._layers):
-            layer = [weights[name] for name in names]
-            x, _ = self._block.forward(x, self._causal_bias(shape[1]), none.block(n, shape), layer)
-        return _rows(x)
+    def construct(self, x: Tensor, bias: Tensor, masks: tuple[Masks, Masks, Masks]) -> Tensor:
+        """Add attention, then feed-forward; x and the result are (B, T, H)."""
+        return self.feed_forward(self.attention(x, bias, masks), bias, masks)
 
-    def token_losses(self, weights: Tensors, rows: Tensor, labels: NDArray[np.int32]) -> Tensor:
-        """Return the (R,) negative log likelihoods of (R,) labels from (R, H) hidden rows."""
-        return self._head.token_losses(rows, labels, weights)
+    def attention(self, x: Tensor, bias: Tensor, masks: tuple[Masks, Masks, Masks]) -> Tensor:
+        """Add attention."""
+        return x + self.dropout(self.attn(self.ln_1(x), bias, masks[0]), *masks[1])
 
-    def logits(self, weights: Tensors, rows: Tensor) -> Tensor:
-        """Return (R, V) logits of (R, H) hidden rows."""
-        return self._head.logits(rows, weights)
-
-    def loss_and_gradients(
-        self,
-        weights: Tensors,
-        inputs: NDArray[np.int32],
-        labels: NDArray[np.int32],
-        share: NDArray[np.float32],
-        dropout: DropoutMasks,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the sum of `share` x negative log likelihood over (B, T) labels, and its gradients."""
-        shape, tokens = inputs.shape, Tensor(inputs)
-        bias = self._causal_bias(shape[1])
-        x = self._embedding.forward(tokens, dropout.embedding(shape), weights)
-        passed = []
-        for n, names in enumerate(self._layers):
-            layer = [weights[name] for name in names]
-            y, kept = self._block.forward(x, bias, dropout.block(n, shape), layer)
-            passed.append((x, kept))
-            x = y
-        loss, d_rows, gradients = self._head.gradients(_rows(x), labels.ravel(), share.ravel(), weights)
-        dx = d_rows.reshape(x.shape)
-        for n, names in reversed(list(enumerate(self._layers))):
-            x, kept = passed.pop()
-            layer = [weights[name] for name in names]
-            dx, of_layer = self._block.backward(dx, x, kept, bias, dropout.block(n, shape), layer)
-            gradients.update(zip(names, of_layer, strict=True))
-        add_gradients(gradients, self._embedding.backward(dx, tokens, dropout.embedding(shape)))
-        return loss, gradients
-
-    def _causal_bias(self, length: int) -> Tensor:
-        """Return the (T, T) term that hides later positions from the softmax."""
-        if length not in self._bias:
-            self._bias[length] = Tensor(np.triu(np.full((length, length), -np.inf, np.float32), 1))
-        return self._bias[length]
+    def feed_forward(self, x: Tensor, bias: Tensor, masks: tuple[Masks, Masks, Masks]) -> Tensor:
+        """Add feed-forward."""
+        return x + self.dropout(self.mlp(self.ln_2(x)), *masks[2])
 
 
-def _rows(x: Tensor) -> Tensor:
-    """Return (R, H) from (B, T, H)."""
-    return x.reshape(-1, x.shape[-1])
+class GPT(nn.Cell):
+    """The layers `layers` of the model: with `first` the embeddings, with `last` all but the product with `head`.
+
+    A part that is not the first takes the stream (B, T, H) instead of tokens.
+    """
+
+    def __init__(
+        self, model: ModelSpec, layers: range, *, first: bool, last: bool, recompute: str, dtype: Any
+    ) -> None:
+        super().__init__()
+        self.layers = layers
+        self.first, self.last = first, last
+        self.tied = model.tie_word_embeddings
+        if first or (last and self.tied):
+            self.wte = Embedding(model.vocab_size, model.hidden_size)
+        if first:
+            self.wpe = Embedding(model.max_position_embeddings, model.hidden_size)
+        self.dropout = Drop(model.hidden_dropout_prob)
+        self.h = nn.CellList([Block(model, recompute, dtype) for _ in layers])
+        if last:
+            self.ln_f = LayerNorm(model.hidden_size, model.layernorm_epsilon)
+            if not self.tied:
+                self.lm_head = Head(model)
+
+    def weights(self) -> dict[str, Parameter]:
+        """Return the weights of this part by the names of LAYOUT."""
+        cells = {name: getattr(self, name) for name in ("wte", "wpe") if hasattr(self, name)}
+        cells |= {f"h.{n}": block for n, block in zip(self.layers, self.h, strict=True)}
+        cells |= {name: getattr(self, name) for name in ("ln_f", "lm_head") if hasattr(self, name)}
+        return {
+            f"{cell}.{name}": weight
+            for cell, part in cells.items()
+            for name, weight in part.parameters_and_names()
+        }
+
+    @property
+    def head(self) -> Parameter:
+        """The output projection, (V, H)."""
+        return self.wte.weight if self.tied else self.lm_head.weight
+
+    def construct(self, tokens: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
+        """Return the final hidden states (B, T, H) of ids (B, T) at positions (B, T), without dropout."""
+        x = self.embed(tokens, positions) if self.first else tokens
+        for block in self.h:
+            x = block(x, bias, NO_MASKS)
+        return self.ln_f(x) if self.last else x
+
+    def embed(self, tokens: Tensor, positions: Tensor, *mask: Tensor) -> Tensor:
+        """Return the (B, T, H) sum of both embeddings, with dropout."""
+        return self.dropout(self.wte(tokens) + self.wpe(positions), *mask)
+
+
+class Head(nn.Cell):
+    """An output projection of its own."""
+
+    def __init__(self, model: ModelSpec) -> None:
+        super().__init__()
+        self.weight = parameter(model.vocab_size, model.hidden_size)

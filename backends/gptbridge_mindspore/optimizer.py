@@ -3,92 +3,141 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from gptbridge.session import MOMENTS, Kind
+from gptbridge.session import Kind
 from gptbridge_specs.run import OptimizerSpec
 
-_ADAM = ops.AdamWeightDecay()
-_SUM = ops.ReduceSum()
+Gradients = Sequence[Tensor]  # in the order of the weights
 
 
 class Optimizer:
-    """AdamW or SGD over weights by canonical name, which it changes in place."""
+    """Clipping, then AdamW or SGD, over weights by name, which it changes in place.
+
+    `decays` are the decoupled weight decays by the weights' names. MindSpore's kernel takes
+    1 - float32(beta) where 1 - beta is meant, which for a beta near 1 is another number: the moments that
+    it keeps are `kept[kind]` times the true ones.
+    """
 
     def __init__(
-        self, spec: OptimizerSpec, weights: Mapping[str, Tensor], decays: Mapping[str, float]
+        self, spec: OptimizerSpec, weights: Mapping[str, Parameter], decays: Mapping[str, float]
     ) -> None:
         self._spec = spec
-        self._weights = weights
-        self._decay = decays
-        self._clip = ms.jit(_clip)
-        kinds = MOMENTS if spec.name == "adamw" else ()
-        self._moments: dict[Kind, dict[str, Tensor]] = {
-            kind: {name: Tensor(np.zeros(weight.shape, np.float32)) for name, weight in weights.items()}
-            for kind in kinds
+        adamw = spec.name == "adamw"
+        betas: dict[Kind, float] = {"exp_avg": spec.beta1, "exp_avg_sq": spec.beta2} if adamw else {}
+        self._moments: dict[Kind, dict[str, Parameter]] = {
+            kind: {
+                name: Parameter(Tensor(np.zeros(weight.shape, np.float32)), name=f"{name}.{kind}")
+                for name, weight in weights.items()
+            }
+            for kind in betas
         }
+        self.kept = {kind: (1 - float(np.float32(beta))) / (1 - beta) for kind, beta in betas.items()}
+        decay = [decays[name] for name in weights]
+        tensors = ParameterTuple(list(weights.values()))
+        moments = [ParameterTuple(list(by_name.values())) for by_name in self._moments.values()]
+        rule = _AdamW(tensors, *moments, decay, spec) if adamw else _Sgd(tensors, decay)
+        self._norm = ms.jit(_Norm())
+        self._update = ms.jit(rule)
 
-    def moments(self, kind: Kind) -> dict[str, Tensor]:
-        """Return the moments of `kind` by the weights' names; none for SGD."""
+    def moments(self, kind: Kind) -> dict[str, Parameter]:
+        """Return the moments of `kind`, times `kept[kind]`, by the weights' names; none for SGD."""
         return self._moments.get(kind, {})
 
-    def clip(self, gradients: Mapping[str, Tensor], scale: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the L2 norm of all gradients / `scale`, and them scaled down to the largest one allowed."""
-        limit = self._spec.clip_grad_norm or math.inf
-        norm, *clipped = self._clip(_scalar(1 / scale), _scalar(limit), *gradients.values())
-        return norm, dict(zip(gradients, clipped, strict=True))
+    def norm(self, gradients: Gradients) -> tuple[Tensor, Tensor]:
+        """Return the L2 norm of all gradients, and the factor that clips it, which `update` takes."""
+        norm, factor = self._norm(_scalar(self._spec.clip_grad_norm or math.inf), *gradients)
+        return norm, factor
 
-    def update(self, gradients: Mapping[str, Tensor], learning_rate: float, count: int) -> None:
+    def update(self, gradients: Gradients, factor: Tensor, learning_rate: float, count: int) -> None:
         """Change the weights by their gradients; `count` numbers the update, 1 is the first."""
-        rule = self._adamw if self._spec.name == "adamw" else self._sgd
-        for name in self._weights:
-            rule(name, gradients[name], learning_rate, count)
+        self._update(factor, *self._numbers(learning_rate, count), *gradients)
 
-    def _adamw(self, name: str, gradient: Tensor, learning_rate: float, count: int) -> None:
-        """Apply p *= 1 - lr decay; p -= lr m_hat / (sqrt(v_hat) + epsilon).
+    def _numbers(self, learning_rate: float, count: int) -> list[Tensor]:
+        """Return what the rule takes beside the gradients.
 
-        The kernel knows no bias correction: it does p -= rate (m / (sqrt(v) + epsilon) + decay p).
-        With c1 = 1 - beta1^count, c2 = 1 - beta2^count, m_hat = m / c1 and v_hat = v / c2 that is the
-        same update for rate = lr sqrt(c2) / c1, epsilon sqrt(c2) and decay lr / rate.
+        AdamW is p *= 1 - lr decay; p -= lr m_hat / (sqrt(v_hat) + epsilon). The kernel knows no bias
+        correction: it does p -= rate (m' / (sqrt(v') + epsilon') + decay' p) with the moments that it keeps,
+        m' = k1 m and v' = k2 v. With m_hat = m / c1, v_hat = v / c2, c = 1 - beta^count that is the same
+        for root = sqrt(k2 c2), ratio = root / (k1 c1), rate = lr ratio, epsilon' = epsilon root and
+        decay' = decay / ratio.
         """
+        if self._spec.name != "adamw":
+            return [_scalar(learning_rate)]
         spec = self._spec
-        root = math.sqrt(1 - spec.beta2**count)
-        ratio = root / (1 - spec.beta1**count)
-        _ADAM(
-            self._weights[name],
-            self._moments["exp_avg"][name],
-            self._moments["exp_avg_sq"][name],
-            learning_rate * ratio,
-            spec.beta1,
-            spec.beta2,
-            spec.epsilon * root,
-            self._decay[name] / ratio,
-            gradient,
-        )
-
-    def _sgd(self, name: str, gradient: Tensor, learning_rate: float, count: int) -> None:
-        """Apply p *= 1 - lr decay; p -= lr g."""
-        weight = self._weights[name]
-        kept = 1 - learning_rate * self._decay[name]
-        ops.assign(weight, weight * kept - gradient * learning_rate)
+        root = math.sqrt(self.kept["exp_avg_sq"] * (1 - spec.beta2**count))
+        ratio = root / (self.kept["exp_avg"] * (1 - spec.beta1**count))
+        return [_scalar(n) for n in (learning_rate * ratio, spec.epsilon * root, 1 / ratio)]
 
 
-def _clip(unscale: Tensor, limit: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
-    """Return the norm and the clipped gradients.
+class _Norm(nn.Cell):
+    """Squares are summed by row first: MindSpore's L2Loss, one running sum, is off by 6e-4 over millions."""
 
-    Squares are summed by row first: MindSpore's L2Loss, one running sum, is off by 6e-4 over two
-    million numbers.
-    """
-    total = 0.0
-    for gradient in gradients:
-        total = total + _SUM(_SUM(gradient * gradient, -1))
-    norm = ops.sqrt(total) * unscale
-    factor = unscale * ops.minimum(1.0, limit / norm)
-    return (norm, *[gradient * factor for gradient in gradients])
+    def __init__(self) -> None:
+        super().__init__()
+        self.sum = ops.ReduceSum()
+
+    def construct(self, limit: Tensor, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        total = 0.0
+        for gradient in gradients:
+            total = total + self.sum(self.sum(gradient * gradient, -1))
+        norm = ops.sqrt(total)
+        return norm, ops.minimum(1.0, limit / norm)
+
+
+class _AdamW(nn.Cell):
+    def __init__(
+        self, weights: ParameterTuple, exp_avg: ParameterTuple, exp_avg_sq: ParameterTuple,
+        decay: list[float], spec: OptimizerSpec
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.weights, self.exp_avg, self.exp_avg_sq = weights, exp_avg, exp_avg_sq
+        self.decay, self.beta1, self.beta2 = decay, spec.beta1, spec.beta2
+        self.kernel = ops.AdamWeightDecay()
+
+    def construct(
+        self, factor: Tensor, rate: Tensor, epsilon: Tensor, by_ratio: Tensor, *gradients: Tensor
+    ) -> Any:
+        done = ()
+        for n in range(len(self.weights)):
+            m, v, gradient = self.exp_avg[n], self.exp_avg_sq[n], gradients[n] * factor
+            # The kernel does m += (g - m) (1 - beta): for beta 0 it would leave rounding of an old, larger m.
+            if self.beta1 == 0:
+                ops.assign(m, gradient * 0.0)
+            if self.beta2 == 0:
+                ops.assign(v, gradient * 0.0)
+            done = self.kernel(
+                self.weights[n],
+                m,
+                v,
+                rate,
+                self.beta1,
+                self.beta2,
+                epsilon,
+                self.decay[n] * by_ratio,
+                gradient,
+            )
+        return done
+
+
+class _Sgd(nn.Cell):
+    """p *= 1 - lr decay; p -= lr g."""
+
+    def __init__(self, weights: ParameterTuple, decay: list[float]) -> None:
+        super().__init__()
+        self.weights, self.decay = weights, decay
+
+    def construct(self, factor: Tensor, rate: Tensor, *gradients: Tensor) -> Any:
+        done = ()
+        for n in range(len(self.weights)):
+            weight = self.weights[n]
+            done = ops.assign(weight, weight * (1 - rate * self.decay[n]) - gradients[n] * (factor * rate))
+        return done
 
 
 def _scalar(value: float) -> Tensor:

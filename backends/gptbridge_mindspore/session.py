@@ -16,31 +16,34 @@ from gptbridge.session import Device, Kind, Shard
 from gptbridge.weights.shards import decay_of_tensors, shards_of
 from gptbridge_mindspore.cache import Cache
 from gptbridge_mindspore.dropout import DropoutMasks
-from gptbridge_mindspore.loss import add_gradients
-from gptbridge_mindspore.model import GPT, LAYOUT, empty_weights
+from gptbridge_mindspore.gradients import LossAndGradients
+from gptbridge_mindspore.loss import LinearCrossEntropy
+from gptbridge_mindspore.model import GPT, LAYOUT
 from gptbridge_mindspore.optimizer import Optimizer
+from gptbridge_mindspore.parts import HIDDEN
 from gptbridge_mindspore.shapes import pad, usual_size
-from gptbridge_specs import ModelSpec, RunSpec
+from gptbridge_specs import RunSpec
 
 COMPUTE = {"fp32": ms.float32, "bf16": ms.bfloat16, "fp16": ms.float16}
 
 
-@cache
-def compiled_model(model: ModelSpec, granularity: str, compute: str) -> GPT:
-    """Return the model, which holds no weights: sessions of one spec share what is compiled."""
-    return GPT(model, granularity, COMPUTE[compute])
-
-
 class MindSporeMemory:
-    """How MindSpore's tensors are reached from the host: a `gptbridge.weights.shards.Memory`."""
+    """How MindSpore's tensors are reached from the host: a `gptbridge.weights.shards.Memory`.
+
+    The tensors hold `factor` times what they stand for.
+    """
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self._factor = np.float64(factor)
 
     def download(self, tensor: Tensor) -> NDArray[np.float32]:
         """Return a copy of the tensor."""
-        return np.array(tensor.asnumpy(), np.float32)
+        return np.array(tensor.asnumpy() / self._factor, np.float32)
 
     def upload(self, tensor: Tensor, array: NDArray[np.float32]) -> None:
         """Fill the tensor from a float32 array of its shape."""
-        tensor.assign_value(Tensor(array))
+        content = np.ascontiguousarray(array * self._factor, np.float32)
+        ops.assign(tensor, Tensor(content))  # in place: a compiled graph holds on to the memory it was given
 
 
 class MindSporeModel:
@@ -48,12 +51,18 @@ class MindSporeModel:
 
     def __init__(self, spec: RunSpec, device: Device) -> None:
         self._spec = spec
-        self._model = compiled_model(spec.model, spec.training.recompute, spec.precision.compute)
-        self._weights = empty_weights(spec.model)
+        self._dtype = COMPUTE[spec.precision.compute]
+        layers, recompute = range(spec.model.num_layers), spec.training.recompute
+        self._model = GPT(spec.model, layers, first=True, last=True, recompute=recompute, dtype=self._dtype)
+        self._weights = self._model.weights()
+        loss = LinearCrossEntropy(self._dtype)
+        self._forward, self._token_losses, self._logits = (
+            ms.jit(graph) for graph in (self._model, loss.token_losses, loss.logits)
+        )
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), MindSporeMemory())
+        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), self._memory(kind))
 
     def token_losses(
         self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
@@ -62,19 +71,19 @@ class MindSporeModel:
         losses = []
         for part, rows in self._rows(inputs, at):
             wanted = labels[part]
-            padded = pad(wanted.ravel(), (rows.shape[0],))
-            found = self._model.token_losses(self._weights, rows, padded).asnumpy()
+            padded = Tensor(pad(wanted.ravel(), (rows.shape[0],)))
+            found = self._token_losses(rows, self._model.head, padded).asnumpy()
             losses.append(found[: wanted.size].reshape(wanted.shape))
         return np.concatenate(losses)
 
     def logits(self, tokens: NDArray[np.int32], at: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Return (B, T, V) logits of (B, T) tokens; (B, K, V) at positions `at` (B, K)."""
-        shape = tokens.shape if at is None else at.shape
+        width = (tokens if at is None else at).shape[1]
         logits = []
         for part, rows in self._rows(tokens, at):
-            found = self._model.logits(self._weights, rows).asnumpy()
+            found = self._logits(rows, self._model.head).asnumpy()
             samples = len(tokens[part])
-            logits.append(found[: samples * shape[1]].reshape(samples, shape[1], -1))
+            logits.append(found[: samples * width].reshape(samples, width, -1))
         return np.concatenate(logits)
 
     def decoder(self, rows: int, capacity: int) -> CachedDecoder[Cache]:
@@ -83,7 +92,7 @@ class MindSporeModel:
 
     def close(self) -> None:
         """Free the device."""
-        del self._model, self._weights
+        del self._model, self._weights, self._forward, self._token_losses, self._logits
 
     def _decode(self, tokens: NDArray[np.int32], cache: Cache) -> NDArray[np.float32]:
         return self.logits(*cache.add(tokens))[:, 0]
@@ -91,25 +100,25 @@ class MindSporeModel:
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         return self._weights if kind == "weight" else {}
 
+    def _memory(self, kind: Kind) -> MindSporeMemory:
+        return MindSporeMemory()
+
     def _rows(
         self, tokens: NDArray[np.int32], at: NDArray[np.int32] | None
     ) -> Iterator[tuple[slice, Tensor]]:
-        """Yield slices of (B, T) tokens, and the hidden rows at the wanted positions, padded."""
+        """Yield slices of (B, T) tokens, and their hidden rows at the positions wanted, both padded."""
+        spec, most = self._spec, self._spec.micro_batch_size
+        length = usual_size(tokens.shape[1], spec.training.seq_length, spec.model.max_position_embeddings)
         if at is None:
             at = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-        for part, (_, length), hidden in self._hidden(tokens):
-            wanted = at[part] + length * np.arange(len(at[part]), dtype=np.int32)[:, None]
-            yield part, ops.gather(hidden, Tensor(pad(wanted.ravel(), (usual_size(wanted.size),))), 0)
-
-    def _hidden(self, tokens: NDArray[np.int32]) -> Iterator[tuple[slice, tuple[int, int], Tensor]]:
-        """Yield slices of (B, T) tokens, the usual (B, T) they are padded to, and their hidden rows."""
-        spec = self._spec
-        most = spec.micro_batch_size
-        length = usual_size(tokens.shape[1], spec.training.seq_length, spec.model.max_position_embeddings)
         for start in range(0, len(tokens), most):
             part = slice(start, start + most)
             shape = usual_size(len(tokens[part]), most, smallest=1), length
-            yield part, shape, self._model.hidden(self._weights, pad(tokens[part], shape))
+            arrays = (pad(tokens[part], shape), positions(shape), causal_bias(length))
+            hidden = self._forward(*map(Tensor, arrays))
+            wanted = at[part] + length * np.arange(len(at[part]), dtype=np.int32)[:, None]
+            padded = Tensor(pad(wanted.ravel(), (usual_size(wanted.size),)))
+            yield part, ops.gather(hidden.reshape(-1, hidden.shape[-1]), padded, 0)
 
 
 class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
@@ -120,11 +129,13 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         Stepper.__init__(self, spec)
         decays = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer)
         self._optimizer = Optimizer(spec.optimizer, self._weights, decays)
-        self._gradients: dict[str, Tensor] = {}
+        graph = LossAndGradients(spec.model, self._model, spec.training.recompute, self._dtype)
+        self._loss_and_gradients = ms.jit(graph)
+        self._gradients: list[Tensor] = []  # in the order of the weights
 
     def clear_gradients(self) -> None:
         """Drop every gradient."""
-        self._gradients = {}
+        self._gradients = []
 
     def backward(
         self,
@@ -135,24 +146,26 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         seed: int,
     ) -> Tensor:
         """Add the gradient of `factor` x the masked sum of losses; return that sum."""
-        dropout = DropoutMasks(self._spec.model, seed)
+        masks = DropoutMasks(self._spec.model, seed).all(inputs.shape)
         share = mask * np.float32(factor)
-        loss, gradients = self._model.loss_and_gradients(self._weights, inputs, labels, share, dropout)
-        add_gradients(self._gradients, gradients)
+        arrays = (inputs, positions(inputs.shape), labels, share, causal_bias(inputs.shape[1]))
+        loss, *found = self._loss_and_gradients(*map(Tensor, arrays), *masks)
+        held = self._gradients
+        self._gradients = [a + b for a, b in zip(held, found, strict=True)] if held else found
         return loss / factor
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply every gradient by `factor`."""
-        self._gradients = {name: gradient * factor for name, gradient in self._gradients.items()}
+        self._gradients = [gradient * factor for gradient in self._gradients]
 
     def clip(self) -> Tensor:
-        """Clip the gradients; return their norm before."""
-        norm, self._gradients = self._optimizer.clip(self._gradients, 1.0)
+        """Return the norm of the gradients; `update` clips them."""
+        norm, self._factor = self._optimizer.norm(self._gradients)
         return norm
 
     def update(self, learning_rate: float, count: int) -> None:
         """Change the weights by their gradients."""
-        self._optimizer.update(self._gradients, learning_rate, count)
+        self._optimizer.update(self._gradients, self._factor, learning_rate, count)
 
     def measure(self, *scalars: Tensor) -> Callable[[], list[float]]:
         """Return a function that waits for `scalars`."""
@@ -160,10 +173,24 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
 
     def close(self) -> None:
         """Free the device."""
-        del self._optimizer
+        del self._optimizer, self._loss_and_gradients, self._gradients
         super().close()
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         if kind == "gradient":
-            return self._gradients
+            return dict(zip(self._weights, self._gradients, strict=True)) if self._gradients else {}
         return super()._tensors(kind) if kind == "weight" else self._optimizer.moments(kind)
+
+    def _memory(self, kind: Kind) -> MindSporeMemory:
+        return MindSporeMemory(self._optimizer.kept.get(kind, 1.0))
+
+
+def positions(shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Return the (B, T) positions of samples that begin at 0."""
+    return np.ascontiguousarray(np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape))
+
+
+@cache
+def causal_bias(length: int) -> NDArray[np.float32]:
+    """Return the (T, T) term that hides later positions from the softmax."""
+    return np.triu(np.full((length, length), HIDDEN, np.float32), 1)

@@ -1,0 +1,181 @@
+"""What a GPT is made of, as Cells whose gradients MindSpore derives.
+
+MindSpore's CPU kernels of a transpose, and of any binary operator that broadcasts, keep a table of 8
+to 16 bytes a number for as long as their graph lives: more than the activations themselves. So heads
+are moved by split and concat, and what is smaller than its partner is spread by `broadcast_to`, which
+keeps no table and is no slower. `ops.tanh` is off by 1e-4 on CPU and is not used.
+Shapes: B samples, T tokens, H wide, N heads, D head size, C keys that a token can see (T without a cache).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from gptbridge_mindspore.dropout import Drop, Masks
+from gptbridge_specs import ModelSpec
+
+HIDDEN = -1e9  # added to the score of a key that a token must not see
+_TANH_1 = 2 * math.sqrt(2 / math.pi)
+_TANH_3 = 0.044715 * _TANH_1
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Return 0.5 x (1 + tanh u), which is x sigmoid(2 u)."""
+    return x * ops.sigmoid(x * (_TANH_1 + _TANH_3 * (x * x)))
+
+
+def gelu_erf(x: Tensor) -> Tensor:
+    """Return x times the normal distribution function."""
+    return x * (0.5 + 0.5 * ops.erf(x * math.sqrt(0.5)))
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Return x sigmoid(1.702 x)."""
+    return x * ops.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": gelu_tanh,
+    "gelu_erf": gelu_erf,
+    "quick_gelu": quick_gelu,
+}
+
+
+def parameter(*shape: int) -> Parameter:
+    """Return a weight of zeros: its values are imported."""
+    return Parameter(Tensor(np.zeros(shape, np.float32)))
+
+
+class Linear(nn.Cell):
+    """x W + b with W (in, out), the product in the compute type."""
+
+    def __init__(self, inputs: int, outputs: int, dtype: Any) -> None:
+        super().__init__()
+        self.weight = parameter(inputs, outputs)
+        self.bias = parameter(outputs)
+        self.dtype = dtype
+        self.product = ops.MatMul()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return (B, T, out) of (B, T, in)."""
+        rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        y = self.product(rows, self.weight.astype(self.dtype)).astype(ms.float32)
+        return (y + ops.broadcast_to(self.bias, y.shape)).reshape(*x.shape[:-1], y.shape[-1])
+
+
+class LayerNorm(nn.Cell):
+    """Mean 0 and variance 1 along the last axis, then a gain and an offset."""
+
+    def __init__(self, width: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = parameter(width)
+        self.bias = parameter(width)
+        self.normalize = ops.LayerNorm(-1, -1, epsilon)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Normalize; x and the result are (B, T, H)."""
+        return self.normalize(x, self.weight, self.bias)[0]
+
+
+class Embedding(nn.Cell):
+    """A row of a table for each id."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.weight = parameter(count, width)
+
+    def construct(self, ids: Tensor) -> Tensor:
+        """Return (B, T, H) of ids (B, T)."""
+        return ops.gather(self.weight, ids, 0)
+
+
+class Core(nn.Cell):
+    """Softmax attention of heads: what remains between the two linear layers."""
+
+    def __init__(self, model: ModelSpec, dtype: Any) -> None:
+        super().__init__()
+        self.scale = model.head_size**-0.5
+        self.dtype = dtype
+        self.scores = ops.BatchMatMul(transpose_b=True)
+        self.log_softmax = ops.LogSoftmax(
+            -1
+        )  # its gradient is one kernel; Softmax's is four, one broadcasting
+        self.mix = ops.BatchMatMul()
+        self.drop = Drop(model.attention_probs_dropout_prob)
+
+    def construct(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *masks: Tensor) -> Tensor:
+        """Return (N B, T, D) of q (N B, T, D), k and v (N B, C, D), under bias (N B, T, C)."""
+        kind = self.dtype
+        scores = self.scores((q * self.scale).astype(kind), k.astype(kind)).astype(ms.float32)
+        weights = self.drop(ops.exp(self.log_softmax(scores + bias)), *masks)
+        return self.mix(weights.astype(kind), v.astype(kind)).astype(ms.float32)
+
+
+class Recomputed(nn.Cell):
+    """A Cell without weights that runs again in the backward pass, instead of keeping what it computed.
+
+    `depend` makes its second run wait for the gradient; without that the two would be one.
+    """
+
+    def __init__(self, cell: nn.Cell) -> None:
+        super().__init__()
+        self.cell = cell
+        self.gradient = ops.GradOperation(get_all=True, sens_param=True)(cell)
+
+    def construct(self, x: Tensor, others: tuple[Tensor, ...]) -> Tensor:
+        """Call the Cell with x and the others."""
+        return self.cell(x, *others)
+
+    def bprop(
+        self, x: Tensor, others: tuple[Tensor, ...], out: Tensor, dy: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the gradients of the inputs."""
+        of_inputs = self.gradient(ops.depend(x, dy), *others, dy)
+        return of_inputs[0], of_inputs[1:]
+
+
+class Attention(nn.Cell):
+    """Causal self-attention."""
+
+    def __init__(self, model: ModelSpec, recompute: str, dtype: Any) -> None:
+        super().__init__()
+        heads = model.num_attention_heads
+        self.heads = heads
+        self.c_attn = Linear(model.hidden_size, 3 * model.hidden_size, dtype)
+        self.c_proj = Linear(model.hidden_size, model.hidden_size, dtype)
+        self.core = Core(model, dtype)
+        self.recomputed = Recomputed(self.core) if recompute == "core_attn" else None
+        self.split_columns = ops.Split(2, 3 * heads)
+        self.stack = ops.Concat(0)
+        self.split_heads = ops.Split(0, heads)
+        self.join = ops.Concat(2)
+
+    def construct(self, x: Tensor, bias: Tensor, mask: Masks) -> Tensor:
+        """Attend; x and the result are (B, T, H), bias (T, T) is added to the scores."""
+        n = self.heads
+        columns = self.split_columns(self.c_attn(x))
+        q, k, v = self.stack(columns[:n]), self.stack(columns[n : 2 * n]), self.stack(columns[2 * n :])
+        spread = ops.broadcast_to(bias, (q.shape[0], *bias.shape))
+        others = (k, v, spread, *mask)
+        y = self.core(q, *others) if self.recomputed is None else self.recomputed(q, others)
+        return self.c_proj(self.join(self.split_heads(y)))
+
+
+class FeedForward(nn.Cell):
+    """Two linear layers around the activation."""
+
+    def __init__(self, model: ModelSpec, dtype: Any) -> None:
+        super().__init__()
+        self.c_fc = Linear(model.hidden_size, model.ffn_size, dtype)
+        self.activation = ACTIVATIONS[model.activation]
+        self.c_proj = Linear(model.ffn_size, model.hidden_size, dtype)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Widen, activate, narrow; x and the result are (B, T, H)."""
+        return self.c_proj(self.activation(self.c_fc(x)))
