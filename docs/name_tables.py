@@ -39,6 +39,8 @@ TABLES: Mapping[str, Sequence[tuple[str, Sequence[str]]]] = {
         ("`version-3` and `version-2`", ("version-3", "version-2")),
         ("`version-1`", ("version-1",)),
         ("`version-0`", ("version-0",)),
+        ("`engine`: Transformer Engine's layer in the classic model, read", ("engine-version-3",)),
+        ("`earliest`: of 2019, CPM-1's too, read", ("earliest",)),
         ("`core`: Megatron-Core", ("core",)),
         ("`core-fused-norms`: Megatron-Core with Transformer Engine", ("core-fused-norms",)),
     ],

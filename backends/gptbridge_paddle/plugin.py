@@ -23,6 +23,8 @@ INFO = BackendInfo(
     install="pip install -e '.[paddle]' (in a checkout of gptbridge)",
 )
 
+_LARGEST_EPSILON = 0.001
+
 LIMITS = (
     *parallel.LIMITS,
     *LANGUAGE_MODELING_ONLY,
@@ -31,6 +33,11 @@ LIMITS = (
         lambda spec, device: spec.precision.compute != "fp32" and device == "cpu",
         "bf16 and fp16 need a GPU: on a CPU Paddle has no kernels for them, and its automatic mixed "
         "precision would silently compute in fp32; use fp32",
+    ),
+    Limit(
+        "model.layernorm_epsilon",
+        lambda spec, _: spec.model.layernorm_epsilon > _LARGEST_EPSILON,
+        f"Paddle's kernel takes at most {_LARGEST_EPSILON}",
     ),
     Limit(
         "training.compile",

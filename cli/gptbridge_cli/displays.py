@@ -173,6 +173,8 @@ def _resume(event: Event) -> list[str]:
 
 
 def _evaluate(event: Event) -> list[str]:
+    if event["loss"] is None:
+        return []  # the warning that follows says it
     return [
         f"evaluate at step {event['step']}: loss {event['loss']:.6f}, perplexity {event['perplexity']:.3f}, "
         f"{event['tokens']:,} tokens in {event['seconds']:.1f} s"

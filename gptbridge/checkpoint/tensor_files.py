@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.errors import BackendBroken, BadInput, printable
+from gptbridge.errors import BackendBroken, BadInput, RunFailed, printable
 from gptbridge.weights.architecture import parameters, sizes
 from gptbridge.weights.canonical.arrays import CanonicalArrays
 from gptbridge.weights.canonical.assembly import assemble
@@ -23,6 +23,7 @@ from gptbridge.weights.canonical.cutting import LetterCutting, Stage
 from gptbridge.weights.canonical.weight import CanonicalWeight
 from gptbridge.weights.dialects.gptbridge import DIALECT as OWN
 from gptbridge.weights.formats import Entry, TensorInfo, WeightFile, open_weights
+from gptbridge.weights.formats.finite import all_finite
 from gptbridge.weights.formats.safetensors import write_safetensors
 from gptbridge.weights.formats.shards import SHARD_BYTES, write_sharded
 from gptbridge.weights.layouts.arrays import Read, stored_array
@@ -31,6 +32,10 @@ from gptbridge.weights.layouts.rules import NativeTensor
 from gptbridge_specs import ModelSpec
 
 _LAYOUT = OWN.layouts[0]
+_NOT_SAVED = (
+    "Earlier checkpoints are untouched; a lower schedule.max_lr, a longer warm-up or "
+    "optimizer.clip_grad_norm may help"
+)
 
 
 def write_tensors(
@@ -44,14 +49,14 @@ def write_tensors(
     """Write STEM.safetensors into `folder`, or shards and an index, a tensor at a time, in float32.
 
     `sources` reads what the names of the file end in: "" for weights, or ".exp_avg" and ".exp_avg_sq".
-    BackendBroken for a slice of another shape than was asked for.
+    RunFailed for a tensor with NaN or infinity, BackendBroken for a slice of another shape than asked for.
     """
     whole = sizes(model)
     names = [parameter.name for parameter in parameters(model)]
     entries: list[Entry] = [
         (
             TensorInfo(native.name + end, "float32", native.axes.shape(whole)),
-            partial(_content, native, whole, read),
+            partial(_content, native, whole, read, native.name + end),
         )
         for native in _LAYOUT.natives(names, model.num_layers)
         for end, read in sources.items()
@@ -59,11 +64,16 @@ def write_tensors(
     write_sharded(folder, stem, "safetensors", entries, write_safetensors, shard_bytes)
 
 
-def _content(native: NativeTensor, whole: Mapping[str, int], read: Read) -> list[NDArray[np.float32]]:
+def _content(
+    native: NativeTensor, whole: Mapping[str, int], read: Read, name: str
+) -> list[NDArray[np.float32]]:
     try:
-        return [stored_array(native, whole, read)]
+        array = stored_array(native, whole, read)
     except ValueError as error:
         raise BackendBroken(str(error)) from error
+    if not all_finite(array, "float32"):
+        raise RunFailed(f"{name} holds NaN or infinity: there is nothing to go on from", hint=_NOT_SAVED)
+    return [array]
 
 
 def open_tensors(

@@ -115,8 +115,8 @@ class Loop:
             facts["loss_scale"] = result.loss_scale
         if result.skipped:
             facts["skipped"] = True
-        norm = result.grad_norm if math.isfinite(result.grad_norm) else None
-        self.events.emit("step", step=step, loss=result.loss, grad_norm=norm, **facts)
+        loss, norm = _number(result.loss), _number(result.grad_norm)
+        self.events.emit("step", step=step, loss=loss, grad_norm=norm, **facts)
 
     def _require_finite(self, step: int, result: StepResult) -> None:
         finite = math.isfinite(result.loss) and math.isfinite(result.grad_norm)
@@ -135,14 +135,17 @@ class Loop:
         if not tokens:
             self.events.emit("warning", step=step, message="every token of the validation split is masked")
             return
+        finite = math.isfinite(loss)
         self.events.emit(
             "evaluate",
             step=step,
-            loss=loss,
-            perplexity=math.exp(min(loss, 20.0)),
+            loss=_number(loss),
+            perplexity=math.exp(min(loss, 20.0)) if finite else None,
             tokens=tokens,
             seconds=round(time.perf_counter() - started, 3),
         )
+        if not finite:
+            self.events.emit("warning", step=step, message=f"step {step}: the validation loss is {loss}")
 
     def _stopping(self) -> bool:
         """Tell whether a signal has come to any rank, so that all of them end at the same step."""
@@ -158,3 +161,8 @@ class Loop:
             f"{self.store.path(step)}. --resume auto continues",
             exit_code=self.stop.exit_code,
         )
+
+
+def _number(value: float) -> float | None:
+    """Return `value` as JSON has it: null for what is no number."""
+    return value if math.isfinite(value) else None

@@ -121,8 +121,9 @@ def _load(trainer: Trainer, spec: RunSpec, checkpoint: RunCheckpoint | None) -> 
     load(trainer.shards(), checkpoint.weights.read)
     for kind in MOMENTS:
         load(trainer.shards(kind), partial(checkpoint.read_moment, kind))
-    trainer.state = continued(checkpoint.state.trainer_state(), spec.precision)
-    return checkpoint.state.step
+    state = checkpoint.state
+    trainer.state = continued(state.trainer_state(), spec.precision, state.spec.precision)
+    return state.step
 
 
 def _data_facts(data: RunData) -> dict[str, Any]:

@@ -193,6 +193,13 @@ def test_lower_precision_on_cpu_is_refused(compute: str) -> None:
         )
 
 
+def test_an_epsilon_that_the_kernel_does_not_take_is_refused() -> None:
+    problems = load_backend("paddle").problems(make_spec(model={"layernorm_epsilon": 0.0011}))
+    assert [problem.field for problem in problems] == ["model.layernorm_epsilon"]
+    trainer = open_trainer(make_spec(model={"layernorm_epsilon": 0.001}))
+    assert trainer.step(make_batch(), 0.0).loss > 0
+
+
 def test_compile_is_refused() -> None:
     with pytest.raises(UsageError, match=r"training\.compile=True: this backend runs eagerly"):
         load_backend("paddle").open_trainer(make_spec(training={"compile": True}))

@@ -13,7 +13,16 @@ from gptbridge.training.events import read_events
 from gptbridge.weights.initial import InitialWeights
 from gptbridge_specs import load_run
 from tests.checkpoint.conftest import opened_run
-from tests.training.conftest import TINY, gptbridge, kinds_of, numbers_of, options, run_jobs, steps_of
+from tests.training.conftest import (
+    NO_DROPOUT,
+    TINY,
+    gptbridge,
+    kinds_of,
+    numbers_of,
+    options,
+    run_jobs,
+    steps_of,
+)
 from tests.weights.conversion.test_vectors import VECTORS
 
 
@@ -141,3 +150,35 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     newest = max((run / "checkpoints").iterdir())
     with opened_run(newest):
         pass
+
+
+def test_a_validation_loss_that_is_no_number_is_null_and_told(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    wild = (
+        "schedule.name=constant",
+        "schedule.warmup_steps=0",
+        "schedule.max_lr=1e38",
+        "evaluation.interval=1",
+    )
+    result = gptbridge("train", "-b", "torch", "--run", run, *options([*TINY, *wild]))
+    assert result.returncode == 1
+    assert [line for line in result.stdout.splitlines() if "validation loss" in line] == [
+        "warning: step 1: the validation loss is nan"
+    ]
+    assert "step 2: the loss is nan" in result.stderr
+    first = next(e for e in read_events(run / "events.jsonl") if e["event"] == "evaluate")
+    assert (first["step"], first["loss"], first["perplexity"]) == (1, None, None)
+
+
+def test_a_loss_that_overflows_in_fp16_is_a_step_that_is_skipped(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    grows = (
+        "schedule.name=constant", "schedule.warmup_steps=0", "schedule.max_lr=10", "precision.compute=fp16",
+        "optimizer.clip_grad_norm=null", "training.max_steps=40", "evaluation.interval=0",
+    )  # fmt: skip
+    run_jobs(tmp_path, "torch", [{"run": str(run), "overrides": [*TINY, *NO_DROPOUT, *grows]}])
+    steps = steps_of(run)
+    skipped = [step for step, event in steps.items() if event.get("skipped")]
+    assert any(steps[step]["loss"] is None for step in skipped)
+    assert all(event["loss"] is not None for step, event in steps.items() if step not in skipped)
+    assert len(skipped) < len(steps) == 40

@@ -73,3 +73,20 @@ def test_tensorboard_is_not_written_through_a_link(precious: Path) -> None:
     with pytest.raises(UsageError, match="link"):
         TensorBoard(precious.parent / "run")({"event": "start"})
     assert (elsewhere / "events.out.tfevents.1").read_text() == "mine"
+
+
+def test_checkpoints_behind_a_link_are_not_touched(precious: Path) -> None:
+    """A run removes what a killed one left behind, and old checkpoints: its own alone."""
+    elsewhere = precious.parent / "elsewhere"
+    left = elsewhere / ".saving-step-00000004"
+    left.mkdir(parents=True)
+    run = precious.parent / "run"
+    (run / "checkpoints").symlink_to(elsewhere)
+    with pytest.raises(UsageError, match="link"), locked(run) as folder:
+        folder.store.clean()
+    assert left.exists()
+    (run / "checkpoints").unlink()
+    elsewhere.rename(run / "checkpoints")
+    with locked(run) as folder:
+        folder.store.clean()
+    assert not any((run / "checkpoints").iterdir())

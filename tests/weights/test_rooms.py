@@ -16,7 +16,7 @@ _SYSTEMS = (
     r"hugging.?face|transformers|peft|paddlenlp|mindformers|fleetx|modelscope|megatron|nanogpt|deepspeed"
 )
 # A pickle names the classes of what it holds by the module that they are from.
-_PICKLED = ("weights/formats/pickles/globals.py", re.compile(r'^    "megatron(\.\w+)+": \('))
+_PICKLED = ("weights/formats/pickles/globals.py", re.compile(r'^    "(megatron|deepspeed)(\.\w+)+": \('))
 _ADDRESS = re.compile(r"https?://\S+")
 _BRANCH = re.compile(r"(dialect|variant) ==|== *['\"]?(dialect|variant)\b")
 

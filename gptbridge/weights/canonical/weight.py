@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,6 +14,7 @@ from gptbridge.errors import BadInput, printable
 from gptbridge.weights.architecture import weight_axes
 from gptbridge.weights.canonical.casting import cast
 from gptbridge.weights.formats import STORAGE_DTYPES, Chunks, WeightFile
+from gptbridge.weights.formats.finite import NO_WEIGHTS, all_finite, finite_chunks
 from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import Box, Piece, gather, gather_into
 from gptbridge.weights.layouts.stored import StoredAxes
@@ -37,6 +39,10 @@ class StoredTensor:
     file: WeightFile
     tensor: str
 
+    def chunks(self) -> Chunks:
+        """Return its bytes, in pieces; BadInput before one that ends a number that is none."""
+        return finite_chunks(self.file, self.tensor)
+
 
 @dataclass(frozen=True, slots=True)
 class CanonicalWeight:
@@ -53,25 +59,39 @@ class CanonicalWeight:
     def read(self, box: Box, axes: Axes, dtype: str | None = None) -> NDArray[Any]:
         """Return `box` stored as `axes`, in `dtype` or the weight's own; zeros where no piece lies.
 
-        BadInput where a number is beyond `dtype`.
+        BadInput where a number is NaN, infinite or beyond `dtype`.
         """
         array = gather(box, axes, self.pieces, STORAGE_DTYPES[self.dtype])
-        source = self.dtype
-        try:
-            if self.delta is not None:
-                source = "float64" if source == "float64" else "float32"
-                array = cast(array, self.dtype, source) + self.delta(box, axes)
-            return cast(array, source, dtype or self.dtype)
-        except OverflowError as error:
-            where = self.stored[0].file.path if self.stored else None
-            raise BadInput(f"{printable(self.name)} {error}", where=where, hint=_WIDER) from error
+        source, target = self.dtype, dtype or self.dtype
+        if self.delta is not None:
+            source = "float64" if source == "float64" else "float32"
+            array = cast(array, self.dtype, source) + self.delta(box, axes)
+        result = cast(array, source, target)
+        if not all_finite(result, target):
+            raise self._refused(cast(array, source, "float64"), cast(result, target, "float64"), target)
+        return result
 
     def read_into(self, result: NDArray[Any], box: Box, axes: Axes, dtype: str) -> None:
         """Fill `result`, one dimension a letter of `axes`, with what `read` returns."""
         if self.delta is None and dtype == self.dtype:
             gather_into(result, box, axes, self.pieces)
-        else:
-            result[...] = self.read(box, axes, dtype).reshape(result.shape)
+            if all_finite(result, dtype):
+                return
+        result[...] = self.read(box, axes, dtype).reshape(result.shape)
+
+    def _refused(self, numbers: NDArray[Any], result: NDArray[Any], dtype: str) -> BadInput:
+        """Return what to raise where `numbers` are none as `dtype`, as which they are `result`."""
+        number = numbers[~np.isfinite(result)].flat[0]
+        where = self.stored[0].file.path if self.stored else None
+        if np.isfinite(number):
+            problem = f"{printable(self.name)} holds {number:g}, which is beyond {dtype}"
+            return BadInput(problem, where=where, hint=_WIDER)
+        for stored in self.stored:
+            try:
+                deque(stored.chunks(), 0)
+            except BadInput as error:
+                return error
+        return BadInput(f"{printable(self.name)} holds NaN or infinity", where=where, hint=NO_WEIGHTS)
 
     def whole(self, sizes: Mapping[str, int]) -> Box:
         """Return the box of the whole weight."""
@@ -87,5 +107,5 @@ def unchanged(
     names = tuple(weight.name for weight in weights)
     for stored in weights[0].stored:
         if (stored.names, stored.boxes, stored.axes.order) == (names, tuple(boxes), axes.order):
-            return stored.file.chunks(stored.tensor)
+            return stored.chunks()
     return None

@@ -180,11 +180,15 @@ class Pair(_Field):
 
 @dataclass(frozen=True)
 class Switch(Row):
-    """A switch that must have this value, because any other means another architecture."""
+    """A switch that must have this value, because any other means another architecture.
+
+    `also` are other words for the same, of other releases.
+    """
 
     key: str
     only: Any
     written: bool = False  # else it is only read
+    also: tuple[Any, ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -193,7 +197,7 @@ class Switch(Row):
 
     def read(self, content: Content, where: object) -> Mapping[str, Any]:
         """Refuse any other value."""
-        if content.get(self.key, self.only) != self.only:
+        if content.get(self.key, self.only) not in (self.only, *self.also):
             allowed = str(self.only).lower() if isinstance(self.only, bool) else str(self.only)
             raise BadInput(f"{self.key} is {printable(content[self.key])}", where=where, allowed=allowed)
         return {}

@@ -79,7 +79,8 @@ class Dialect:
 
     `companions(target, weight files)` returns what is written beside the weights: the configuration, and
     whatever the system's software wants to find. `fitting(first file)` narrows the layouts down by what
-    a file says of itself. `padded`: the embedding may have more rows than the configuration has words.
+    a file says of itself, to none if that is another system's. `padded`: the embedding may have more rows
+    than the configuration has words.
     `adapters` may lie beside the weights. `same_names` are dialects whose tensors have the same names, so
     that their configuration may lie here. `virtual_stage(tensor name)` is the virtual pipeline stage
     that a name says, 0 for none. `formats` are those of the files that it may lie in, () for any.

@@ -26,12 +26,13 @@ class Ranked:
     `mp_rank_{tensor:02}[_{pipeline:03}]` stands for a file, or with `inner` for a folder that holds one of
     those files, the first of which is written. The tensor rank comes first; what is in brackets is there
     for several stages alone. Ranks of several dialects may lie in the same places: then `tells_dialect` is
-    False.
+    False. A folder that holds one of `passed_over` in place of those files is of no rank, whatever its name.
     """
 
     expression: str
     inner: tuple[str, ...] = ()
     tells_dialect: bool = True
+    passed_over: tuple[str, ...] = ()
 
     def path(self, tensor: int, pipeline: int, split: Split) -> str:
         """Return the path of one rank's file."""
@@ -61,11 +62,11 @@ class RankFolders:
 class Pointer:
     """A file whose text names the folder beside it that holds the weights.
 
-    `folder_of` returns the folder's name for the text, None for what is none of `allowed`.
+    `folders_of` returns the names that the folder may have for the text, () for what is none of `allowed`.
     """
 
     name: str
-    folder_of: Callable[[str], str | None]
+    folders_of: Callable[[str], tuple[str, ...]]
     allowed: str
 
 

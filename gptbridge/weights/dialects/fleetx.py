@@ -11,7 +11,7 @@ from gptbridge.weights.configs.rows import Key, Words, Written, labels
 from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects.dialect import Contents, Dialect
 from gptbridge.weights.dialects.files import Files, Place, Ranked
-from gptbridge.weights.dialects.paddlenlp import GELU, block, variant
+from gptbridge.weights.dialects.paddlenlp import GELU, block, variant, with_bfloat16
 from gptbridge.weights.layouts.rules import BY_HEAD, QKV_BIAS, QKV_WEIGHT, Layout, rules
 
 if TYPE_CHECKING:
@@ -102,5 +102,6 @@ DIALECT = Dialect(
     ),
     companions=_companions,
     padded=True,
+    seen=with_bfloat16,
     same_names=("paddle",),  # qkv fused, since PaddleNLP 2.6
 )

@@ -40,6 +40,9 @@ _BLOCK: Table = {
 }
 
 
+_OTHER_NAMES = {"lm_head.decoder.weight": "lm_head.weight"}  # DialoGPT's head
+
+
 def variant(dialect: str, variant: str, prefix: str) -> Layout:
     """Return the layout of one of the model classes; `prefix` is before all but the heads."""
     return Layout(
@@ -57,6 +60,7 @@ def variant(dialect: str, variant: str, prefix: str) -> Layout:
             block=_BLOCK,
             blocks=f"{prefix}h.{{}}.",
         ),
+        plain_name=lambda name: _OTHER_NAMES.get(name, name),
         dropped=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # causal masks of old releases
     )
 

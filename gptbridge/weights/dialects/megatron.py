@@ -41,10 +41,10 @@ _TRAINING = r"(optimizer|\w+_scheduler|\w*rng_state|rng_tracker_states)(\..*)?"
 def left_out(prefix: str) -> tuple[str, ...]:
     """Return what is no weight: all beside the wrapper of the weights, or training's state where none is."""
     wrapper = prefix.partition(".")[0]
-    return (*_BUFFERS, _TRAINING if wrapper == "language_model" else rf"(?!{wrapper}\.).*")
+    return (*_BUFFERS, _TRAINING if wrapper in ("", "language_model") else rf"(?!{wrapper}\.).*")
 
 
-# With virtual stages, a rank has `model0`, `model1`, ... in place of `model`.
+# With virtual stages, a rank has `model0`, `model1`, ... in place of `model`; under DeepSpeed, `module`.
 _CHUNK = re.compile(r"^model(\d{1,4})\.")
 
 
@@ -54,9 +54,9 @@ def _chunk_of(name: str) -> int:
     return int(found[1]) if found else 0
 
 
-def without_chunk(name: str) -> str:
-    """Return the name of a tensor of a virtual stage as if there were none."""
-    return _CHUNK.sub("model.", name)
+def _plain(name: str) -> str:
+    """Return the name of a tensor of a virtual stage, or of a peeled `module`, as one of `model`."""
+    return _CHUNK.sub("model.", f"model.{name}" if name.startswith("language_model.") else name)
 
 
 # (folder of the layers, attention's name, norms' suffix), newest of the classic names first
@@ -83,14 +83,35 @@ def block(attention: str, norm: str, rows: str) -> Table:
     }
 
 
+# Names of Transformer Engine's own TransformerLayer, which had the classic model around it.
+_ENGINE: Table = {
+    "ln_1.weight": ("self_attention.layernorm_qkv.layer_norm_weight", "i"),
+    "ln_1.bias": ("self_attention.layernorm_qkv.layer_norm_bias", "i"),
+    QKV_WEIGHT: ("self_attention.layernorm_qkv.weight", f"{BY_HEAD} i"),
+    QKV_BIAS: ("self_attention.layernorm_qkv.bias", BY_HEAD),
+    "attn.c_proj.weight": ("self_attention.proj.weight", "o (m g d)"),
+    "attn.c_proj.bias": ("self_attention.proj.bias", "o"),
+    "ln_2.weight": ("layernorm_mlp.layer_norm_weight", "i"),
+    "ln_2.bias": ("layernorm_mlp.layer_norm_bias", "i"),
+    "mlp.c_fc.weight": ("layernorm_mlp.fc1_weight", "f i"),
+    "mlp.c_fc.bias": ("layernorm_mlp.fc1_bias", "f"),
+    "mlp.c_proj.weight": ("layernorm_mlp.fc2_weight", "o f"),
+    "mlp.c_proj.bias": ("layernorm_mlp.fc2_bias", "o"),
+}
+
+
 def classic(
     dialect: str,
     variant: str,
     prefix: str,
     names: tuple[str, str, str],
     version: int,
+    layer: Table | None = None,
 ) -> Layout:
-    """Return the layout of one generation of names, below `prefix`, for a checkpoint_version."""
+    """Return the layout of one generation of names, below `prefix`, for a checkpoint_version.
+
+    `layer` are the names in a layer, absent: the generation's.
+    """
     folder, attention, norm = names
     return Layout(
         dialect,
@@ -103,14 +124,34 @@ def classic(
                 "ln_f.bias": (f"{prefix}{folder}.final_{norm}.bias", "i"),
                 "lm_head.weight": (f"{prefix}output_layer.weight", "v i"),
             },
-            block=block(attention, norm, QKV_ROWS[version]),
+            block=layer or block(attention, norm, QKV_ROWS[version]),
             blocks=f"{prefix}{folder}.layers.{{}}.",
         ),
         dropped=left_out(prefix),
-        plain_name=without_chunk,
+        plain_name=_plain,
         layers_count_from_stage=True,
         repeated_in_last_stage=(("wte.weight", "model.word_embeddings_for_head.weight"),),
         activations=_GELU,
+    )
+
+
+def earliest(dialect: str, variant: str, prefix: str) -> Layout:
+    """Return the layout of the first names: no `embedding.`, and one list of q, k and v rows."""
+    return Layout(
+        dialect,
+        variant,
+        rules(
+            top={
+                "wte.weight": (f"{prefix}word_embeddings.weight", "v i"),
+                "wpe.weight": (f"{prefix}position_embeddings.weight", "t i"),
+                "ln_f.weight": (f"{prefix}transformer.final_layernorm.weight", "i"),
+                "ln_f.bias": (f"{prefix}transformer.final_layernorm.bias", "i"),
+            },
+            block=block("attention", "layernorm", CONCATENATED),
+            blocks=f"{prefix}transformer.layers.{{}}.",
+        ),
+        dropped=left_out(prefix),
+        layers_count_from_stage=True,
     )
 
 
@@ -145,7 +186,7 @@ def _core(prefix: str, fused_norms: bool) -> Layout:
             blocks=f"{prefix}decoder.layers.{{}}.",
         ),
         dropped=left_out(prefix),
-        plain_name=without_chunk,
+        plain_name=_plain,
         layers_count_from_stage=True,
         repeated_in_last_stage=(("wte.weight", f"{prefix}output_layer.weight"),),
         activations=_GELU,
@@ -156,11 +197,23 @@ def _classics(version: int) -> tuple[Layout, ...]:
     """Return the layouts of a checkpoint_version in every generation of names."""
     variant, prefix = f"version-{version}", "model.language_model."
     newest, *older = _GENERATIONS
+    engine = ("norm", "layernorm") if QKV_ROWS[version] == BY_HEAD else ()
     return (
         classic("megatron", variant, prefix, newest, version),
         *(
             classic("megatron", f"{variant} with {', '.join(names)}", prefix, names, version)
             for names in older
+        ),
+        *(
+            classic(
+                "megatron",
+                f"engine-{variant} with {norm}",
+                prefix,
+                ("encoder", "self_attention", norm),
+                version,
+                _ENGINE,
+            )
+            for norm in engine
         ),
     )
 
@@ -185,19 +238,27 @@ def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
     value = weights.tree.get("checkpoint_version", 0) if isinstance(weights.tree, dict) else 0
     if value not in (0, 1, 2, 3) or isinstance(value, bool):
         raise BadInput(f"checkpoint_version is {printable(value)}", where=weights.path, allowed="0, 1, 2, 3")
-    return (*_CLASSICS[int(value)], *_CORE)  # type: ignore[arg-type]
+    return (*_CLASSICS[int(value)], *_CORE, *_EARLIEST[: not value])  # type: ignore[arg-type]
 
 
-def _iteration(text: str) -> str | None:
+def _iteration(text: str) -> tuple[str, ...]:
     if text == "release":
-        return text
-    return f"iter_{int(text):07d}" if text.isascii() and text.isdigit() else None
+        return (text,)
+    if not (text.isascii() and text.isdigit()):
+        return ()
+    # Megatron's own, those of before 2020, DeepSpeed's, MindFormers'
+    return f"iter_{int(text):07d}", text, f"global_step{text}", f"iteration_{int(text):08d}"
 
 
 def _read_gelu(content: Content, where: object) -> str:
     """It computes tanh GELU when it fuses bias and GELU, as by default, or is told to."""
     tanh = content.get("openai_gelu") or content.get("bias_gelu_fusion", True)
     return "gelu_tanh" if tanh else "gelu_erf"
+
+
+def _read_tie(content: Content, where: object) -> bool | None:
+    untied = content.get(_UNTIED)
+    return None if untied is None else not untied
 
 
 def _write_gelu(described: Described) -> Mapping[str, Any]:
@@ -215,7 +276,7 @@ def _tree(names: Sequence[str], target: Target) -> Tree:
         **target.config(),
         "tensor_model_parallel_size": target.split.tensor,
         "pipeline_model_parallel_size": target.split.pipeline,
-        "untie_embeddings_and_output_weights": not target.model.tie_word_embeddings,
+        _UNTIED: not target.model.tie_word_embeddings,
         "position_embedding_type": "learned_absolute",
     }
     tree: dict[Any, Tree] = {
@@ -247,15 +308,27 @@ def _companions(target: Target, files: Sequence[TargetFile]) -> Contents:
 
 
 _STACKED = re.compile(r"((?:.*\.)?decoder\.layers\.)(?!\d)([^{}]*)")
+_UNTIED = "untie_embeddings_and_output_weights"
 _NEWEST = 3  # what today's Megatron-LM writes
 _CLASSICS = {version: _classics(version) for version in QKV_ROWS}
 _CORE = tuple(_core("model.", fused) for fused in (False, True))
 _DISTRIBUTED = tuple(_core("", fused) for fused in (True, False))
-_RANKED = Ranked("mp_rank_{tensor:02}[_{pipeline:03}]", ("model_optim_rng.pt", "model_rng.pt"))
+_EARLIEST = (
+    replace(
+        earliest("megatron", "earliest of 2019", ""),
+        plain_name=lambda name: name.removeprefix("model."),
+        activations=("gelu_tanh",),
+    ),
+)
+_RANKED = Ranked(
+    "mp_rank_{tensor:02}[_{pipeline:03}]",
+    ("model_optim_rng.pt", "model_rng.pt"),
+    passed_over=("optim.pt",),  # a data-parallel rank's part of the distributed optimizer, until 2023
+)
 DIALECT = Dialect(
     "megatron",
     preference=70,
-    layouts=(*_CLASSICS[3], *_CORE, *_CLASSICS[2], *_CLASSICS[1], *_CLASSICS[0]),
+    layouts=(*_CLASSICS[3], *_CORE, *_CLASSICS[2], *_CLASSICS[1], *_CLASSICS[0], *_EARLIEST),
     fitting=_fitting,
     virtual_stage=_chunk_of,
     seen=partial(split_layers, name_of_layers=_layer_name),
@@ -277,10 +350,16 @@ DIALECT = Dialect(
             Switch("swiglu", False),
             Switch("apply_residual_connection_post_layernorm", False),
             Switch("group_query_attention", False),
-            Switch("num_experts", None),
-            Switch("normalization", "LayerNorm"),
-            Switch("position_embedding_type", "learned_absolute"),
+            Switch("num_experts", None, also=([1],)),  # the second words are those of DeepSpeed's forks
+            Switch("normalization", "LayerNorm", also=("layernorm",)),
+            Switch("position_embedding_type", "learned_absolute", also=("PositionEmbeddingType(2)",)),
+            Switch("use_rotary_position_embeddings", False),
+            Switch("add_position_embedding", True),
             Switch("add_bias_linear", True),
+            Switch("apply_layernorm_1p", False),
+            Switch("squared_relu", False),
+            Switch("multi_latent_attention", False),
+            Pair("tie_word_embeddings", (_UNTIED,), _read_tie, lambda described: {}),  # _tree writes it
         ),
     ),
     files=Files(

@@ -16,7 +16,7 @@ from gptbridge.weights.configs.numbers import finite_number, whole_number
 from gptbridge.weights.configs.rows import TOKENS, Content, Described, Key, Pair, Words, Written, labels
 from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects.dialect import Contents, Dialect
-from gptbridge.weights.dialects.files import Files, Place, RankFolders
+from gptbridge.weights.dialects.files import Files, Place, RankFolders, Unread
 from gptbridge.weights.dialects.mindspore.ranks import find_ranks, rank_stages
 from gptbridge.weights.dialects.mindspore.strategy_files import strategies_of
 from gptbridge.weights.layouts.rules import HEADS, Layout, Table, rules
@@ -163,6 +163,14 @@ DIALECT = Dialect(
     ),
     files=Files(
         Place("ckpt", "gpt2.ckpt", _ranked),
+        single=("param_name_map.json",),  # of safetensors that MindSpore merged from those of ranks
+        unread=(
+            Unread(
+                "common.json",
+                "is a checkpoint of MindFormers 2 (iteration_*, metadata.json), which is not read",
+                "Let MindFormers save the model as one .safetensors or .ckpt file",
+            ),
+        ),
         rank_folders=RankFolders(find_ranks, rank_stages),
         others=(r"rank_\d+", "strategy"),
     ),

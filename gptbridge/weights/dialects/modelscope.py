@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,9 +11,9 @@ from gptbridge.weights.configs.rows import Content, Described, Key, Pair, Switch
 from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects.dialect import Contents, Dialect
 from gptbridge.weights.dialects.files import Files, Place, Ranked
-from gptbridge.weights.dialects.megatron import block, classic, left_out, nested, without_chunk
-from gptbridge.weights.formats import Tree
-from gptbridge.weights.layouts.rules import CONCATENATED, Layout, rules
+from gptbridge.weights.dialects.megatron import classic, earliest, nested
+from gptbridge.weights.formats import Tree, WeightFile
+from gptbridge.weights.layouts.rules import Layout
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.target import Split, Target, TargetFile
@@ -20,26 +21,21 @@ if TYPE_CHECKING:
 _EPSILON = 1e-12  # of layer norms, by default; saved files leave out what equals their class's default
 
 
-def _base(variant: str, prefix: str) -> Layout:
-    """ModelScope's base and large sizes: one list of q, k and v rows, and no `embedding.`."""
-    return Layout(
-        "modelscope",
-        variant,
-        rules(
-            top={
-                "wte.weight": (f"{prefix}word_embeddings.weight", "v i"),
-                "wpe.weight": (f"{prefix}position_embeddings.weight", "t i"),
-                "ln_f.weight": (f"{prefix}transformer.final_layernorm.weight", "i"),
-                "ln_f.bias": (f"{prefix}transformer.final_layernorm.bias", "i"),
-            },
-            block=block("attention", "layernorm", CONCATENATED),
-            blocks=f"{prefix}transformer.layers.{{}}.",
-        ),
-        dropped=left_out(prefix),
-        plain_name=without_chunk,
-        layers_count_from_stage=True,
-        activations=("gelu_erf",),
+# What its trainer saves: {"meta": ..., "state_dict": ...}, and its classes, keep the model in these.
+_WRAPPED = re.compile(
+    r"(?:(?:model|state_dict|dist_model)\.)*(?:state_dict|dist_model)\.(?:model\.)?(?=language_model\.)"
+)
+
+
+def _unwrapped(name: str) -> str:
+    return (
+        _WRAPPED.sub("", name, count=1) if name.startswith(("model.", "state_dict.", "dist_model.")) else name
     )
+
+
+def _base(variant: str, prefix: str) -> Layout:
+    """ModelScope's base and large sizes."""
+    return replace(earliest("modelscope", variant, prefix), activations=("gelu_erf",))
 
 
 def _large(variant: str, prefix: str) -> Layout:
@@ -54,12 +50,15 @@ _LAYOUTS = (
     _large("large without module", "language_model."),
     _base("base", "language_model."),
     _base("base with model", "model.language_model."),
-    _base("base in state_dict", "state_dict.language_model."),
-    replace(
-        _base("base with model in state_dict", "model.language_model."),
-        plain_name=lambda name: name.removeprefix("state_dict."),
-    ),
 )
+# What Megatron-LM's own files hold beside the weights, under DeepSpeed too, whose files have the same names.
+_MEGATRONS = ("args", "checkpoint_version", "ds_version", "ds_config")
+
+
+def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
+    """Return its layouts, none for a file that says that it is Megatron-LM's."""
+    tree = weights.tree if isinstance(weights.tree, dict) else {}
+    return () if any(key in tree for key in _MEGATRONS) else DIALECT.layouts
 
 
 def _read_gelu(content: Content, where: object) -> str:
@@ -96,11 +95,20 @@ def _tree(names: Sequence[str], target: Target) -> Tree:
     return nested(names, depth=1)
 
 
-_RANKED = Ranked("mp_rank_{tensor:02}_model_states.pt")
+_RANKED = Ranked("mp_rank_{tensor:02}_model_states.pt", tells_dialect=False)  # DeepSpeed's name for any model
 DIALECT = Dialect(
     "modelscope",
     preference=60,
-    layouts=tuple(replace(layout, staged=False) for layout in _LAYOUTS),  # it has no pipeline
+    layouts=tuple(
+        replace(
+            layout,
+            staged=False,  # it has no pipeline
+            plain_name=_unwrapped,
+            dropped=(*layout.dropped, r"meta\..*"),
+        )
+        for layout in _LAYOUTS
+    ),
+    fitting=_fitting,
     config=ConfigTable(
         files=("config.json",),
         unsaid={"layernorm_epsilon": _EPSILON},

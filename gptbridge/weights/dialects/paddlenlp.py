@@ -13,6 +13,7 @@ from gptbridge.weights.configs.rows import TOKENS, Content, Key, Words, Written,
 from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects.dialect import Contents, Dialect
 from gptbridge.weights.dialects.files import Files, Place, Ranked
+from gptbridge.weights.formats import WeightFile
 from gptbridge.weights.layouts.rules import HEADS, Layout, Table, rules
 
 if TYPE_CHECKING:
@@ -85,6 +86,13 @@ def _companions(target: Target, files: Sequence[TargetFile]) -> Contents:
 # "gelu" is the tanh form; the other two have no spelling here, and ours makes the original software
 # stop instead of computing something else.
 GELU = {"gelu": "gelu_tanh", "gelu_erf": "gelu_erf", "quick_gelu": "quick_gelu"}
+
+
+def with_bfloat16(file: WeightFile) -> WeightFile:
+    """Return the file with bfloat16 for uint16, NumPy's name of it: Paddle itself has no uint16."""
+    return file.retyped({"uint16": "bfloat16"})
+
+
 DIALECT = Dialect(
     "paddle",
     aliases=("paddlenlp",),
@@ -123,5 +131,6 @@ DIALECT = Dialect(
         ranked=(Ranked("model_state.tp{tensor:02}[_pp{pipeline:02}].pdparams", tells_dialect=False),),
     ),
     companions=_companions,
+    seen=with_bfloat16,
     same_names=("fleetx",),  # its qkv apart
 )

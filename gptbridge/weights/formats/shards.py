@@ -1,6 +1,7 @@
 """Weights in several files: the index that names each tensor's file, read and written.
 
-Format: {"metadata": {...}, "weight_map": {TENSOR: FILE}}, beside its shards.
+Format: {"metadata": {...}, "weight_map": {TENSOR: FILE}}, beside its shards; the map alone in those
+that MindSpore's first releases merged.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def read_shards(index: SourceFile, read: Callable[[SourceFile], Contents]) -> li
 def _files(index: SourceFile) -> dict[str, set[str]]:
     """Return the tensors that the index puts into each file, in the order of the index."""
     content = read_object(index, 0, index.size, "the index")
-    weight_map = content.get("weight_map")
+    names = content.values()
+    bare = all(isinstance(name, str) and _is_plain(name) for name in names)
+    weight_map = content if bare else content.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         index.refuse("is JSON without a weight_map: give a weight file, its index or their folder")
     files: dict[str, set[str]] = {}

@@ -132,6 +132,22 @@ class WeightFile:
         """Yield the tensor's row-major bytes for a writer, in arrays of bounded size."""
         return self._blocks[name].chunks(self.tensors[name])
 
+    def retyped(self, dtypes: Mapping[str, str]) -> WeightFile:
+        """Return the file with elements taken for those of another type, as wide; close this one."""
+        if not any(info.dtype in dtypes for info in self.tensors.values()):
+            return self
+        changed = [
+            replace(
+                part,
+                tensors={
+                    name: replace(info, dtype=dtypes.get(info.dtype, info.dtype))
+                    for name, info in part.tensors.items()
+                },
+            )
+            for part in self._contents
+        ]
+        return WeightFile(self.path, changed)
+
     def mapped(self, change: Change) -> WeightFile:
         """Return the file with what `change` makes of each tensor in its place; this one is to be closed."""
         first, *rest = self._contents

@@ -6,6 +6,7 @@ import os
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from gptbridge.errors import BadInput
 from gptbridge.files import list_folder
 from gptbridge.weights.configs.table import ConfigFacts, ConfigTable
 from gptbridge.weights.dialects.dialect import Dialect
@@ -24,7 +25,7 @@ def find_configuration(root: Path, weights: WeightFile, dialect: Dialect) -> tup
     if weights.path.parent.name in dialect.files.folders:
         folders.append(weights.path.parent.parent)
     for system in (dialect, *map(find_dialect, dialect.same_names)):
-        if facts := _inside(weights.tree, system.config):
+        if facts := read_inside(weights.tree, system.config, weights.path):
             return facts, system.config.in_weights[0]
         for folder in dict.fromkeys(folders):
             if file := _config_file(folder, system.config):
@@ -37,16 +38,20 @@ def _read(file: Path, table: ConfigTable) -> ConfigFacts:
     if file.suffix not in _NESTING:
         return table.read_file(file)
     with open_weights(file) as content:
-        return _inside(content.tree, table) or ConfigFacts()
+        return read_inside(content.tree, table, file) or ConfigFacts()
 
 
-def _inside(tree: Tree, table: ConfigTable) -> ConfigFacts | None:
-    """Return what stands in the file of the weights itself."""
+def read_inside(tree: Tree, table: ConfigTable, path: Path) -> ConfigFacts | None:
+    """Return what stands in the file of the weights itself, at `path`; BadInput for another architecture."""
     parts = [tree.get(name) for name in table.in_weights] if isinstance(tree, dict) else []
     if not parts or not isinstance(parts[0], Namespace | dict):
         return None
     content = {str(key): x for part in parts if isinstance(part, Namespace | dict) for key, x in part.items()}
-    return table.read(content, f"its {table.in_weights[0]}")
+    try:
+        return table.read(content, f"its {table.in_weights[0]}")
+    except BadInput as error:
+        error.where = f"{path}, {table.in_weights[0]}"
+        raise
 
 
 def _config_file(folder: Path, table: ConfigTable) -> Path | None:

@@ -16,7 +16,7 @@ from gptbridge.weights.dialects.registry import known_dialects
 from gptbridge.weights.formats import WeightFile
 
 # Where no dialect knows a name: the only file with one of these endings.
-_SUFFIXES = (".safetensors", ".pdparams", ".ckpt", ".bin", ".pt", ".pth")
+_SUFFIXES = (".safetensors", ".pdparams", ".ckpt", ".bin", ".pt", ".pth", ".pkl")
 
 RankStages = Callable[[Sequence[WeightFile], Path, Path | None], list[Stage]]
 
@@ -81,12 +81,13 @@ def _follow(root: Path, pointer: Pointer) -> Path:
     where = root / pointer.name
     with where.open("rb") as file:
         text = file.read(64).decode(errors="replace").strip()
-    name = pointer.folder_of(text)
-    if name is None:
+    names = pointer.folders_of(text)
+    if not names:
         raise BadInput(f"holds {printable(text)!r}", where=where, allowed=pointer.allowed)
-    if not (root / name).is_dir():
-        raise BadInput(f"points to {printable(name)}, which is not there", where=where)
-    return root / name
+    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    if folder is None:
+        raise BadInput(f"points to {' or '.join(map(printable, names))}, which is not there", where=where)
+    return folder
 
 
 def _ranks(root: Path, place: Path, dialects: Sequence[Dialect]) -> Found | None:
@@ -110,6 +111,8 @@ def _ranked(folder: Path, names: Iterable[str], ranked: Ranked) -> dict[tuple[in
         entry = folder / name
         candidates = [entry / file for file in ranked.inner] if ranked.inner else [entry]
         weights = next((file for file in candidates if file.is_file()), None)
+        if weights is None and any((entry / file).is_file() for file in ranked.passed_over):
+            continue
         if weights is None:
             raise BadInput(f"holds no {' or '.join(ranked.inner) or 'file'}", where=entry)
         if (pipeline, tensor) in files:

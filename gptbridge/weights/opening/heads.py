@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.weights.architecture import weight_axes
@@ -11,6 +11,7 @@ from gptbridge.weights.configs.table import ConfigFacts
 from gptbridge.weights.layouts.boxes import slabs
 from gptbridge.weights.layouts.stored import StoredAxes
 
+_HEADS = {"lm_head.weight", "score.weight"}
 _COMPARED_ITEMS = 1 << 20
 
 
@@ -30,6 +31,15 @@ def drop_tied_head(
             where=where,
         )
     return False
+
+
+def without_head(weights: Mapping[str, CanonicalWeight], configured: ConfigFacts) -> Iterator[str]:
+    """Yield that the configuration says a head of its own, and the weights have none."""
+    if configured.fields.get("tie_word_embeddings") is False and not weights.keys() & _HEADS:
+        yield (
+            f"{printable(configured.where)} says a head of its own (not tied to the embedding), "
+            "but the weights hold none: the embedding is taken for it"
+        )
 
 
 def _equal(first: CanonicalWeight, second: CanonicalWeight, sizes: Mapping[str, int]) -> bool:

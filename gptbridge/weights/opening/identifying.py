@@ -13,6 +13,7 @@ from gptbridge.weights.dialects.registry import find_dialect, known_dialects
 from gptbridge.weights.formats import WeightFile
 from gptbridge.weights.layouts.matching import Match, best_match, require_whole
 from gptbridge.weights.opening.discovery import Found
+from gptbridge.weights.opening.families import refuse_other_family
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +40,24 @@ def identify(
         best = _best((known,), found, files, strategy)
         if dialect is not None and not best.match.whole:
             _refuse_other(known, found, files, strategy, where)
-        require_whole(best.match, where)
+        _require_whole(best, found, files[0], where)
         return best
     dialects, broken = known_dialects()
     best = _best(_fitting(dialects, files[0]), found, files, strategy)
     try:
-        require_whole(best.match, where)
+        _require_whole(best, found, files[0], where)
     except BadInput as error:
         if not best.match.natives and broken:
             error.hint = str(broken[0])
         raise
     return replace(best, warnings=(*map(str, broken), *best.warnings))
+
+
+def _require_whole(best: Identified, found: Found, weights: WeightFile, where: Path) -> None:
+    """Refuse what is not wholly understood: as another family, if it says so, else for its tensors."""
+    if not best.match.whole:
+        refuse_other_family(found.root, weights, best.dialect if best.match.natives else None)
+    require_whole(best.match, where)
 
 
 def _refuse_other(
@@ -92,11 +100,15 @@ def _best(
         except BadInput as error:
             refused.append(error)
             continue
+        if not layouts:
+            continue
         match = best_match(layouts, [stage.names for stage in stages])
         matches.append(Identified(dialect, match, stages, tuple(_taken(match))))
     best = min(matches, key=lambda each: (-len(each.match.natives), len(each.match.missing)), default=None)
-    if best is None or (refused and not best.match.whole):
+    if refused and (best is None or not best.match.whole):
         raise refused[0]
+    if best is None:
+        raise BadInput("says of itself that it is another system's", where=files[0].path)
     return best
 
 

@@ -14,7 +14,7 @@ from gptbridge.weights.formats.source import allow_open_files
 from gptbridge.weights.opening.agreement import agreed_model, assumed, overruled
 from gptbridge.weights.opening.configuration import find_configuration
 from gptbridge.weights.opening.discovery import find_files
-from gptbridge.weights.opening.heads import check_labels, drop_tied_head
+from gptbridge.weights.opening.heads import check_labels, drop_tied_head, without_head
 from gptbridge.weights.opening.hints import Hints
 from gptbridge.weights.opening.identifying import identify
 from gptbridge.weights.opening.opened import Opened
@@ -54,6 +54,7 @@ def _open(path: Path, stack: ExitStack, hints: Hints, verify: bool) -> Opened:
     if adapter is None and dialect.adapters is not None:
         adapter = dialect.adapters.read(found.root, model, stack, alpha=hints.lora_alpha)
     language_head = "lm_head.weight" in weights or "score.weight" not in weights
+    headless = tuple(without_head(weights, configured))
     tied = drop_tied_head(weights, sizes, configured, path)
     check_labels(weights, sizes, configured, path)
     return Opened(
@@ -70,6 +71,6 @@ def _open(path: Path, stack: ExitStack, hints: Hints, verify: bool) -> Opened:
         config_file=config_file,
         tokens={key: token for key, token in configured.tokens.items() if token < model.vocab_size},
         assumed=tuple(assumed(what, model, configured if config_file else None, hints.model)),
-        warnings=(*what.warnings, *(overruled(configured, hints.model) if config_file else ())),
+        warnings=(*what.warnings, *headless, *(overruled(configured, hints.model) if config_file else ())),
         _open_files=stack,
     )

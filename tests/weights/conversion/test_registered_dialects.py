@@ -142,6 +142,7 @@ def test_one_that_two_packages_register_is_named_with_both(register: Register, s
 def test_the_order_of_preference_is_the_project_s_own() -> None:
     names = [dialect.name for dialect in known_dialects().dialects]
     assert names == [
+        "dcp",
         "torch",
         "gptbridge",
         "paddle",

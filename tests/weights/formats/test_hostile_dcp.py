@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
 
+from gptbridge.errors import BadInput
 from gptbridge.weights.formats import open_weights, write_dcp
 from gptbridge.weights.formats.dcp_metadata import Place, Saved
 from gptbridge.weights.formats.dcp_writer import encode_metadata
@@ -18,8 +21,9 @@ from gptbridge.weights.formats.output import Checksum, new_file
 from gptbridge.weights.formats.pickles import encoder
 from gptbridge.weights.formats.tensor import TensorInfo
 from gptbridge.weights.formats.torch_writer import append_tensor
-from tests.weights.formats.conftest import MAX_BYTES, MAX_SECONDS, entry, judge, make_array
+from tests.weights.formats.conftest import MAX_BYTES, MAX_SECONDS, entry, judge, make_array, read_file
 from tests.weights.formats.pickled import call
+from tests.weights.formats.test_fuzz import EXAMPLES, mutations
 
 TABLE = make_array("float32", (7, 6))
 # (first element, shape) of four parts of ranks of FSDP2 and tensor parallelism, none as large as another
@@ -187,3 +191,35 @@ def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     content[content.index(TABLE[4:7, 0:5].tobytes())] ^= 1
     file.write_bytes(content)
     assert_refused(path, "__0_0.distcp: member archive/data/0 is damaged: its CRC-32 differs")
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp"])
+def test_mutated_checkpoints(name: str, tmp_path: Path) -> None:
+    """Either file changed anywhere: data that fits together, or BadInput."""
+    path = write_metadata(tmp_path, saved(tmp_path))
+    valid = (tmp_path / name).read_bytes()
+
+    @EXAMPLES
+    @given(mutations(valid))
+    def check(content: bytes) -> None:
+        (tmp_path / name).write_bytes(content)
+        with suppress(BadInput):
+            read_file(path)
+
+    check()
+    (tmp_path / name).write_bytes(valid)
+    read_file(path)
+
+
+def test_every_byte_flipped(tmp_path: Path) -> None:
+    path = write_metadata(tmp_path, saved(tmp_path))
+    for file in (path, tmp_path / "__0_0.distcp"):
+        valid = file.read_bytes()
+        for position in range(0, len(valid), 7):
+            content = bytearray(valid)
+            content[position] ^= 1 << position % 8
+            file.write_bytes(content)
+            with suppress(BadInput):
+                read_file(path)
+        file.write_bytes(valid)
+    read_file(path)

@@ -31,9 +31,8 @@ from gptbridge.weights.formats import (
     write_torch,
     write_torch_legacy,
 )
-from tests.weights.formats.conftest import WRITABLE, entries_of, entry, make_array, read_all
+from tests.weights.formats.conftest import ONE_FILE, WRITABLE, entries_of, entry, make_array, read_all
 
-ONE_FILE = sorted(WRITERS.keys() - {"dcp"})  # what lies in two has tests of its own
 NAMES = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=40)
 SHAPES = st.lists(st.integers(0, 5), max_size=4).map(tuple)
 

@@ -1,6 +1,6 @@
 """The classes that the .metadata of a torch distributed checkpoint consists of, as plain data.
 
-Written by torch.distributed.checkpoint (2.1 to 2.13 were read), and by Megatron-Core, which adds its plans.
+Written by torch.distributed.checkpoint (2.1 to 2.13 were read); trainers add the plans that they saved by.
 """
 
 from __future__ import annotations

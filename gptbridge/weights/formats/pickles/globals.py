@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 from gptbridge.errors import printable
 from gptbridge.weights.formats.pickles import numpy_calls, python_calls, torch_calls
-from gptbridge.weights.formats.pickles.python_calls import Args
+from gptbridge.weights.formats.pickles.python_calls import Args, plain_object
 from gptbridge.weights.formats.pickles.torch_calls import TORCH_STORAGES
 from gptbridge.weights.formats.pickles.values import (
     Attributes,
@@ -28,9 +28,30 @@ _ENUMERATIONS = {
     "megatron.enums": ("PositionEmbeddingType",),
     "megatron.model.enums": ("ModelType", "LayerType", "AttnType", "AttnMaskType", "PositionEmbeddingType"),
     "megatron.legacy.model.enums": ("ModelType", "LayerType", "AttnType", "AttnMaskType"),
-    "megatron.core.transformer.enums": ("ModelType", "LayerType", "AttnType", "AttnMaskType", "AttnBackend"),
+    "megatron.core.transformer.enums": (
+        "ModelType",
+        "LayerType",
+        "AttnType",
+        "AttnMaskType",
+        "AttnBackend",
+        "CudaGraphScope",
+    ),
     "megatron.core.rerun_state_machine": ("RerunMode", "RerunState", "RerunDiagnostic"),
+    "deepspeed.runtime.zero.config": ("ZeroStageEnum",),
+    "signal": ("Signals",),
 }
+# Classes of theirs that hold settings or an optimizer's state: attributes and no more.
+_PLAIN_CLASSES = {
+    "megatron.core.optimizer.optimizer_config": (
+        "OptimizerConfig",
+        "AdamOptimizerConfig",
+        "SGDOptimizerConfig",
+    ),
+    "deepspeed.runtime.fp16.loss_scaler": ("LossScaler", "DynamicLossScaler"),
+    "deepspeed.utils.tensor_fragment": ("fragment_address",),
+}
+# Objects whose state is no weight, whatever it is: the extra state of fp8 layers, a random generator.
+_OPAQUE = ("_io.BytesIO", "io.BytesIO", "torch._C.Generator")
 
 
 def _enum(name: str) -> Callable[[Args], object]:
@@ -42,6 +63,15 @@ def _enum(name: str) -> Callable[[Args], object]:
                 raise Refused(f"makes a {name} of something else than a value")
 
     return make
+
+
+def _generator(args: Args) -> Attributes:
+    """torch.Generator(device)."""
+    match args:
+        case () | (str(),):
+            return Attributes("torch._C.Generator")
+        case _:
+            raise Refused("makes a random generator of something else than a device")
 
 
 def build_state(target: object, state: object) -> None:
@@ -59,6 +89,8 @@ def build_state(target: object, state: object) -> None:
             target.order = order
         case Attributes(), dict(values) if all(isinstance(name, str) for name in values):
             target.values.update(values)
+        case Attributes(name=name), tuple() if name in _OPAQUE:
+            pass
         case dict(), dict():
             pass  # Python attributes of an OrderedDict, such as torch's _metadata: not weight data.
         case _:
@@ -73,6 +105,9 @@ def _table() -> dict[tuple[str, str], Global]:
     entries += [Global(f"torch.{dtype}", None, dtype) for dtype in STORAGE_DTYPES]
     for module, names in _ENUMERATIONS.items():
         entries += [Global(f"{module}.{name}", _enum(name)) for name in names]
+    plain = [f"{module}.{name}" for module, names in _PLAIN_CLASSES.items() for name in names]
+    entries += [Global(name, plain_object(name)) for name in plain]
+    entries += [Global("numpy.dtypes.UInt32DType"), Global("torch._C.Generator", _generator)]
     return {(module, name): entry for entry in entries for module, _, name in [entry.name.rpartition(".")]}
 
 

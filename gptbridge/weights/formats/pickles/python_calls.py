@@ -84,10 +84,15 @@ def _complex(args: Args) -> complex:
             raise Refused("makes a complex number of something else than two numbers")
 
 
-def _namespace(args: Args) -> Attributes:
-    if args:
-        raise Refused("makes a Namespace with arguments")
-    return Attributes("argparse.Namespace")
+def plain_object(name: str) -> Callable[[Args], Attributes]:
+    """Return the call that makes an object of a class whose attributes, or whose opaque state, follow."""
+
+    def make(args: Args) -> Attributes:
+        if args:
+            raise Refused(f"makes a {name} with arguments")
+        return Attributes(name)
+
+    return make
 
 
 def _path(args: Args) -> str:
@@ -121,6 +126,7 @@ _BUILTINS: Mapping[str, Callable[[Args], object] | None] = {
     "str": None,
     "bool": None,
 }
+_PLAIN_CLASSES = ("argparse.Namespace", "types.SimpleNamespace", "_io.BytesIO", "io.BytesIO")
 FUNCTIONS: Mapping[str, Callable[[Args], object] | None] = {
     **{
         f"{module}.{name}": call for module in ("builtins", "__builtin__") for name, call in _BUILTINS.items()
@@ -128,7 +134,7 @@ FUNCTIONS: Mapping[str, Callable[[Args], object] | None] = {
     "collections.OrderedDict": _dict,
     "collections.Counter": _dict,
     "collections.defaultdict": _default_dict,
-    "argparse.Namespace": _namespace,
+    **{name: plain_object(name) for name in _PLAIN_CLASSES},
     "pathlib.PosixPath": _path,
     "pathlib.PurePosixPath": _path,
     "_codecs.encode": encode_latin1,
