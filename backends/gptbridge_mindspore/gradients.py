@@ -44,7 +44,7 @@ class LossAndGradients(nn.Cell):
         x = self.net.embed(tokens, positions, *masks[: self.on_hidden])
         inputs = ()
         for n in range(len(self.net.h)):
-            inputs = (*inputs, x)
+            inputs = (*inputs, x)  # type: ignore[assignment]
             x = self.net.h[n](x, bias, self.of_layer(n, masks))
         width = x.shape[-1]
         hidden = self.net.ln_f(x).reshape(-1, width)

@@ -47,7 +47,7 @@ class LinearCrossEntropy(nn.Cell):
             total = total + self.sum(self.losses(log_probs, labels[start:end]) * share[start:end])
             probs = ops.exp(log_probs).astype(self.dtype)
             shared = (rows * by_row[start:end]).astype(self.dtype)
-            of_hidden = (*of_hidden, self.nn(probs, projection).astype(ms.float32))
+            of_hidden = (*of_hidden, self.nn(probs, projection).astype(ms.float32))  # type: ignore[assignment]
             of_weight = of_weight + self.tn(probs, shared).astype(ms.float32)
         of_labels = self.scatter(hidden * by_row, labels, count)
         d_hidden = of_hidden[0] if len(of_hidden) == 1 else ops.concat(of_hidden, 0)
@@ -59,8 +59,8 @@ class LinearCrossEntropy(nn.Cell):
         for start, end in pieces(hidden.shape[0], weight.shape[0]):
             rows = hidden[start:end]
             if start > 0:
-                rows = ops.depend(rows, found[-1])
-            found = (*found, self.losses(self.log_softmax(self.logits(rows, weight)), labels[start:end]))
+                rows = ops.depend(rows, found[-1])  # type: ignore[misc]
+            found = (*found, self.losses(self.log_softmax(self.logits(rows, weight)), labels[start:end]))  # type: ignore[assignment]
         return found[0] if len(found) == 1 else ops.concat(found, 0)
 
     def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class LinearCrossEntropy(nn.Cell):
         return -ops.gather_d(log_probs, 1, labels.reshape(-1, 1)).reshape(-1)
 
 
-@ms.constexpr
+@ms.constexpr  # type: ignore[untyped-decorator]
 def pieces(rows: int, vocabulary: int) -> tuple[tuple[int, int], ...]:
     """Return (start, end) of equal pieces of the rows, but for the last, of LOGITS_AT_ONCE logits at most."""
     count = -(-rows * vocabulary // LOGITS_AT_ONCE)

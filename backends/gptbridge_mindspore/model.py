@@ -72,7 +72,7 @@ class Block(nn.Cell):
 
 
 class GPT(nn.Cell):
-    """The layers `layers` of the model: with `first` the embeddings, with `last` all but the product with `head`.
+    """The layers `layers` of the model: with `first` the embeddings, with `last` all but the last product.
 
     A part that is not the first takes the stream (B, T, H) instead of tokens.
     """

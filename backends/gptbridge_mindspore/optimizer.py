@@ -41,7 +41,7 @@ class Optimizer:
         decay = [decays[name] for name in weights]
         tensors = ParameterTuple(list(weights.values()))
         moments = [ParameterTuple(list(by_name.values())) for by_name in self._moments.values()]
-        rule = _AdamW(tensors, *moments, decay, spec) if adamw else _Sgd(tensors, decay)
+        rule = _AdamW(tensors, *moments, decay, spec) if adamw else _Sgd(tensors, decay)  # type: ignore[call-arg]
         self._norm = ms.jit(_Norm())
         self._update = ms.jit(rule)
 

@@ -20,6 +20,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from gptbridge_mindspore.dropout import Drop, Masks
 from gptbridge_specs import ModelSpec
 
+MOST_SPLIT = 8  # heads; with more, a graph with a node for each takes too long to compile
 HIDDEN = -1e9  # added to the score of a key that a token must not see
 _TANH_1 = 2 * math.sqrt(2 / math.pi)
 _TANH_3 = 0.044715 * _TANH_1
@@ -103,9 +104,7 @@ class Core(nn.Cell):
         self.scale = model.head_size**-0.5
         self.dtype = dtype
         self.scores = ops.BatchMatMul(transpose_b=True)
-        self.log_softmax = ops.LogSoftmax(
-            -1
-        )  # its gradient is one kernel; Softmax's is four, one broadcasting
+        self.log_softmax = ops.LogSoftmax(-1)  # its gradient is one kernel, Softmax's four
         self.mix = ops.BatchMatMul()
         self.drop = Drop(model.attention_probs_dropout_prob)
 
@@ -151,20 +150,37 @@ class Attention(nn.Cell):
         self.c_proj = Linear(model.hidden_size, model.hidden_size, dtype)
         self.core = Core(model, dtype)
         self.recomputed = Recomputed(self.core) if recompute == "core_attn" else None
-        self.split_columns = ops.Split(2, 3 * heads)
+        self.by_split = heads <= MOST_SPLIT
+        self.split_qkv = ops.Split(2, 3)
+        self.split_columns = ops.Split(2, heads)
         self.stack = ops.Concat(0)
         self.split_heads = ops.Split(0, heads)
         self.join = ops.Concat(2)
 
+    def to_heads(self, x: Tensor) -> Tensor:
+        """Return (N B, T, D) of (B, T, H)."""
+        if self.by_split:
+            return self.stack(self.split_columns(x))
+        b, t, h = x.shape
+        spread = x.reshape(b, t, self.heads, h // self.heads).transpose(2, 0, 1, 3)
+        return spread.reshape(self.heads * b, t, h // self.heads)
+
+    def from_heads(self, y: Tensor) -> Tensor:
+        """Return (B, T, H) of (N B, T, D)."""
+        if self.by_split:
+            return self.join(self.split_heads(y))
+        rows, t, d = y.shape
+        spread = y.reshape(self.heads, rows // self.heads, t, d).transpose(1, 2, 0, 3)
+        return spread.reshape(rows // self.heads, t, self.heads * d)
+
     def construct(self, x: Tensor, bias: Tensor, mask: Masks) -> Tensor:
         """Attend; x and the result are (B, T, H), bias (T, T) is added to the scores."""
-        n = self.heads
-        columns = self.split_columns(self.c_attn(x))
-        q, k, v = self.stack(columns[:n]), self.stack(columns[n : 2 * n]), self.stack(columns[2 * n :])
+        q, k, v = self.split_qkv(self.c_attn(x))
+        q, k, v = self.to_heads(q), self.to_heads(k), self.to_heads(v)
         spread = ops.broadcast_to(bias, (q.shape[0], *bias.shape))
         others = (k, v, spread, *mask)
         y = self.core(q, *others) if self.recomputed is None else self.recomputed(q, others)
-        return self.c_proj(self.join(self.split_heads(y)))
+        return self.c_proj(self.from_heads(y))
 
 
 class FeedForward(nn.Cell):
