@@ -104,9 +104,10 @@ class RecognitionTests(DialectHarness):
 
 def _is_of(dialect: Dialect, weights: Any) -> bool:
     try:
-        return best_match(dialect.layouts_for(weights), [tuple(weights.tensors)]).whole
+        layouts = dialect.layouts_for(weights)
     except BadInput:
         return False
+    return bool(layouts) and best_match(layouts, [tuple(weights.tensors)]).whole
 
 
 def _rewrite(path: Path, name: str, new: str | None) -> None:

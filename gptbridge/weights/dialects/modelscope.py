@@ -99,6 +99,7 @@ _RANKED = Ranked("mp_rank_{tensor:02}_model_states.pt", tells_dialect=False)  # 
 DIALECT = Dialect(
     "modelscope",
     preference=60,
+    same_names=("megatron",),  # a fork of it saves its names in `module.` too
     layouts=tuple(
         replace(
             layout,
