@@ -54,10 +54,10 @@ class DropoutMasks:
         return self._draw(self._hidden, (*shape, self._width), _EMBEDDING, 0)
 
     def block(self, layer: int, shape: tuple[int, ...]) -> tuple[Masks, Masks, Masks]:
-        """Return the masks of one block: (N B, T, T) of the probabilities, (B, T, H) of both branches."""
+        """Return the masks of one block: (B N, T, T) of the probabilities, (B, T, H) of both branches."""
         b, t = shape
         return (
-            self._draw(self._attention, (self._heads * b, t, t), _PROBABILITIES, layer),
+            self._draw(self._attention, (b * self._heads, t, t), _PROBABILITIES, layer),
             self._draw(self._hidden, (b, t, self._width), _ATTENTION, layer),
             self._draw(self._hidden, (b, t, self._width), _MLP, layer),
         )

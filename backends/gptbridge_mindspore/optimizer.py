@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -38,7 +37,7 @@ class Optimizer:
             for kind in betas
         }
         self.kept = {kind: (1 - float(np.float32(beta))) / (1 - beta) for kind, beta in betas.items()}
-        decay = [decays[name] for name in weights]
+        decay = tuple(decays[name] for name in weights)
         tensors = ParameterTuple(list(weights.values()))
         moments = [ParameterTuple(list(by_name.values())) for by_name in self._moments.values()]
         rule = _AdamW(tensors, *moments, decay, spec) if adamw else _Sgd(tensors, decay)  # type: ignore[call-arg]
@@ -75,69 +74,82 @@ class Optimizer:
         return [_scalar(n) for n in (learning_rate * ratio, spec.epsilon * root, 1 / ratio)]
 
 
-class _Norm(nn.Cell):
-    """Squares are summed by row first: MindSpore's L2Loss, one running sum, is off by 6e-4 over millions."""
+_ADAM = ops.AdamWeightDecay()
+_SUM = ops.ReduceSum()
 
+# A map over the weights: a loop in a graph takes four times as long to compile.
+_adamw = ops.MultitypeFuncGraph("adamw")
+_sgd = ops.MultitypeFuncGraph("sgd")
+_squares = ops.MultitypeFuncGraph("squares")
+
+
+@_adamw.register(*["Tensor"] * 4, "Number", "Number", *["Tensor"] * 3, "Number", "Tensor")  # type: ignore[untyped-decorator]
+def _adamw_step(
+    factor: Tensor, rate: Tensor, epsilon: Tensor, by_ratio: Tensor, beta1: float, beta2: float,
+    weight: Parameter, exp_avg: Parameter, exp_avg_sq: Parameter, decay: float, gradient: Tensor
+) -> bool:  # fmt: skip
+    clipped = gradient * factor
+    # The kernel does m += (g - m) (1 - beta): at beta 0 an old m, much larger, would leave its rounding.
+    if beta1 == 0:
+        ops.assign(exp_avg, clipped * 0.0)
+    if beta2 == 0:
+        ops.assign(exp_avg_sq, clipped * 0.0)
+    _ADAM(weight, exp_avg, exp_avg_sq, rate, beta1, beta2, epsilon, decay * by_ratio, clipped)
+    return True
+
+
+@_sgd.register(*["Tensor"] * 3, "Number", "Tensor")  # type: ignore[untyped-decorator]
+def _sgd_step(factor: Tensor, rate: Tensor, weight: Parameter, decay: float, gradient: Tensor) -> bool:
+    ops.assign(weight, weight * (1 - rate * decay) - gradient * (factor * rate))
+    return True
+
+
+@_squares.register("Tensor")  # type: ignore[untyped-decorator]
+def _sum_of_squares(gradient: Tensor) -> Tensor:
+    """Sum by row first: MindSpore's L2Loss, one running sum, is off by 6e-4 over two million numbers."""
+    return _SUM(_SUM(gradient * gradient, -1))
+
+
+class _Norm(nn.Cell):
     def __init__(self) -> None:
         super().__init__()
-        self.sum = ops.ReduceSum()
+        self.each = ops.HyperMap()
+        self.add = ops.AddN()
 
     def construct(self, limit: Tensor, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        total = 0.0
-        for gradient in gradients:
-            total = total + self.sum(self.sum(gradient * gradient, -1))
-        norm = ops.sqrt(total)
+        norm = ops.sqrt(self.add(self.each(_squares, gradients)))
         return norm, ops.minimum(1.0, limit / norm)
 
 
 class _AdamW(nn.Cell):
     def __init__(
         self, weights: ParameterTuple, exp_avg: ParameterTuple, exp_avg_sq: ParameterTuple,
-        decay: list[float], spec: OptimizerSpec
+        decay: tuple[float, ...], spec: OptimizerSpec
     ) -> None:  # fmt: skip
         super().__init__()
         self.weights, self.exp_avg, self.exp_avg_sq = weights, exp_avg, exp_avg_sq
         self.decay, self.beta1, self.beta2 = decay, spec.beta1, spec.beta2
-        self.kernel = ops.AdamWeightDecay()
+        self.each = ops.HyperMap()
 
     def construct(
         self, factor: Tensor, rate: Tensor, epsilon: Tensor, by_ratio: Tensor, *gradients: Tensor
-    ) -> Any:
-        done = ()
-        for n in range(len(self.weights)):
-            m, v, gradient = self.exp_avg[n], self.exp_avg_sq[n], gradients[n] * factor
-            # The kernel does m += (g - m) (1 - beta): for beta 0 it would leave rounding of an old, larger m.
-            if self.beta1 == 0:
-                ops.assign(m, gradient * 0.0)
-            if self.beta2 == 0:
-                ops.assign(v, gradient * 0.0)
-            done = self.kernel(
-                self.weights[n],
-                m,
-                v,
-                rate,
-                self.beta1,
-                self.beta2,
-                epsilon,
-                self.decay[n] * by_ratio,
-                gradient,
-            )
-        return done
+    ) -> Tensor:
+        step = ops.partial(_adamw, factor, rate, epsilon, by_ratio, self.beta1, self.beta2)
+        self.each(step, self.weights, self.exp_avg, self.exp_avg_sq, self.decay, gradients)
+        return factor * 1.0  # a graph returns something: for a weight the host would wait, and spin
 
 
 class _Sgd(nn.Cell):
     """p *= 1 - lr decay; p -= lr g."""
 
-    def __init__(self, weights: ParameterTuple, decay: list[float]) -> None:
+    def __init__(self, weights: ParameterTuple, decay: tuple[float, ...]) -> None:
         super().__init__()
         self.weights, self.decay = weights, decay
+        self.each = ops.HyperMap()
 
-    def construct(self, factor: Tensor, rate: Tensor, *gradients: Tensor) -> Any:
-        done = ()
-        for n in range(len(self.weights)):
-            weight = self.weights[n]
-            done = ops.assign(weight, weight * (1 - rate * self.decay[n]) - gradients[n] * (factor * rate))
-        return done
+    def construct(self, factor: Tensor, rate: Tensor, *gradients: Tensor) -> Tensor:
+        self.each(ops.partial(_sgd, factor, rate), self.weights, self.decay, gradients)
+        return factor * 1.0
 
 
 def _scalar(value: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 MindSpore's CPU kernels of a transpose, and of any binary operator that broadcasts, keep a table of 8
 to 16 bytes a number for as long as their graph lives: more than the activations themselves. So heads
-are moved by split and concat, and what is smaller than its partner is spread by `broadcast_to`, which
+are moved by gathering rows, and what is smaller than its partner is spread by `broadcast_to`, which
 keeps no table and is no slower. `ops.tanh` is off by 1e-4 on CPU and is not used.
 Shapes: B samples, T tokens, H wide, N heads, D head size, C keys that a token can see (T without a cache).
 """
@@ -20,7 +20,6 @@ from mindspore import Parameter, Tensor, nn, ops
 from gptbridge_mindspore.dropout import Drop, Masks
 from gptbridge_specs import ModelSpec
 
-MOST_SPLIT = 8  # heads; with more, a graph with a node for each takes too long to compile
 HIDDEN = -1e9  # added to the score of a key that a token must not see
 _TANH_1 = 2 * math.sqrt(2 / math.pi)
 _TANH_3 = 0.044715 * _TANH_1
@@ -109,7 +108,7 @@ class Core(nn.Cell):
         self.drop = Drop(model.attention_probs_dropout_prob)
 
     def construct(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *masks: Tensor) -> Tensor:
-        """Return (N B, T, D) of q (N B, T, D), k and v (N B, C, D), under bias (N B, T, C)."""
+        """Return (B N, T, D) of q (B N, T, D), k and v (B N, C, D), under bias (B N, T, C)."""
         kind = self.dtype
         scores = self.scores((q * self.scale).astype(kind), k.astype(kind)).astype(ms.float32)
         weights = self.drop(ops.exp(self.log_softmax(scores + bias)), *masks)
@@ -144,43 +143,36 @@ class Attention(nn.Cell):
 
     def __init__(self, model: ModelSpec, recompute: str, dtype: Any) -> None:
         super().__init__()
-        heads = model.num_attention_heads
-        self.heads = heads
+        self.heads = model.num_attention_heads
         self.c_attn = Linear(model.hidden_size, 3 * model.hidden_size, dtype)
         self.c_proj = Linear(model.hidden_size, model.hidden_size, dtype)
         self.core = Core(model, dtype)
         self.recomputed = Recomputed(self.core) if recompute == "core_attn" else None
-        self.by_split = heads <= MOST_SPLIT
-        self.split_qkv = ops.Split(2, 3)
-        self.split_columns = ops.Split(2, heads)
-        self.stack = ops.Concat(0)
-        self.split_heads = ops.Split(0, heads)
-        self.join = ops.Concat(2)
-
-    def to_heads(self, x: Tensor) -> Tensor:
-        """Return (N B, T, D) of (B, T, H)."""
-        if self.by_split:
-            return self.stack(self.split_columns(x))
-        b, t, h = x.shape
-        spread = x.reshape(b, t, self.heads, h // self.heads).transpose(2, 0, 1, 3)
-        return spread.reshape(self.heads * b, t, h // self.heads)
-
-    def from_heads(self, y: Tensor) -> Tensor:
-        """Return (B, T, H) of (N B, T, D)."""
-        if self.by_split:
-            return self.join(self.split_heads(y))
-        rows, t, d = y.shape
-        spread = y.reshape(self.heads, rows // self.heads, t, d).transpose(1, 2, 0, 3)
-        return spread.reshape(rows // self.heads, t, self.heads * d)
+        self.split = ops.Split(0, 3)
 
     def construct(self, x: Tensor, bias: Tensor, mask: Masks) -> Tensor:
         """Attend; x and the result are (B, T, H), bias (T, T) is added to the scores."""
-        q, k, v = self.split_qkv(self.c_attn(x))
-        q, k, v = self.to_heads(q), self.to_heads(k), self.to_heads(v)
-        spread = ops.broadcast_to(bias, (q.shape[0], *bias.shape))
-        others = (k, v, spread, *mask)
+        b, t, h = x.shape
+        n, d = self.heads, h // self.heads
+        rows = ops.gather(self.c_attn(x).reshape(-1, d), heads_first(b, t, n), 0)
+        q, k, v = self.split(rows.reshape(3 * b * n, t, d))
+        others = (k, v, ops.broadcast_to(bias, (b * n, *bias.shape)), *mask)
         y = self.core(q, *others) if self.recomputed is None else self.recomputed(q, others)
-        return self.c_proj(self.from_heads(y))
+        return self.c_proj(ops.gather(y.reshape(-1, d), tokens_first(b, t, n), 0).reshape(b, t, h))
+
+
+@ms.constexpr  # type: ignore[untyped-decorator]
+def heads_first(b: int, t: int, n: int) -> Tensor:
+    """Return the order of the rows of [q|k|v], (B T 3 N, D), that puts (3, B, N) before T."""
+    rows = np.arange(b * t * 3 * n, dtype=np.int32).reshape(b, t, 3, n)
+    return Tensor(np.ascontiguousarray(rows.transpose(2, 0, 3, 1)).ravel())
+
+
+@ms.constexpr  # type: ignore[untyped-decorator]
+def tokens_first(b: int, t: int, n: int) -> Tensor:
+    """Return the order of rows (B N T, D) that puts (B, T) before N."""
+    rows = np.arange(b * n * t, dtype=np.int32).reshape(b, n, t)
+    return Tensor(np.ascontiguousarray(rows.transpose(0, 2, 1)).ravel())
 
 
 class FeedForward(nn.Cell):
