@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from gptbridge.testing import cases
 from gptbridge.weights.architecture import LORA_A, LORA_B, layer_of
 from gptbridge.weights.dialects.gptbridge import config_of
+from gptbridge.weights.formats import TensorInfo, write_safetensors
 from gptbridge_specs import ModelSpec
 
 Arrays = Mapping[str, NDArray[np.float32]]
@@ -100,7 +101,7 @@ def write(case: Case, folder: Path) -> Path:
     if case.num_labels is not None:
         config["id2label"] = {str(label): f"LABEL_{label}" for label in range(case.num_labels)}
     (folder / "config.json").write_text(json.dumps(config))
-    save_file(_joined(case.arrays), folder / "model.safetensors")
+    _write(folder / "model.safetensors", _joined(case.arrays))
     if case.adapters:
         _write_adapters(case, folder / "adapter")
     return folder
@@ -129,4 +130,13 @@ def _write_adapters(case: Case, folder: Path) -> None:
         f"{prefix}.lora_A.weight": case.adapters[f"h.{layer}.attn.q{LORA_A}"],
         f"{prefix}.lora_B.weight": np.concatenate(outs),
     }
-    save_file(factors, folder / "adapter_model.safetensors")
+    _write(folder / "adapter_model.safetensors", factors)
+
+
+def _write(path: Path, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+    infos = {name: TensorInfo(name, "float32", array.shape) for name, array in arrays.items()}
+    write_safetensors(path, [(info, partial(_chunks, arrays[name])) for name, info in infos.items()])
+
+
+def _chunks(array: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    return [np.ascontiguousarray(array, "<f4")]
