@@ -130,6 +130,8 @@ def generate(
     from gptbridge.training.start import choose_backend
     from gptbridge.weights.opening import hints_of
 
+    if unknown := words.keys() - DecodingWords.__annotations__.keys():
+        raise TypeError(f"generate() has no keyword {min(unknown)!r}: see gptbridge.api.DecodingWords")
     asked = {f"generation.{name}": word for name, word in words.items() if name not in _HINTS}
     hints = {name: word for name, word in words.items() if name in _HINTS}
     return continue_texts(

@@ -94,7 +94,7 @@ def test_every_pair_converts_without_any_framework(environment: Path, tmp_path: 
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert result["found"] == result["loaded"] == []
-    assert len(result["digests"]) == 1 + 8 * 8 + 4
+    assert len(result["digests"]) == 1 + 9 * 9 + 4
     assert set(result["digests"].values()) == {result["digests"]["source"]}
 
 
