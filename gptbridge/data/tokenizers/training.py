@@ -35,9 +35,8 @@ def train_tokenizer(
     """Train on the documents of `inputs` and write the tokenizer's files into the folder `output`.
 
     Ids: 0..255 are the bytes, then the merges in the order they were found, last end-of-text. The
-    vocabulary is smaller than `vocab_size` when the text has nothing left to merge. Raises
-    UsageError when `output` exists, BadInput for a bad document, RunFailed when the disk does not
-    take the files: nothing is left behind then.
+    vocabulary is smaller than `vocab_size` when the text has nothing left to merge. UsageError when
+    `output` exists, BadInput for a bad document, RunFailed, with nothing left behind, for the disk.
     """
     if vocab_size < SMALLEST:
         raise UsageError(f"--vocab-size {vocab_size} is too small", allowed=f"{SMALLEST} or more")
