@@ -86,26 +86,35 @@ def train(
     backend: str | None = None,
     run: str | Path | None = None,
     resume: str | Path | None = None,
+    init_from: str | Path | None = None,
     overrides: Overrides = (),
     observers: Sequence[Observer] = (),
+    **hints: Unpack[HintWords],
 ) -> Outcome:
     """Train and return how the run ended; the result's `events()` has the loss of every step.
 
     `spec` is a preset's name, a YAML file or a RunSpec; None for the spec of the run that is resumed, else
     gpt2-tiny. `run` is the folder, by default runs/NAME. `resume` is "auto" for the newest checkpoint in
-    `run`, or the path of a run or checkpoint. `observers` are called with each event.
+    `run`, or the path of a run or checkpoint. `init_from` is a checkpoint of any dialect, for whose hints
+    see `HintWords`: it decides the model, and the run begins with its weights. `observers` are called with
+    each event.
     """
+    from gptbridge.training.beginning import Beginning
     from gptbridge.training.run import train as train_run
     from gptbridge.training.start import choose_backend, resolve
+    from gptbridge.weights.opening import hints_of
 
     named = str(spec) if isinstance(spec, Path) else spec
     folder = Path(run) if run is not None else None
-    plan = resolve(named, _lines(overrides), folder, str(resume) if resume is not None else None)
+    beginning = Beginning(Path(init_from), hints_of(**hints)) if init_from is not None else None
+    resumed = str(resume) if resume is not None else None
+    plan = resolve(named, _lines(overrides), folder, resumed, beginning)
     return train_run(
         plan.spec,
         backend=backend or choose_backend(plan),
         run=plan.run,
         resume=plan.resume,
+        beginning=plan.beginning,
         observers=observers,
     )
 

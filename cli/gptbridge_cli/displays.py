@@ -156,13 +156,16 @@ def _start(event: Event) -> list[str]:
     steps = f"{event['max_steps']:,} steps of {event['tokens_per_step']:,} tokens"
     if event["stop_after_steps"]:
         steps += f", stopping after {event['stop_after_steps']:,}"
-    return [
+    lines = [
         f"backend  {event['backend']} {event['framework_version']} on {event['device']}, {event['compute']}",
         f"model    {event['parameters']:,} parameters",
         f"data     {event['data']}, {event['training_tokens']:,} training tokens",
         f"steps    {steps}",
         f"run      {event['run']}",
     ]
+    if origin := event.get("origin"):
+        lines.append(f"began    with the weights of {origin['path']}, {origin['dialect']}")
+    return lines
 
 
 def _resume(event: Event) -> list[str]:

@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     cls=QuickGroup,
 )
-app.command()(train.train)
+app.command(cls=DialectCommand)(train.train)
 app.command(cls=DialectCommand)(generate.generate)
 app.command()(parity.parity)
 app.command()(backends.backends)

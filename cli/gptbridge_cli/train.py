@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from gptbridge_cli import hint_options as hints
 from gptbridge_cli.lines import say
 from gptbridge_cli.train_options import (
     AsJson,
     Backend,
     DryRun,
+    InitFrom,
     Overrides,
     Quiet,
     Resume,
@@ -31,6 +33,12 @@ def train(
     overrides: Overrides = None,
     run: Run = None,
     resume: Resume = None,
+    init_from: InitFrom = None,
+    from_: hints.From = None,
+    model: hints.ModelName = None,
+    num_attention_heads: hints.Heads = None,
+    strategy: hints.Strategy = None,
+    lora_alpha: hints.LoraAlpha = None,
     dry_run: DryRun = False,
     tensorboard: WriteTensorBoard = False,
     quiet: Quiet = False,
@@ -38,11 +46,15 @@ def train(
 ) -> None:
     """Train a GPT on one backend; stop it, move it, resume it."""
     from gptbridge.plugins.backend import load_backend
+    from gptbridge.training.beginning import Beginning
     from gptbridge.training.run import train as run_training
     from gptbridge.training.start import choose_backend, require_data, resolve
+    from gptbridge.weights.opening import hints_of
     from gptbridge_cli.displays import choose_display
 
-    plan = resolve(spec, overrides or (), run, resume)
+    said = hints_of(**hints.words(from_, model, num_attention_heads, strategy, lora_alpha))
+    beginning = Beginning(init_from, said) if init_from is not None else None
+    plan = resolve(spec, overrides or (), run, resume, beginning)
     if not dry_run:
         require_data(plan, spec)
     if backend is not None:
@@ -59,7 +71,14 @@ def train(
 
     if tensorboard or (plan.resume and is_written(plan.run)):
         observers.append(TensorBoard(plan.run))
-    done = run_training(plan.spec, backend=backend, run=plan.run, resume=plan.resume, observers=observers)
+    done = run_training(
+        plan.spec,
+        backend=backend,
+        run=plan.run,
+        resume=plan.resume,
+        beginning=plan.beginning,
+        observers=observers,
+    )
     if not quiet and not as_json:
         for line in _next(done, plan.spec.training.max_steps):
             say(line)

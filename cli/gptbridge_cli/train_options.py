@@ -28,6 +28,14 @@ Resume = Annotated[
         help="Go on from the run's newest checkpoint, or from a folder.",
     ),
 ]
+InitFrom = Annotated[
+    Path | None,
+    typer.Option(
+        "--init-from",
+        metavar="CHECKPOINT",
+        help="Begin with these weights, of any dialect: they decide the model.",
+    ),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the whole spec and its size; launch nothing.")]
 WriteTensorBoard = Annotated[
     bool, typer.Option("--tensorboard", help="Write RUN/tensorboard; a resumed run goes on with it.")

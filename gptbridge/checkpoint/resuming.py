@@ -74,7 +74,10 @@ def _refuse_weights_alone(folder: Path) -> None:
     with suppress(UsageError), open_checkpoint(folder) as opened:
         opened.require_language_head()
     raise BadInput(
-        f"has no {STATE_FILE}: it holds weights, not a run", where=folder, allowed="a checkpoint of a run"
+        f"has no {STATE_FILE}: it holds weights, not a run",
+        where=folder,
+        allowed="a checkpoint of a run",
+        hint="gptbridge train --init-from begins a run with its weights",
     )
 
 

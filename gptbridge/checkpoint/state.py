@@ -29,6 +29,14 @@ class DataPosition(Part):
     samples: int = Field(ge=0, description="Samples of the training split used so far.")
 
 
+class Origin(Part):
+    """The checkpoint whose weights a run began from."""
+
+    path: str
+    dialect: str
+    digest: str = Field(description="Of its canonical weights, as gptbridge inspect shows it.")
+
+
 class RngState(Part):
     """From where every random number of the next steps follows."""
 
@@ -57,6 +65,7 @@ class TrainingState(Part):
     backend: str = Field(description="Who wrote the checkpoint.")
     spec_sha256: str
     spec: RunSpec
+    origin: Origin | None = Field(None, description="Absent: the initial weights were drawn.")
 
     def trainer_state(self) -> TrainerState:
         """Return what a trainer of the run goes on from."""
@@ -65,7 +74,14 @@ class TrainingState(Part):
 
 
 def state_after(
-    step: int, spec: RunSpec, trainer: TrainerState, *, backend: str, digest: str, tokenizer: str
+    step: int,
+    spec: RunSpec,
+    trainer: TrainerState,
+    *,
+    backend: str,
+    digest: str,
+    tokenizer: str,
+    origin: Origin | None = None,
 ) -> TrainingState:
     """Return the state of a run of `spec` that has done `step` steps."""
     samples = step * spec.training.global_batch_size
@@ -80,6 +96,7 @@ def state_after(
         backend=backend,
         spec_sha256=spec_hash(spec),
         spec=spec,
+        origin=origin,
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from gptbridge.checkpoint.state import state_after
+from gptbridge.checkpoint.state import Origin, state_after
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.checkpoint.writing import write_checkpoint
 from gptbridge.data.batches import RunData
@@ -38,6 +38,7 @@ class Loop:
     events: Events
     stop: StopRequest
     backend: str
+    origin: Origin | None
 
     def run(self, done: int) -> tuple[int, Reason]:
         """Train from step `done` + 1 on and save at the end; return the last step and why it was.
@@ -70,6 +71,7 @@ class Loop:
             backend=self.backend,
             digest=self.data.digest,
             tokenizer=self.data.tokenizer.identity,
+            origin=self.origin,
         )
         kinds = () if self.spec.optimizer.name == "sgd" else MOMENTS
         write = partial(

@@ -19,6 +19,7 @@ MAY_CHANGE = {
     "training.recompute": FREE,
     "training.compile": FREE,
     "training.log_interval": FREE,
+    "training.new_positions": FREE,  # of a run that begins
     "training.micro_batch_size": CHANGES_THE_CURVE,
     "data.path": FREE,  # the content is compared instead
     "data.tokenizer": FREE,  # the identity is compared instead

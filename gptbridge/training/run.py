@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.checkpoint.resuming import RunCheckpoint, open_run_checkpoint
+from gptbridge.checkpoint.state import Origin
 from gptbridge.data.batches import RunData, open_data
 from gptbridge.errors import BridgeError, Interrupted
 from gptbridge.plugins.backend import Backend, load_backend
@@ -17,6 +18,7 @@ from gptbridge.process.signals import StopRequest
 from gptbridge.rules.loss_scale import continued, initial_state
 from gptbridge.session import MOMENTS, Trainer
 from gptbridge.training.advice import advise
+from gptbridge.training.beginning import Beginning, BegunWeights, advise_beginning, origin_of
 from gptbridge.training.environment import describe_environment
 from gptbridge.training.events import EVENTS_FILE, Event, EventLog, Events, Observer, history, read_events
 from gptbridge.training.facts import spec_facts
@@ -48,20 +50,22 @@ def train(
     backend: str,
     run: Path,
     resume: str | None = None,
+    beginning: Beginning | None = None,
     observers: Sequence[Observer] = (),
 ) -> Outcome:
     """Train `spec` on `backend` in the folder `run`, and return how it ended.
 
     `resume` is None for a new run, "auto" for the newest good checkpoint in `run` (or a new run
-    where there is none), or the path of a run or checkpoint folder to continue from. `observers`
-    see each event after it is written to events.jsonl. Raises a BridgeError: UsageError for what
-    cannot be, RunFailed when the run breaks, Interrupted when a signal ended it after saving.
+    where there is none), or the path of a run or checkpoint folder to continue from. A new run has the
+    weights of `beginning`, from whose model `spec` was made; without it they are drawn. `observers` see
+    each event after it is written to events.jsonl. Raises a BridgeError: UsageError for what cannot be,
+    RunFailed when the run breaks, Interrupted when a signal ended it after saving.
     """
     plugin = load_backend(backend)
     plugin.check(spec)
     try:
         with ExitStack() as stack:
-            return _train(stack, spec, plugin, run, resume, observers)
+            return _train(stack, spec, plugin, run, resume, beginning, observers)
     except KeyboardInterrupt as error:
         # While the loop runs, StopRequest has the signals: this one came before or after it.
         raise Interrupted(f"{run}: interrupted outside the training loop", exit_code=130) from error
@@ -73,6 +77,7 @@ def _train(
     plugin: Backend,
     run: Path,
     resume: str | None,
+    beginning: Beginning | None,
     observers: Sequence[Observer],
 ) -> Outcome:
     warnings: list[str] = []
@@ -83,7 +88,10 @@ def _train(
     trainer, device, world = plugin.open_trainer(spec)
     stack.callback(trainer.close)
     data = data.of_rank(world.replica, world.replicas)
-    done = _load(trainer, spec, checkpoint)
+    if checkpoint is not None:
+        done, origin = _go_on(trainer, spec, checkpoint), checkpoint.state.origin
+    else:
+        done, origin = 0, _begin(trainer, spec, beginning, data.tokenizer.identity, warnings)
     warnings += advise(spec, tokenizer_vocab_size=data.tokenizer.vocab_size, done=done)
     environment = describe_environment(plugin, device)
     folder.describe(spec, environment)
@@ -91,8 +99,10 @@ def _train(
     stack.callback(log.close)
     events = Events([log, plugin.notify, *observers])
     facts = {**spec_facts(spec), **_data_facts(data), **environment, "run": str(run)}
+    if origin is not None:
+        facts["origin"] = origin.model_dump()
     with _end_told(events), StopRequest() as stop:
-        loop = Loop(spec, trainer, world, data, folder.store, events, stop, plugin.name)
+        loop = Loop(spec, trainer, world, data, folder.store, events, stop, plugin.name, origin)
         if checkpoint is not None and checkpoint.folder.parent != folder.store.folder:
             loop.save(done)  # first of all: a branch must not depend on the run that it came from
         _announce(events, facts, checkpoint, done, warnings)
@@ -112,12 +122,22 @@ def _open_allowed(
     return checkpoint
 
 
-def _load(trainer: Trainer, spec: RunSpec, checkpoint: RunCheckpoint | None) -> int:
-    """Fill the trainer with the initial weights or the checkpoint's; return the steps already done."""
-    if checkpoint is None:
+def _begin(
+    trainer: Trainer, spec: RunSpec, beginning: Beginning | None, tokenizer: str, warnings: list[str]
+) -> Origin | None:
+    """Fill the trainer with drawn weights, or with those of a checkpoint, and return where they are from."""
+    trainer.state = initial_state(spec.precision)
+    if beginning is None:
         load(trainer.shards(), InitialWeights(spec.model, spec.training.seed).read)
-        trainer.state = initial_state(spec.precision)
-        return 0
+        return None
+    with beginning.open(warnings.append) as opened:
+        warnings += advise_beginning(opened, spec, tokenizer)
+        load(trainer.shards(), BegunWeights(opened, spec).read)
+        return origin_of(opened)
+
+
+def _go_on(trainer: Trainer, spec: RunSpec, checkpoint: RunCheckpoint) -> int:
+    """Fill the trainer with what a run's checkpoint holds; return the steps already done."""
     load(trainer.shards(), checkpoint.weights.read)
     for kind in MOMENTS:
         load(trainer.shards(kind), partial(checkpoint.read_moment, kind))

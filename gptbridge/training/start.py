@@ -16,6 +16,7 @@ from gptbridge.data.tokenizers import load_tokenizer
 from gptbridge.errors import BackendMissing, BadInput, UsageError, from_checkout
 from gptbridge.plugins.backend import load_plugin
 from gptbridge.plugins.finding import backend_names, missing_framework
+from gptbridge.training.beginning import Beginning
 from gptbridge.training.run_folder import SPEC_FILE, RunFolder
 from gptbridge_specs import RunSpec, load_run
 from gptbridge_specs.loading import DEFAULT_RUN, build, recipe_of
@@ -31,11 +32,12 @@ _NOT_INHERITED = ("training.stop_after_steps=null",)
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """A run that can begin: `resume` is None, "auto" or a path."""
+    """A run that can begin: `resume` is None, "auto" or a path, `beginning` whose weights it begins with."""
 
     spec: RunSpec
     run: Path
     resume: str | None
+    beginning: Beginning | None = None
 
 
 def spec_of(named: str | RunSpec, overrides: Sequence[str]) -> RunSpec:
@@ -46,18 +48,29 @@ def spec_of(named: str | RunSpec, overrides: Sequence[str]) -> RunSpec:
 
 
 def resolve(
-    named: str | RunSpec | None, overrides: Sequence[str], run: Path | None, resume: str | None
+    named: str | RunSpec | None,
+    overrides: Sequence[str],
+    run: Path | None,
+    resume: str | None,
+    beginning: Beginning | None = None,
 ) -> RunPlan:
     """Return the spec and folder of a run; `named` is a preset, a YAML file or a spec.
 
     Without it, a resumed run goes on with its own spec, and a new one takes the default preset.
-    Without `run`, a resumed run goes on in its own folder, and a new one takes runs/NAME. BadInput for
-    a folder that cannot be looked into.
+    Without `run`, a resumed run goes on in its own folder, and a new one takes runs/NAME. A run with a
+    `beginning` has its model. BadInput for a folder that cannot be looked into.
     """
+    if beginning is not None and resume not in (None, AUTO):
+        raise UsageError(
+            "goes on from a run's checkpoint, --init-from begins from weights: give one of them",
+            where=f"--resume {resume}",
+        )
     source = Path(resume) if resume is not None and resume != AUTO else None
     name = _UNNAMED if isinstance(named, RunSpec) else Path(named or DEFAULT_RUN).stem
     try:
         folder = run or (source and _run_of(source)) or RUNS / name
+        if beginning is not None and (named is not None or not (folder / SPEC_FILE).is_file()):
+            return RunPlan(beginning.spec(named, overrides), folder, resume, beginning)
         if named is not None or resume is None:
             return RunPlan(_with_vocabulary(spec_of(named or DEFAULT_RUN, overrides)), folder, resume)
         return RunPlan(_stored_spec(source or folder, overrides), folder, resume)

@@ -33,6 +33,21 @@ def load_run(name_or_file: str = DEFAULT_RUN, overrides: Sequence[str] = ()) -> 
     return build(RunSpec, _with_model(content), _origin(name_or_file, overrides))
 
 
+def load_run_of(model: ModelSpec, run: str | RunSpec | None, overrides: Sequence[str] = ()) -> RunSpec:
+    """Return the run that a preset, file or spec describes, with `model` where that sets no field of it.
+
+    Without `run` it is the default one. Raises SpecError with every problem.
+    """
+    if isinstance(run, RunSpec):
+        content, origin = run.model_dump(exclude_unset=True), _nowhere
+    else:
+        content = _with_model(_read(run or DEFAULT_RUN, "runs", ()))
+        origin = _origin(run or DEFAULT_RUN, overrides)
+    own = content.get("model", {}) if run else {}
+    content = apply_overrides({**content, "model": {**model.model_dump(), **own}}, overrides)
+    return build(RunSpec, _with_model(content), origin)
+
+
 def recipe_of(name_or_file: str) -> str | None:
     """Return the run preset that a name or file means or starts from; None: none but the default."""
     names = preset_names("runs")
@@ -58,9 +73,10 @@ def load_named(name_or_file: str, overrides: Sequence[str] = ()) -> RunSpec | Mo
 
 
 Origin = Callable[[Sequence[str]], str]  # where a field was given, to stand before what is wrong with it
+_nowhere: Origin = lambda place: ""  # noqa: E731
 
 
-def build(spec: type[_Spec], content: Mapping[str, Any], origin: Origin = lambda place: "") -> _Spec:
+def build(spec: type[_Spec], content: Mapping[str, Any], origin: Origin = _nowhere) -> _Spec:
     """Validate `content`; raise SpecError with one line for each problem."""
     try:
         return spec.model_validate(content)
@@ -87,7 +103,7 @@ def _origin(name_or_file: str, overrides: Sequence[str]) -> Origin:
         return f"{path}:{line}: " if line else f"{path}: "
 
     is_file = name_or_file not in (*preset_names("runs"), *preset_names("models"))
-    return name if is_file else lambda place: ""
+    return name if is_file else _nowhere
 
 
 def _read_file(path: Path) -> dict[str, Any]:

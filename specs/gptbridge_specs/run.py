@@ -166,6 +166,9 @@ class TrainingSpec(Part):
         "none", description="Forget activations and compute them again; memory falls in this order."
     )
     compile: bool = Field(False, description="Compile the model, where the backend can.")
+    new_positions: Literal["drawn", "repeated", "interpolated"] = Field(
+        "drawn", description="With --init-from: what positions beyond the checkpoint's begin as."
+    )
     log_interval: int = Field(1, ge=1, description="Steps between printed lines; events hold every step.")
 
     @model_validator(mode="after")

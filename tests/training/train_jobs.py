@@ -1,6 +1,6 @@
 """Run training jobs one after the other in this process: a framework is imported once for all of them.
 
-Called by tests as `python train_jobs.py JOBS.json`: a list of {run, backend, resume, overrides}.
+Called by tests as `python train_jobs.py JOBS.json`: a list of {run, backend, resume, init_from, overrides}.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ import json
 import sys
 from pathlib import Path
 
+from gptbridge.training.beginning import Beginning
 from gptbridge.training.run import train
 from gptbridge.training.start import resolve
+from gptbridge.weights.opening import Hints
 
 for job in json.loads(Path(sys.argv[1]).read_text()):
-    request = resolve(job.get("spec"), job.get("overrides", []), Path(job["run"]), job.get("resume"))
-    train(request.spec, backend=job["backend"], run=request.run, resume=request.resume)
+    beginning = Beginning(Path(job["init_from"]), Hints()) if "init_from" in job else None
+    plan = resolve(job.get("spec"), job.get("overrides", []), Path(job["run"]), job.get("resume"), beginning)
+    train(plan.spec, backend=job["backend"], run=plan.run, resume=plan.resume, beginning=plan.beginning)
