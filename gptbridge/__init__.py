@@ -32,18 +32,7 @@ _PUBLIC = {
     "parity": "gptbridge.api",
     "train": "gptbridge.api",
 }
-__all__ = [
-    "ModelSpec",
-    "RunSpec",
-    "__version__",
-    "convert",
-    "generate",
-    "hookimpl",
-    "inspect",
-    "open_checkpoint",
-    "parity",
-    "train",
-]
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from gptbridge.comparing import Parity, StepProgress
+    from gptbridge.data.inspection import DatasetFacts
     from gptbridge.generation.generate import Continuation, Tell
     from gptbridge.training.events import Observer
     from gptbridge.training.run import Outcome
@@ -49,27 +50,6 @@ class DecodingWords(HintWords, total=False):
     top_p: float
     seed: int
     window: int  # tokens that the model sees at the most
-
-
-@dataclass(frozen=True, slots=True)
-class DatasetFacts:
-    """A token dataset in numbers and words."""
-
-    path: str
-    format: str
-    documents: int
-    tokens: int
-    dtype: str
-    document_tokens: dict[str, float]  # min, median, mean, max; how many are empty
-    largest_token: int
-    vocab_size: int | None
-    tokenizer: str | None  # its identity
-    digest: str
-    splits: dict[str, dict[str, int]]  # documents and tokens of each
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return everything as JSON values."""
-        return asdict(self)
 
 
 def _warn(message: str) -> None:
@@ -210,7 +190,7 @@ def inspect(path: str | Path, **hints: Unpack[HintWords]) -> CheckpointFacts | D
         except BadInput:
             if not dataset:
                 raise
-    return DatasetFacts(**inspect_dataset(str(path)))
+    return inspect_dataset(str(path))
 
 
 def _checkpoint_facts(path: Path, hints: HintWords) -> CheckpointFacts:

@@ -5,37 +5,27 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from gptbridge_cli import convert_options as options
-from gptbridge_cli import hint_options as hints
+from gptbridge_cli.hint_options import HINTS
 from gptbridge_cli.lines import say
+from gptbridge_cli.passing import passing
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.convert import Converted
 
 
+@passing(HINTS, options.FORM)
 def convert(
     source: options.Input,
     output: options.Output,
     to: options.To,
-    from_: hints.From = None,
-    variant: options.Variant = None,
-    model: hints.ModelName = None,
-    num_attention_heads: hints.Heads = None,
-    strategy: hints.Strategy = None,
-    lora_alpha: hints.LoraAlpha = None,
-    merge_lora: options.MergeLora = False,
-    vocab_size: options.VocabSize = None,
-    tensor_parallel: options.TensorParallel = 1,
-    pipeline_parallel: options.PipelineParallel = 1,
-    dtype: options.Dtype = None,
-    verify: options.Verify = None,
-    overwrite: options.Overwrite = False,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
+    **words: Any,
 ) -> None:
     """Convert a checkpoint: weights, configuration and tokenizer; no framework is needed."""
     from gptbridge import api
@@ -43,12 +33,9 @@ def convert(
     from gptbridge_cli.progress import transfer_progress
 
     show = partial(_show, to, output, as_json=as_json, quiet=quiet)
-    form = options.form(variant, vocab_size, dtype, tensor_parallel, pipeline_parallel)
-    about = hints.words(from_, model, num_attention_heads, strategy, lora_alpha)
     try:
         with transfer_progress(f"{source} -> {output}", quiet=quiet or as_json) as progress:
-            form.update(merge_lora=merge_lora, verify=verify, overwrite=overwrite, progress=progress)
-            done = api.convert(source, output, to=to, **form, **about)
+            done = api.convert(source, output, to=to, progress=progress, **words)
     except DifferentLogits as error:
         show(error.done)
         raise
@@ -88,21 +75,12 @@ def _print(to: str, output: Path, done: Converted) -> None:
     say(str(done.verdict) if done.verdict else "not verified: --verify compares the logits")
 
 
-def inspect(
-    path: options.Inspected,
-    from_: hints.From = None,
-    model: hints.ModelName = None,
-    num_attention_heads: hints.Heads = None,
-    strategy: hints.Strategy = None,
-    lora_alpha: hints.LoraAlpha = None,
-    as_json: options.AsJson = False,
-) -> None:
+@passing(HINTS)
+def inspect(path: options.Inspected, as_json: options.AsJson = False, **words: Any) -> None:
     """Tell what a checkpoint or a token dataset is. Nothing in it is executed."""
     from gptbridge import api
 
-    about = hints.words(from_, model, num_attention_heads, strategy, lora_alpha)
-    found = api.inspect(path, **about)
-    facts = found.as_dict()
+    facts = api.inspect(path, **words).as_dict()
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return

@@ -51,7 +51,7 @@ def prepare(
             workers=workers,
             overwrite=overwrite,
             selection=Selection(glob, as_text),
-            on_progress=lambda at: report(at.consumed, at.total, _count(at.documents, "document")),
+            on_progress=lambda consumed, total, n: report(consumed, total, _count(n, "document")),
             on_problem=lambda line: say(line, err=True),
         )
     for line in [json.dumps(content, indent=2)] if as_json else _made(output, content):
@@ -83,7 +83,7 @@ def inspect(
     """Read a token dataset whole: check every token, tell what it holds."""
     from gptbridge.data.inspection import inspect_dataset
 
-    facts = inspect_dataset(path)
+    facts = inspect_dataset(path).as_dict()
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import typer
 
 from gptbridge_cli import generate_options as options
-from gptbridge_cli import hint_options as hints
+from gptbridge_cli.hint_options import HINTS
 from gptbridge_cli.lines import say
+from gptbridge_cli.passing import passing
 
 
+@passing(HINTS)
 def generate(
     checkpoint: options.Checkpoint,
     prompts: options.Prompts,
     backend: options.Backend = None,
     overrides: options.Overrides = None,
     tokenizer: options.Tokenizer = None,
-    from_: hints.From = None,
-    model: hints.ModelName = None,
-    num_attention_heads: hints.Heads = None,
-    strategy: hints.Strategy = None,
-    lora_alpha: hints.LoraAlpha = None,
     as_json: options.AsJson = False,
+    **words: Any,
 ) -> None:
     """Continue texts: greedy, or drawn with -o generation.strategy=sample."""
     from dataclasses import asdict
@@ -38,7 +37,7 @@ def generate(
         overrides=overrides or (),
         warn=lambda message: say(f"warning: {message}", err=True),
         note=lambda message: say(f"note: {message}", err=True),
-        **hints.words(from_, model, num_attention_heads, strategy, lora_alpha),
+        **words,
     )
     if as_json:
         typer.echo(json.dumps([asdict(result) for result in results], indent=2))

@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperOption
 
-if TYPE_CHECKING:
-    from gptbridge.api import HintWords
+from gptbridge_cli.passing import Options
 
 DIALECTS = "DIALECTS"  # stands for their names in the help
 
-From = Annotated[str | None, typer.Option("--from", help=f"{DIALECTS}; absent: found by content.")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", help="Model preset or YAML file, where the files say too little.")
-]
-Heads = Annotated[
-    int | None, typer.Option("--num-attention-heads", min=1, help="Heads, where no file says them.")
-]
-Strategy = Annotated[
-    Path | None,
-    typer.Option(help="MindSpore strategy file, or the folder of them, of the ranks."),
-]
-LoraAlpha = Annotated[float | None, typer.Option(help="Alpha of the LoRA, where no file says it.")]
-
-
-def words(
-    dialect: str | None,
-    model: str | None,
-    num_attention_heads: int | None,
-    strategy: Path | None,
-    lora_alpha: float | None,
-) -> HintWords:
-    """Return the hints as the functions of `gptbridge.api` take them."""
-    return {
-        "dialect": dialect,
-        "model": model,
-        "num_attention_heads": num_attention_heads,
-        "strategy_file": strategy,
-        "lora_alpha": lora_alpha,
-    }
+HINTS: Options = {
+    "dialect": (str | None, typer.Option(None, "--from", help=f"{DIALECTS}; absent: found by content.")),
+    "model": (
+        str | None,
+        typer.Option(None, help="Model preset or YAML file, where the files say too little."),
+    ),
+    "num_attention_heads": (int | None, typer.Option(None, min=1, help="Heads, where no file says them.")),
+    "strategy_file": (
+        Path | None,
+        typer.Option(None, "--strategy", help="MindSpore strategy file, or the folder of the ranks' files."),
+    ),
+    "lora_alpha": (float | None, typer.Option(None, help="Alpha of the LoRA, where no file says it.")),
+}
 
 
 class DialectCommand(TyperCommand):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import orjson
@@ -238,7 +239,7 @@ def read_blocks(
     consumed = sum(source.size for source in sources[: start.source])
     for index in range(start.source, len(sources)):
         position = start if index == start.source else Position(index)
-        with SourceStream(sources[index]) as stream:
+        with closing(SourceStream(sources[index])) as stream:
             stream.skip(position.offset)
             cut = (
                 _JsonCutter(stream, position, strict, json_key)

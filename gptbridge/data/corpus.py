@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from gptbridge.data.tokenizers import load_tokenizer
-from gptbridge.data.tokens import FlatTokens, TokenDataset
+from gptbridge.data.tokens import FlatTokens, TokenDataset, offsets_of
 from gptbridge.errors import BadInput
 
 # Installed packages are not the standard library. Tests are two thirds of it, and not all
@@ -36,8 +36,7 @@ def embedded_corpus() -> TokenDataset:
             hint="Name a dataset: -o data.path=PREFIX (gptbridge data prepare makes one)",
         )
     tokenizer = load_tokenizer("byte")
-    offsets = np.zeros(len(texts) + 1, np.int64)
-    np.cumsum([len(text) + 1 for text in texts], out=offsets[1:])
+    offsets = offsets_of([len(text) + 1 for text in texts])
     ids = np.empty(int(offsets[-1]), np.uint16)
     for start, stop, text in zip(offsets[:-1], offsets[1:], texts, strict=True):
         ids[start : stop - 1] = np.frombuffer(text, np.uint8)

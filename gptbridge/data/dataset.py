@@ -15,7 +15,7 @@ from gptbridge.data.readers.megatron import open_megatron
 from gptbridge.data.readers.mindrecord import open_mindrecord
 from gptbridge.data.readers.nanogpt import may_hold_tokens, open_nanogpt
 from gptbridge.data.readers.paddlenlp import open_paddlenlp, open_paddlenlp_npz
-from gptbridge.data.tokens import ChainedTokens, TokenDataset
+from gptbridge.data.tokens import ChainedTokens, TokenDataset, offsets_of
 from gptbridge.errors import BadInput
 from gptbridge.files import nearby
 
@@ -129,14 +129,11 @@ def _joined(path: str, datasets: list[TokenDataset]) -> TokenDataset:
                 where=path,
                 hint="Name one of them, or prepare both with the same tokenizer",
             )
-    lengths = np.concatenate([dataset.lengths for dataset in datasets])
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
     return TokenDataset(
         first.format,
         path,
         ChainedTokens([dataset.source for dataset in datasets]),
-        offsets,
+        offsets_of(np.concatenate([dataset.lengths for dataset in datasets])),
         first.tokenizer_identity,
         first.vocab_size,
         first.tokenizer,

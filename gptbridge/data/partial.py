@@ -19,7 +19,6 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from isal.isal_zlib import crc32
@@ -61,7 +60,12 @@ class PartialDataset:
         self._token_size = token_size
         if replace and _foreign(folder):
             discard(folder)
-        _require_own(folder)
+        if foreign := _foreign(folder):
+            raise UsageError(
+                "does not come from a preparation, which needs this folder for itself",
+                where=foreign,
+                hint="Move it away, give another --output, or add --overwrite to remove it",
+            )
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = (folder / _LOCK).open("w")
         try:
@@ -161,11 +165,9 @@ class PartialDataset:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         # a bad document is mended in its file, and then another plan holds: nothing could go on
-        if isinstance(error, BadInput):
+        if kind is not None and issubclass(kind, BadInput):
             self.remove()
         self.close()
 
@@ -250,15 +252,6 @@ def _is_plain(path: Path) -> bool:
     """Tell whether `path` is a file with this one name, or a folder: no link leads anywhere else."""
     status = path.lstat()
     return stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
-
-
-def _require_own(folder: Path) -> None:
-    if foreign := _foreign(folder):
-        raise UsageError(
-            "does not come from a preparation, which needs this folder for itself",
-            where=foreign,
-            hint="Move it away, give another --output, or add --overwrite to remove it",
-        )
 
 
 def _sealed(content: bytes) -> bytes:

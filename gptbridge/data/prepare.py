@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gptbridge.data.blocks import Block, Problem, read_blocks
+from gptbridge.data.blocks import Block, read_blocks
 from gptbridge.data.encoding import Encoded, Encoder, encode_blocks
 from gptbridge.data.indexed_files import dtype_for, write_index
 from gptbridge.data.partial import MADE, Done, PartialDataset, is_published
@@ -25,6 +25,8 @@ from gptbridge.process.signals import StopRequest
 _ENDINGS = ("tokenizer", "bin", "idx", "json")  # PREFIX.json says that the others are whole
 _KEEPING = "stopping, and keeping what is done"
 COMMIT_TOKENS = 16 << 20  # what a kill may cost
+# Bytes read of the sources as they lie on the disk, bytes in all, documents so far.
+Progress = Callable[[int, int, int], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,16 +39,6 @@ class TextOptions:
     skip_bad: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a preparation is: bytes of the sources as they lie on the disk."""
-
-    consumed: int
-    total: int
-    documents: int
-    tokens: int
-
-
 def prepare(
     inputs: list[str],
     tokenizer_name: str,
@@ -56,7 +48,7 @@ def prepare(
     workers: int = 1,
     overwrite: bool = False,
     selection: Selection | None = None,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_progress: Progress = lambda consumed, total, documents: None,
     on_problem: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Tokenize `inputs` into the dataset `prefix`; return the content of PREFIX.json.
@@ -75,8 +67,8 @@ def prepare(
     try:
         with job.partial(replace=overwrite) as partial, StopRequest(_KEEPING) as stop:
             if not partial.published:
-                report = _Report(job.sources, job.options.skip_bad, stop, on_progress, on_problem)
-                _collect(_encoded(job, partial, tokenizer_name, workers), partial, report)
+                encoded = _encoded(job, partial, tokenizer_name, workers)
+                _collect(job, encoded, partial, stop, on_progress, on_problem)
             return job.publish(partial)
     except OSError as error:
         raise RunFailed(
@@ -191,7 +183,7 @@ class _Job:
             if whole and sizes == [(str(source.path), source.size) for source in self.sources]:
                 digests = []
                 for source in self.sources:
-                    with SourceStream(source) as stream:
+                    with closing(SourceStream(source)) as stream:
                         digests.append(stream.finish())
                 done = Done(
                     tokens=content["tokens"],
@@ -243,44 +235,35 @@ class _Job:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Report:
-    """Who hears of what happens on the way."""
-
-    sources: list[Source]
-    skip_bad: bool
-    stop: StopRequest
-    on_progress: Callable[[Progress], None]
-    on_problem: Callable[[str], None]
-
-    def problem(self, source: Source, line: int, problem: Problem) -> None:
-        """Refuse a bad document, or tell that it is skipped."""
-        where = f"{source.path}, line {line}"
-        if not self.skip_bad:
-            raise BadInput(str(problem), where=where, hint="Mend it, or add --skip-bad")
-        self.on_problem(str(BadInput(f"skipped: {problem}", where=where)))
-
-
-def _collect(encoded: Iterable[tuple[Block, Encoded]], partial: PartialDataset, report: _Report) -> None:
+def _collect(
+    job: _Job,
+    encoded: Iterable[tuple[Block, Encoded]],
+    partial: PartialDataset,
+    stop: StopRequest,
+    on_progress: Progress,
+    on_problem: Callable[[str], None],
+) -> None:
     """Append what was encoded to `partial`, in order, committing every now and then."""
-    total = sum(source.size for source in report.sources)
+    total = sum(source.size for source in job.sources)
     committed = partial.done.tokens
     for block, result in encoded:
         for line, problem in result.problems:
-            report.problem(report.sources[block.source], line, problem)
+            where = f"{job.sources[block.source].path}, line {line}"
+            if not job.options.skip_bad:
+                raise BadInput(str(problem), where=where, hint="Mend it, or add --skip-bad")
+            on_problem(str(BadInput(f"skipped: {problem}", where=where)))
         partial.append(result, block.end)
         if block.digest is not None:
             partial.finish_source(block.digest)
-        done = partial.done
-        report.on_progress(Progress(block.consumed, total, done.documents, done.tokens))
-        if done.tokens - committed >= COMMIT_TOKENS:
+        on_progress(block.consumed, total, partial.done.documents)
+        if partial.done.tokens - committed >= COMMIT_TOKENS:
             partial.commit()
-            committed = done.tokens
-        if report.stop.received:
+            committed = partial.done.tokens
+        if stop.received:
             partial.commit()
             raise Interrupted(
-                "stopped; what is done is kept: run the same command again", exit_code=report.stop.exit_code
+                "stopped; what is done is kept: run the same command again", exit_code=stop.exit_code
             )
     partial.commit()
     if not partial.done.documents:
-        raise BadInput("no document in the input", where=", ".join(str(s.path) for s in report.sources[:3]))
+        raise BadInput("no document in the input", where=", ".join(str(s.path) for s in job.sources[:3]))

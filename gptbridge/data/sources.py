@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import require_regular_file
@@ -237,12 +236,8 @@ class SourceStream:
         except OSError as error:
             raise BadInput(error.strerror or str(error), where=self._path) from error
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._raw.close()
 
 

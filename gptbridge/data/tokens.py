@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -40,11 +40,7 @@ class FlatTokens:
 
     def __init__(self, ids: Ids) -> None:
         self._ids = np.asarray(ids)
-
-    @property
-    def dtype(self) -> np.dtype[np.integer[Any]]:
-        """The type of an id as stored."""
-        return self._ids.dtype
+        self.dtype = self._ids.dtype
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -61,12 +57,7 @@ class ChainedTokens:
     def __init__(self, sources: list[TokenSource]) -> None:
         self._sources = sources
         self._ends = np.cumsum([len(source) for source in sources])
-        self._dtype = np.result_type(*(source.dtype for source in sources))
-
-    @property
-    def dtype(self) -> np.dtype[np.integer[Any]]:
-        """The type that holds the ids of every source."""
-        return self._dtype
+        self.dtype = np.result_type(*(source.dtype for source in sources))  # holds the ids of all
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -80,7 +71,7 @@ class ChainedTokens:
             source = self._sources[i]
             begin = int(self._ends[i]) - len(source)
             pieces.append(source.read(max(0, start - begin), min(len(source), stop - begin)))
-        return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self._dtype), *pieces])
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.empty(0, self.dtype), *pieces])
 
 
 @dataclass(frozen=True)
@@ -155,6 +146,13 @@ class TokenDataset:
             for _, block in sampled_blocks(source):
                 digest.update(block.astype("<i8").tobytes())
         return digest.hexdigest()
+
+
+def offsets_of(lengths: Sequence[int] | Ids) -> NDArray[np.int64]:
+    """Return where documents of these lengths, back to back, begin, and where the last ends."""
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:], dtype=np.int64)
+    return offsets
 
 
 def beyond(limit: int | None, ids: Ids) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 _ALWAYS = (signal.SIGINT, signal.SIGTERM)
@@ -44,9 +44,7 @@ class StopRequest:
             threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             # None: a framework had installed a handler in C, which Python cannot put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

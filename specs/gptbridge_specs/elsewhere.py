@@ -4,74 +4,64 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-# Names of fields -> ours, or what to type instead. Case, - and _ do not count.
-_FIELDS = {
-    "schedule.max_lr=1e-4": ("lr", "learning_rate", "base_lr"),
-    "schedule.min_lr=1e-5": ("lr_end", "min_learning_rate", "end_lr"),
-    "schedule.warmup_rate=0.01": ("warmup", "warmup_ratio", "warmup_proportion"),
-    "training.global_batch_size=8": ("batch_size", "bs", "train_batch_size"),
-    "training.micro_batch_size=8": ("per_device_train_batch_size", "local_batch_size", "device_batch_size"),
-    "training.max_steps=300": (
-        "steps",
-        "num_steps",
-        "train_steps",
-        "total_steps",
-        "train_iters",
-        "max_iters",
-    ),
-    "training.seq_length=1024": ("block_size", "max_seq_len", "max_length", "context_length", "n_ctx"),
-    "training.device=gpu": ("device_target", "device", "cuda", "gpu", "place"),
-    "parallel.data=1": ("gpus", "devices", "num_gpus", "dp_degree", "nproc_per_node"),
-    "parallel.tensor=1": ("mp_degree", "tensor_parallel", "tensor_model_parallel_size", "model_parallel"),
-    "parallel.pipeline=1": ("pp_degree", "pipeline_parallel", "pipeline_stage"),
-    "optimizer.clip_grad_norm=1.0": ("grad_clip", "max_grad_norm", "clip_norm", "clip_grad"),
-    "precision.compute=bf16": ("dtype", "amp", "fp16", "bf16", "use_amp", "precision"),
-    "checkpoint.interval=100": ("save_steps", "save_interval", "save_checkpoint_steps"),
-    "evaluation.interval=100": ("eval_steps", "eval_interval", "eval_freq"),
-    "data.path=PREFIX": ("input_dir", "dataset", "data_path", "dataset_dir", "train_data", "data_dir"),
-    "data.tokenizer=FOLDER": ("tokenizer", "tokenizer_path", "tokenizer_name"),
-    "model=gpt2-small": ("model_name_or_path", "model_name", "model_type"),
-    "model.num_layers=12": ("n_layer", "n_layers", "num_hidden_layers", "layers"),
-    "model.hidden_size=768": ("n_embd", "d_model", "embedding_size", "hidden"),
-    "model.num_attention_heads=12": ("n_head", "n_heads", "num_heads", "heads"),
-    "generation.max_new_tokens=100": ("max_dec_len", "max_decode_len"),
-    "generation.strategy=sample": ("do_sample", "decode_strategy"),
-}
-_WORDS = {
-    "run_mode": "the command says it: gptbridge train, generate or convert",
-    "epochs": "a run is counted in steps: -o training.max_steps=300",
-    "num_train_epochs": "a run is counted in steps: -o training.max_steps=300",
-    "config": "the spec stands by itself: gptbridge train FILE.yaml",
-    "c": "the spec stands by itself: gptbridge train FILE.yaml",
-    "spec": "the spec stands by itself: gptbridge train FILE.yaml",
-    "output_dir": "--run FOLDER names the run's folder",
-    "output": "--run FOLDER names the run's folder",
-    "load_checkpoint": "--resume FOLDER goes on from a checkpoint",
-    "resume_from_checkpoint": "--resume FOLDER goes on from a checkpoint",
-    "ckpt_dir": "--resume FOLDER goes on from a checkpoint",
-}
-_TYPED = {name: f"-o {ours}" for ours, names in _FIELDS.items() for name in names} | _WORDS
 
-# A value that is no choice of a field -> the choice that means it.
-_VALUES = {
-    theirs: ours
-    for ours, names in {
-        "gpu": ("cuda",),
-        "ascend": ("npu",),
-        "fp16": ("float16", "half"),
-        "bf16": ("bfloat16",),
-        "fp32": ("float32", "float"),
-        "gelu_erf": ("gelu",),
-        "gelu_tanh": ("gelu_new",),
-        "quick_gelu": ("fast_gelu",),
-        "sample": ("sampling",),
-        "greedy": ("greedy_search",),
-    }.items()
-    for theirs in names
+def _inverted(table: Mapping[str, str]) -> dict[str, str]:
+    """Return each word of a row -> the row's key."""
+    return {word: key for key, words in table.items() for word in words.split()}
+
+
+# Ours, or what to do instead: the names of other systems. Case, - and _ do not count.
+_FIELDS = {
+    "schedule.max_lr=1e-4": "lr learning_rate base_lr",
+    "schedule.min_lr=1e-5": "lr_end min_learning_rate end_lr",
+    "schedule.warmup_rate=0.01": "warmup warmup_ratio warmup_proportion",
+    "training.global_batch_size=8": "batch_size bs train_batch_size",
+    "training.micro_batch_size=8": "per_device_train_batch_size local_batch_size device_batch_size",
+    "training.max_steps=300": "steps num_steps train_steps total_steps train_iters max_iters",
+    "training.seq_length=1024": "block_size max_seq_len max_length context_length n_ctx",
+    "training.device=gpu": "device_target device cuda gpu place",
+    "parallel.data=1": "gpus devices num_gpus dp_degree nproc_per_node",
+    "parallel.tensor=1": "mp_degree tensor_parallel tensor_model_parallel_size model_parallel",
+    "parallel.pipeline=1": "pp_degree pipeline_parallel pipeline_stage",
+    "optimizer.clip_grad_norm=1.0": "grad_clip max_grad_norm clip_norm clip_grad",
+    "precision.compute=bf16": "dtype amp fp16 bf16 use_amp precision",
+    "checkpoint.interval=100": "save_steps save_interval save_checkpoint_steps",
+    "evaluation.interval=100": "eval_steps eval_interval eval_freq",
+    "data.path=PREFIX": "input_dir dataset data_path dataset_dir train_data data_dir",
+    "data.tokenizer=FOLDER": "tokenizer tokenizer_path tokenizer_name",
+    "model=gpt2-small": "model_name_or_path model_name model_type",
+    "model.num_layers=12": "n_layer n_layers num_hidden_layers layers",
+    "model.hidden_size=768": "n_embd d_model embedding_size hidden",
+    "model.num_attention_heads=12": "n_head n_heads num_heads heads",
+    "generation.max_new_tokens=100": "max_dec_len max_decode_len",
+    "generation.strategy=sample": "do_sample decode_strategy",
 }
+_ADVICE = {
+    "the command says it: gptbridge train, generate or convert": "run_mode",
+    "a run is counted in steps: -o training.max_steps=300": "epochs num_train_epochs",
+    "the spec stands by itself: gptbridge train FILE.yaml": "config c spec",
+    "--run FOLDER names the run's folder": "output_dir output",
+    "--resume FOLDER goes on from a checkpoint": "load_checkpoint resume_from_checkpoint ckpt_dir",
+}
+_TYPED = {name: f"-o {ours}" for name, ours in _inverted(_FIELDS).items()} | _inverted(_ADVICE)
+
+# The choice that is meant by values that are none.
+_VALUES = _inverted(
+    {
+        "gpu": "cuda",
+        "ascend": "npu",
+        "fp16": "float16 half",
+        "bf16": "bfloat16",
+        "fp32": "float32 float",
+        "gelu_erf": "gelu",
+        "gelu_tanh": "gelu_new",
+        "quick_gelu": "fast_gelu",
+        "sample": "sampling",
+        "greedy": "greedy_search",
+    }
+)
 _OUT_OF_RANGE = {
     "generation.temperature": "generation.strategy=greedy is what temperature 0 means elsewhere",
     "generation.top_k": "0 takes all",
@@ -119,45 +109,33 @@ def preset_instead(name: str, known: Iterable[str]) -> str | None:
     return next(iter([*whole, *difflib.get_close_matches(name, names, n=1, cutoff=0.6)]), None)
 
 
-@dataclass(frozen=True)
-class _System:
-    """Whose file it is, by keys that ours lack: two of them say it."""
-
-    title: str
-    keys: frozenset[str]
-    example: str  # the preset that is nearest to what its users have
-
-
-def _system(title: str, example: str, keys: str) -> _System:
-    return _System(title, frozenset(keys.split()), example)
-
-
+# Whose file it is, the preset that is nearest to what its users have, and keys that ours lack: two say it.
 _SYSTEMS = (
-    _system(
+    (
         "PaddleFleetX",
         "fleetx-345m-single-card",
         "Global Engine Distributed Optimizer Model Data Generation Inference _base_",
     ),
-    _system(
+    (
         "MindFormers",
         "mindformers-gpt2-small",
         "run_mode runner_config trainer train_dataset train_dataset_task lr_schedule auto_trans_ckpt "
         "runner_wrapper use_parallel parallel_config context callbacks load_checkpoint recompute_config "
         "training_args eval_dataset moe_config",
     ),
-    _system(
+    (
         "ModelScope",
         "modelscope-gpt3-1.3b-poetry",
         "framework pipeline preprocessor megatron train dataset",
     ),
-    _system(
+    (
         "PaddleNLP",
         "paddlenlp-gpt2-en",
         "model_name_or_path model_type input_dir output_dir max_lr min_lr max_seq_len decay_steps "
         "warmup_rate logging_freq save_steps tokenizer_name_or_path do_train per_device_train_batch_size "
         "learning_rate weight_decay max_seq_length fp16",
     ),
-    _system(
+    (
         "Hugging Face",
         "gpt2-small",
         "architectures n_embd n_head n_layer n_positions model_type hidden_act",
@@ -167,12 +145,16 @@ _SYSTEMS = (
 
 def foreign_file(content: Mapping[str, Any]) -> str | None:
     """Return whose configuration `content` is and what to type; None: nobody's that is known."""
-    scores = {system.title: len(system.keys & content.keys()) for system in _SYSTEMS}
-    best = max(_SYSTEMS, key=lambda system: scores[system.title])
-    if scores[best.title] < 2:
+
+    def score(system: tuple[str, str, str]) -> int:
+        return len(set(system[2].split()) & content.keys())
+
+    best = max(_SYSTEMS, key=score)
+    if score(best) < 2:
         return None
+    title, example, _ = best
     return (
-        f"this is a configuration of {best.title}, not a spec. Start from a preset and set what differs: "
-        f"gptbridge train {best.example} -o data.path=PREFIX -o FIELD=VALUE; docs/moving.md has its fields "
+        f"this is a configuration of {title}, not a spec. Start from a preset and set what differs: "
+        f"gptbridge train {example} -o data.path=PREFIX -o FIELD=VALUE; docs/moving.md has its fields "
         "beside ours"
     )

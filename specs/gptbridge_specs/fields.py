@@ -29,7 +29,7 @@ class Described:
 def describe_fields(part: type[Part], prefix: str = "") -> Iterator[Described]:
     """Yield the fields of `part` and of the parts in it, in the order of the spec."""
     for name, field in part.model_fields.items():
-        inner = _part_in(field.annotation)
+        inner = part_in(field.annotation)
         if inner is None or field.default is None:
             yield Described(prefix + name, _takes(field), _default(field), field.description or "")
         if inner is not None:
@@ -43,7 +43,8 @@ def markdown_table(rows: Iterable[Described]) -> str:
     return "\n".join(lines)
 
 
-def _part_in(annotation: Any) -> type[Part] | None:
+def part_in(annotation: Any) -> type[Part] | None:
+    """Return the section that a field holds, if it holds one."""
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and issubclass(kind, Part):
             return kind
@@ -57,8 +58,8 @@ def _takes(field: FieldInfo) -> str:
         for name, words in _BOUNDS.items()
         if hasattr(limit, name)
     ]
-    kinds = get_args(field.annotation) if _is_union(field.annotation) else (field.annotation,)
-    shown = [_kind(kind) for kind in kinds]
+    is_union = get_origin(field.annotation) in (Union, UnionType)
+    shown = [_kind(kind) for kind in (get_args(field.annotation) if is_union else [field.annotation])]
     shown[0] += " " + ", ".join(bounds) if bounds else ""
     return " or ".join(shown)
 
@@ -70,10 +71,6 @@ def _kind(annotation: Any) -> str:
     if origin is tuple:
         return f"list of {_kind(inner[0])}" if Ellipsis in inner else f"{len(inner)} {_kind(inner[0])}s"
     return _PLAIN.get(annotation, "section")
-
-
-def _is_union(annotation: Any) -> bool:
-    return get_origin(annotation) in (Union, UnionType)
 
 
 def _default(field: FieldInfo) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from gptbridge_specs.elsewhere import foreign_file, preset_instead, range_hint, typed_instead, value_instead
 from gptbridge_specs.errors import SpecError, suggestion
+from gptbridge_specs.fields import part_in
 from gptbridge_specs.model import ModelSpec
 from gptbridge_specs.overrides import apply_overrides
 from gptbridge_specs.presets import Kind, preset_names, read_preset
@@ -205,12 +206,10 @@ def _nearest_key(spec: type[BaseModel], place: Sequence[str]) -> str:
 
 
 def _fields_at(spec: type[BaseModel], place: Sequence[str]) -> list[str]:
-    current: type[BaseModel] = spec
-    for part in place:
-        annotation = current.model_fields[part].annotation if part in current.model_fields else None
-        options = [annotation, *get_args(annotation)]
-        inner = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel)]
-        if not inner:
+    for name in place:
+        field = spec.model_fields.get(name)
+        inner = part_in(field.annotation) if field else None
+        if inner is None:
             return []
-        current = inner[0]
-    return list(current.model_fields)
+        spec = inner
+    return list(spec.model_fields)

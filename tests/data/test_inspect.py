@@ -28,7 +28,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_fact_is_what_was_written(tmp_path: Path) -> None:
     write_megatron(tmp_path / "set", [[5] * length for length in range(20)], "int32")
-    facts = inspect_dataset(str(tmp_path / "set"))
+    facts = inspect_dataset(str(tmp_path / "set")).as_dict()
     digest = facts.pop("digest")
     assert len(digest) == 64
     assert facts == {
@@ -54,7 +54,7 @@ def test_the_command_prints_json_and_lines(tmp_path: Path) -> None:
     prepare([str(tmp_path / "text.txt")], "byte", tmp_path / "set", TextOptions(append_end_of_text=True))
     done = command(str(tmp_path / "set"), "--json")
     assert done.returncode == 0
-    assert json.loads(done.stdout) == inspect_dataset(str(tmp_path / "set"))
+    assert json.loads(done.stdout) == inspect_dataset(str(tmp_path / "set")).as_dict()
     assert json.loads(done.stdout)["largest_token"] == 256
     lines = command(str(tmp_path / "set")).stdout.splitlines()
     assert {"documents: 1", "tokens: 10", "vocab size: 257", "format: megatron"} <= set(lines)

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptbridge.data.dataset import open_dataset
-from gptbridge.data.inspection import inspect_dataset
+from gptbridge.data.inspection import DatasetFacts, inspect_dataset
 from gptbridge.errors import BadInput
 from tests.data.token_files import write_megatron, write_paddlenlp
 
@@ -41,7 +41,7 @@ def refusal(path: Path | str) -> str:
     return line
 
 
-def facts_or_refusal(path: Path) -> dict[str, Any] | str:
+def facts_or_refusal(path: Path) -> DatasetFacts | str:
     try:
         return inspect_dataset(str(path))
     except BadInput as error:
@@ -100,7 +100,7 @@ def test_no_byte_of_an_index_breaks_the_reader(
     write_megatron(prefix, DOCUMENTS)
     put(prefix.with_name("set.idx"), offset, "B", value)
     facts = facts_or_refusal(prefix)
-    assert facts.isprintable() if isinstance(facts, str) else facts["tokens"] in (12, 24)
+    assert facts.isprintable() if isinstance(facts, str) else facts.tokens in (12, 24)
 
 
 @pytest.mark.parametrize("ending", ["bin", "idx"])
@@ -312,7 +312,7 @@ def test_no_byte_of_an_npz_breaks_the_reader(
     content[place % len(content)] ^= change
     path.write_bytes(content)
     facts = facts_or_refusal(prefix)
-    assert facts.isprintable() if isinstance(facts, str) else facts["tokens"] == 12
+    assert facts.isprintable() if isinstance(facts, str) else facts.tokens == 12
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,7 @@ def test_a_source_that_changes_its_size_is_named(tmp_path: Path, change: int, pa
     source = Source(path, "text", path.stat().st_size)
 
     def read_while_it_changes() -> None:
-        with SourceStream(source) as stream:
+        with closing(SourceStream(source)) as stream:
             stream.read()
             with path.open("ab") as file:
                 file.truncate(source.size + change)

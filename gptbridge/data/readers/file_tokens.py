@@ -44,12 +44,7 @@ class FileTokens:
         self._file = file
         self._offset = offset
         self._count = count
-        self._dtype: np.dtype[np.integer[Any]] = np.dtype(dtype)
-
-    @property
-    def dtype(self) -> np.dtype[np.integer[Any]]:
-        """The type of an id as stored."""
-        return self._dtype
+        self.dtype: np.dtype[np.integer[Any]] = np.dtype(dtype)
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -59,7 +54,7 @@ class FileTokens:
         """Return tokens `start` to `stop` (exclusive)."""
         stop = min(stop, self._count)
         count = max(0, stop - start)
-        return self._file.read(self._offset + start * self._dtype.itemsize, count, self._dtype)
+        return self._file.read(self._offset + start * self.dtype.itemsize, count, self.dtype)
 
 
 def tokens_at(source: SourceFile, offset: int, count: int, dtype: str, what: str) -> FileTokens:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gptbridge.data.indexed_files import DTYPE_CODES, MAGIC, VERSION
 from gptbridge.data.readers.file_tokens import FileTokens, array_at, open_ids
-from gptbridge.data.tokens import TokenDataset
+from gptbridge.data.tokens import TokenDataset, offsets_of
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import INDEX_LIMIT, read_json
 from gptbridge.weights.formats.source import SourceFile
@@ -77,8 +77,7 @@ def _read_offsets(index: SourceFile, sequences: int, bounds: int, ids: FileToken
     documents = array_at(index, _HEADER.size + 12 * sequences, bounds, "<i8", "the document bounds")
     if sequences and (shortest := int(lengths.min())) < 0:
         index.refuse(f"sequence {int(lengths.argmin())} has length {shortest}")
-    ends = np.zeros(sequences + 1, np.int64)
-    np.cumsum(lengths, out=ends[1:])
+    ends = offsets_of(lengths)
     if ends[-1] != len(ids):
         index.refuse(f"counts {ends[-1]} tokens where the .bin holds {len(ids)}")
     _check_pointers(index, pointers, ends, ids.dtype.itemsize)

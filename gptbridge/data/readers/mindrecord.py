@@ -71,7 +71,7 @@ class MindRecordTokens:
     def __init__(self, source: SourceFile, rows: Span, fields: list[str], dtype: str) -> None:
         self._path = source.path
         self._file = FileBytes(source)
-        self._dtype = np.dtype(dtype)
+        self.dtype: np.dtype[np.integer[Any]] = np.dtype(dtype)
         count = len(rows[0])
         self._spans = {name: (np.empty(count, np.int64), np.empty(count, np.int64)) for name in (_IDS, _MASK)}
         if _MASK not in fields:
@@ -80,11 +80,6 @@ class MindRecordTokens:
         for part in _parts(rows):
             self._locate(part, (rows[0][part], rows[1][part]), fields)
         np.cumsum(self.offsets, out=self.offsets)
-
-    @property
-    def dtype(self) -> np.dtype[np.integer[Any]]:
-        """The type that the schema names."""
-        return self._dtype
 
     def __len__(self) -> int:
         """Return the number of tokens."""
@@ -96,7 +91,7 @@ class MindRecordTokens:
         last = int(np.searchsorted(self.offsets, stop, side="left"))
         rows = [self._row(row) for row in range(first, min(last, len(self.offsets) - 1))]
         begin = int(self.offsets[first])
-        tokens: Ids = np.concatenate([np.empty(0, self._dtype), *rows])
+        tokens: Ids = np.concatenate([np.empty(0, self.dtype), *rows])
         return tokens[start - begin : stop - begin]
 
     def _row(self, row: int) -> Ids:
@@ -105,7 +100,7 @@ class MindRecordTokens:
             mask = self._field(row, _MASK)
             if mask.shape != ids.shape or not mask.all():
                 self._refuse(row, "is padded: its attention_mask is not 1 everywhere")
-        return ids.astype(self._dtype)
+        return ids.astype(self.dtype)
 
     def _field(self, row: int, name: str) -> NDArray[np.int64]:
         begins, ends = self._spans[name]

@@ -10,10 +10,8 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-
 from gptbridge.data.readers.numpy_files import open_npy, open_npz
-from gptbridge.data.tokens import Ids, TokenDataset, TokenSource
+from gptbridge.data.tokens import Ids, TokenDataset, TokenSource, offsets_of
 from gptbridge.weights.formats.source import SourceFile
 
 
@@ -51,8 +49,7 @@ def _dataset(
         source.refuse(f"document {int(lengths.argmin())} has length {shortest}")
     if len(lengths) and int(lengths.max()) > len(ids):
         source.refuse(f"document {int(lengths.argmax())} has {lengths.max()} tokens, the ids {len(ids)}")
-    offsets = np.zeros(len(lengths) + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:], dtype=np.int64)
+    offsets = offsets_of(lengths)
     if offsets[-1] != len(ids) or offsets.min() < 0:  # below 0: the sum overflowed
         source.refuse(f"its lengths add up to {offsets[-1]}, the ids are {len(ids)}")
     docs = index.get("docs")
