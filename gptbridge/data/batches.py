@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count, islice
 
 import numpy as np
@@ -48,28 +49,17 @@ class RunData:
 
     def samples(self, split: Split) -> Samples:
         """Return the samples of a split; UsageError where it holds none."""
-        training, data = self.spec.training, self.spec.data
-        bounds = split_bounds(self.dataset.documents, data.split)
-        index = SPLITS.index(split)
-        first, last = (int(self.dataset.offsets[bound]) for bound in bounds[index : index + 2])
-        samples = Samples(
-            first, last - first, training.seq_length, training.seed, data.shuffle and split == "training"
-        )
-        if samples.per_epoch == 0:
-            raise UsageError(
-                f"the {split} split holds {bounds[index + 1] - bounds[index]} of "
-                f"{self.dataset.documents} documents, {last - first} tokens: less than one sample of "
-                f"training.seq_length + 1 = {training.seq_length + 1}",
-                where="data.split",
-                hint="Give it a larger share or take a larger dataset"
-                + ("; evaluation.interval=0 trains without it" if split == "validation" else ""),
-            )
-        return samples
+        return samples_of(self.spec, self.dataset, split)
 
     def training(self, first_step: int) -> Iterator[Batch]:
-        """Yield the batches of steps `first_step`, `first_step` + 1, ... without end; 1 is the first."""
-        samples = self.samples("training")
-        return _prefetched(self.thread, lambda step: self._batch(samples, step, step - 1), count(first_step))
+        """Yield the batches of steps `first_step`, `first_step` + 1, ... without end; 1 is the first.
+
+        Samples beyond training.epochs, which the last batch of the run may need to be whole, are masked.
+        """
+        samples, epochs = self.samples("training"), self.spec.training.epochs
+        end = samples.of_epochs(epochs) if epochs else None
+        make = partial(self._batch, samples, end)
+        return _prefetched(self.thread, lambda step: make(step, step - 1), count(first_step))
 
     def validation(self) -> Iterator[Batch]:
         """Yield the first `evaluation.batches` global batches of the validation split, in order.
@@ -79,12 +69,15 @@ class RunData:
         samples = self.samples("validation")
         whole = -(-samples.per_epoch // self.spec.training.global_batch_size)
         numbers = range(min(whole, self.spec.evaluation.batches))
-        return _prefetched(self.thread, lambda n: self._batch(samples, 0, n, once=True), iter(numbers))
+        return _prefetched(
+            self.thread, lambda n: self._batch(samples, samples.per_epoch, 0, n), iter(numbers)
+        )
 
-    def _batch(self, samples: Samples, step: int, number: int, *, once: bool = False) -> Batch:
+    def _batch(self, samples: Samples, end: int | None, step: int, number: int) -> Batch:
+        """Return the batch `number` of a split, whose samples from `end` on are masked."""
         size = self.spec.training.global_batch_size
         numbers = number * size + np.arange(size)
-        counted = numbers < samples.per_epoch if once else np.ones(size, np.bool_)
+        counted = numbers < (numbers.max() + 1 if end is None else end)
         starts = samples.starts(np.where(counted, numbers, 0))
         mine = self._share(size)
         tokens = self._read(starts[mine], samples.seq_length + 1)
@@ -127,6 +120,26 @@ class RunData:
             for row, start in zip(tokens, positions, strict=True):
                 _require_within(limit, row, start, self.dataset)
         return tokens.astype(np.int32).reshape(*starts.shape, length)
+
+
+def samples_of(spec: RunSpec, dataset: TokenDataset, split: Split) -> Samples:
+    """Return the samples of a split of `dataset`; UsageError where it holds none."""
+    training, data = spec.training, spec.data
+    bounds = split_bounds(dataset.documents, data.split)
+    index = SPLITS.index(split)
+    first, last = (int(dataset.offsets[bound]) for bound in bounds[index : index + 2])
+    shuffle = data.shuffle and split == "training"
+    samples = Samples(first, last - first, training.seq_length, training.seed, shuffle)
+    if samples.per_epoch == 0:
+        raise UsageError(
+            f"the {split} split holds {bounds[index + 1] - bounds[index]} of {dataset.documents} documents, "
+            f"{last - first} tokens: less than one sample of training.seq_length + 1 = "
+            f"{training.seq_length + 1}",
+            where="data.split",
+            hint="Give it a larger share or take a larger dataset"
+            + ("; evaluation.interval=0 trains without it" if split == "validation" else ""),
+        )
+    return samples
 
 
 @contextmanager

@@ -93,6 +93,10 @@ class Samples:
         """Samples of one epoch."""
         return max(0, self.tokens - 1) // self.seq_length
 
+    def of_epochs(self, epochs: float) -> int:
+        """Return the samples of so many epochs: at least one."""
+        return max(1, round(epochs * self.per_epoch))
+
     def starts(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the position of the first token of each sample, in the shape of `numbers`."""
         epochs, within = np.divmod(numbers, self.per_epoch)

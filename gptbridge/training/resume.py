@@ -27,6 +27,7 @@ MAY_CHANGE = {
     "checkpoint": FREE,
     "evaluation": FREE,
     "generation": FREE,
+    "training.epochs": CHANGES_THE_CURVE,
     "training.max_steps": CHANGES_THE_CURVE,
     "schedule": CHANGES_THE_CURVE,
     "precision": CHANGES_THE_CURVE,

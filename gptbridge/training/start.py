@@ -11,6 +11,7 @@ from pathlib import Path
 from gptbridge.checkpoint.locating import locate
 from gptbridge.checkpoint.state import TrainingState, read_state
 from gptbridge.checkpoint.store import CHECKPOINTS, CheckpointStore
+from gptbridge.data.batches import samples_of
 from gptbridge.data.dataset import open_dataset
 from gptbridge.data.tokenizers import load_tokenizer
 from gptbridge.errors import BackendMissing, BadInput, UsageError, from_checkout
@@ -70,10 +71,13 @@ def resolve(
     try:
         folder = run or (source and _run_of(source)) or RUNS / name
         if beginning is not None and (named is not None or not (folder / SPEC_FILE).is_file()):
-            return RunPlan(beginning.spec(named, overrides), folder, resume, beginning)
+            spec = _of_epochs(beginning.spec(named, overrides), overrides)
+            return RunPlan(spec, folder, resume, beginning)
         if named is not None or resume is None:
-            return RunPlan(_with_vocabulary(spec_of(named or DEFAULT_RUN, overrides)), folder, resume)
-        return RunPlan(_stored_spec(source or folder, overrides), folder, resume)
+            spec = _with_vocabulary(spec_of(named or DEFAULT_RUN, overrides))
+        else:
+            spec = _stored_spec(source or folder, overrides)
+        return RunPlan(_of_epochs(spec, overrides), folder, resume)
     except OSError as error:
         raise BadInput(error.strerror or str(error), where=source or run) from error
 
@@ -101,6 +105,22 @@ def _with_vocabulary(spec: RunSpec) -> RunSpec:
         if size
         else spec
     )
+
+
+def _of_epochs(spec: RunSpec, overrides: Sequence[str]) -> RunSpec:
+    """Return `spec` with the max_steps of its epochs, if it counts them; UsageError where both are given."""
+    epochs = spec.training.epochs
+    if epochs is None:
+        return spec
+    if any(text.startswith("training.max_steps=") for text in overrides):
+        raise UsageError(
+            f"training.epochs={epochs:g} decides it",
+            where="training.max_steps",
+            hint="Give -o training.epochs=N, or -o training.epochs=null beside it",
+        )
+    samples = samples_of(spec, open_dataset(spec.data.path), "training").of_epochs(epochs)
+    steps = -(-samples // spec.training.global_batch_size)
+    return spec.model_copy(update={"training": spec.training.model_copy(update={"max_steps": steps})})
 
 
 def choose_checkpoint(folder: RunFolder, resume: str | None, warn: Callable[[str], None]) -> Path | None:

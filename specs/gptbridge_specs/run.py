@@ -150,6 +150,12 @@ class TrainingSpec(Part):
     """Steps, batches, the device and how memory is spared."""
 
     max_steps: int = Field(300, ge=1, le=10**9, description="Optimizer steps of the whole run.")
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        le=10**6,
+        description="Passes over the training split, each sample once in each; they decide max_steps.",
+    )
     stop_after_steps: int | None = Field(
         None, ge=1, description="End early at this step, with a checkpoint; the schedule does not change."
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from gptbridge.data.dataset import open_dataset
 from gptbridge.data.prepare import TextOptions, prepare
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.session import Batch
+from gptbridge.training.start import resolve
 from gptbridge_specs import RunSpec
 
 T, G = 16, 8  # tokens of a sample, samples of a global batch
@@ -82,6 +84,39 @@ def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own(dataset: str) 
     assert set(first) == set(second) == wanted
     assert first != second
     assert first != [tuple(flat[k * T : k * T + T]) for k in range(count)]
+
+
+@pytest.mark.parametrize(("epochs", "ranks", "done"), [(1, 1, 0), (1, 2, 3), (2, 4, 40), (0.3, 1, 2)])
+def test_epochs_are_each_sample_once_also_over_a_resume_on_other_ranks(
+    dataset: str, epochs: float, ranks: int, done: int
+) -> None:
+    flat = flat_tokens(dataset, "training")
+    count = (len(flat) - 1) // T
+    size = 12
+    assert count % size  # so that the last batch of an epoch is not whole
+    training = {"epochs": epochs, "global_batch_size": size}
+    plan = resolve(make_spec(dataset, training=training), (), None, None)
+    last = plan.spec.training.max_steps
+    assert last == -(-round(epochs * count) // size)
+    batches = take(plan.spec, done)
+    for rank in range(ranks):
+        batches += take(plan.spec, last - done, first=done + 1, rank=rank, ranks=ranks)
+    seen = [
+        tuple(row)
+        for b in batches
+        for row, mask in zip(b.inputs[0], b.loss_mask[0], strict=True)
+        if mask.all()
+    ]
+    assert len(seen) == round(epochs * count)
+    if epochs >= 1:
+        assert Counter(seen) == {tuple(flat[k * T : k * T + T]): epochs for k in range(count)}
+    assert batches[-1].loss_tokens == (len(seen) % size or size) * T
+
+
+def test_epochs_and_steps_are_not_both_given(dataset: str) -> None:
+    spec = make_spec(dataset, training={"epochs": 1})
+    with pytest.raises(UsageError, match=r"training.max_steps: training.epochs=1 decides it"):
+        resolve(spec, ["training.max_steps=5"], None, None)
 
 
 def test_a_resumed_run_sees_the_batches_of_the_uninterrupted_one(dataset: str) -> None:
