@@ -9,40 +9,12 @@ from typing import Any
 
 from mindspore import Parameter, Tensor, nn
 
-from gptbridge.weights.layouts.rules import CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, rules
+from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
 from gptbridge_mindspore.dropout import Drop, Masks
 from gptbridge_mindspore.parts import Attention, Embedding, FeedForward, LayerNorm, parameter
 from gptbridge_specs import ModelSpec
 
-# Matrices are (in, out); q, k and v are one.
-LAYOUT = Layout(
-    "mindspore",
-    "memory",
-    rules(
-        top={
-            "wte.weight": ("wte.weight", "v i"),
-            "wpe.weight": ("wpe.weight", "t i"),
-            "ln_f.weight": ("ln_f.weight", "i"),
-            "ln_f.bias": ("ln_f.bias", "i"),
-            "lm_head.weight": ("lm_head.weight", "v i"),
-        },
-        block={
-            "ln_1.weight": ("ln_1.weight", "i"),
-            "ln_1.bias": ("ln_1.bias", "i"),
-            QKV_WEIGHT: ("attn.c_attn.weight", f"i {CONCATENATED}"),
-            QKV_BIAS: ("attn.c_attn.bias", CONCATENATED),
-            "attn.c_proj.weight": ("attn.c_proj.weight", "(m g d) o"),
-            "attn.c_proj.bias": ("attn.c_proj.bias", "o"),
-            "ln_2.weight": ("ln_2.weight", "i"),
-            "ln_2.bias": ("ln_2.bias", "i"),
-            "mlp.c_fc.weight": ("mlp.c_fc.weight", "i f"),
-            "mlp.c_fc.bias": ("mlp.c_fc.bias", "f"),
-            "mlp.c_proj.weight": ("mlp.c_proj.weight", "f o"),
-            "mlp.c_proj.bias": ("mlp.c_proj.bias", "o"),
-        },
-        blocks="h.{}.",
-    ),
-)
+LAYOUT = gpt2_in_memory("mindspore", out_in=False)
 
 NO_MASKS: tuple[Masks, Masks, Masks] = ((), (), ())
 

@@ -5,40 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gptbridge.weights.layouts.rules import CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, rules
+from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
 from gptbridge_specs import ModelSpec
 from gptbridge_torch.cache import Cache
 from gptbridge_torch.parts import Attention, FeedForward, Recompute, dropout, norm
 
-# nn.Linear keeps (out, in); q, k and v are one matrix.
-LAYOUT = Layout(
-    "torch",
-    "memory",
-    rules(
-        top={
-            "wte.weight": ("wte.weight", "v i"),
-            "wpe.weight": ("wpe.weight", "t i"),
-            "ln_f.weight": ("ln_f.weight", "i"),
-            "ln_f.bias": ("ln_f.bias", "i"),
-            "lm_head.weight": ("lm_head.weight", "v i"),
-        },
-        block={
-            "ln_1.weight": ("ln_1.weight", "i"),
-            "ln_1.bias": ("ln_1.bias", "i"),
-            QKV_WEIGHT: ("attn.c_attn.weight", f"{CONCATENATED} i"),
-            QKV_BIAS: ("attn.c_attn.bias", CONCATENATED),
-            "attn.c_proj.weight": ("attn.c_proj.weight", "o (m g d)"),
-            "attn.c_proj.bias": ("attn.c_proj.bias", "o"),
-            "ln_2.weight": ("ln_2.weight", "i"),
-            "ln_2.bias": ("ln_2.bias", "i"),
-            "mlp.c_fc.weight": ("mlp.c_fc.weight", "f i"),
-            "mlp.c_fc.bias": ("mlp.c_fc.bias", "f"),
-            "mlp.c_proj.weight": ("mlp.c_proj.weight", "o f"),
-            "mlp.c_proj.bias": ("mlp.c_proj.bias", "o"),
-        },
-        blocks="h.{}.",
-    ),
-)
+LAYOUT = gpt2_in_memory("torch", out_in=True)  # as nn.Linear has them
 
 
 class Block(nn.Module):

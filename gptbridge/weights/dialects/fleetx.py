@@ -12,17 +12,12 @@ from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects.dialect import Contents, Dialect
 from gptbridge.weights.dialects.files import Files, Place, Ranked
 from gptbridge.weights.dialects.paddlenlp import GELU, block, variant, with_bfloat16
-from gptbridge.weights.layouts.rules import BY_HEAD, QKV_BIAS, QKV_WEIGHT, Layout, rules
+from gptbridge.weights.layouts.rules import Layout, rows, rules
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.target import Target, TargetFile
 
-_FUSED = block(
-    {
-        QKV_WEIGHT: ("self_attn.qkv_proj.weight", f"i {BY_HEAD}"),
-        QKV_BIAS: ("self_attn.qkv_proj.bias", BY_HEAD),
-    }
-)
+_FUSED = block({"attn.qkv.*": "self_attn.qkv_proj.*"})
 
 
 def _without_chunk(name: str) -> str:
@@ -30,17 +25,16 @@ def _without_chunk(name: str) -> str:
     return re.sub(r"^(\d{1,4})\.(\d{1,4})\.", lambda found: f"{int(found[1]) + int(found[2])}.", name)
 
 
+_SHARED = {
+    "wte.weight": "shared_layers.embed.word_embeddings.weight",
+    "wpe.weight": "shared_layers.embed.position_embeddings.weight",
+}
 # A pipeline stage numbers its parts: 0 the embedding (shared with the head), 1..L the layers, then the norm.
 _PIPELINE = Layout(
     "fleetx",
     "pipeline",
     rules(
-        top={
-            "wte.weight": ("shared_layers.embed.word_embeddings.weight", "v i"),
-            "wpe.weight": ("shared_layers.embed.position_embeddings.weight", "t i"),
-            "ln_f.weight": ("{}.weight", "i"),
-            "ln_f.bias": ("{}.bias", "i"),
-        },
+        top=rows({**_SHARED, "ln_f.*": "{}.*"}),
         block=_FUSED,
         blocks="{}.",
     ),
@@ -48,10 +42,7 @@ _PIPELINE = Layout(
     plain_name=_without_chunk,
     first_layer=1,
     staged=True,
-    repeated_in_last_stage=(
-        ("wte.weight", "shared_layers.embed.word_embeddings.weight"),
-        ("wpe.weight", "shared_layers.embed.position_embeddings.weight"),
-    ),
+    repeated_in_last_stage=tuple(_SHARED.items()),
 )
 
 

@@ -21,25 +21,11 @@ from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects import peft
 from gptbridge.weights.dialects.dialect import AdapterFiles, Dialect
 from gptbridge.weights.dialects.files import Files, Place
-from gptbridge.weights.layouts.rules import CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, Table, rules
+from gptbridge.weights.layouts.gpt2 import gpt2_rules
+from gptbridge.weights.layouts.rules import Layout
 from gptbridge_specs import ModelSpec
 
-_BLOCK: Table = {
-    "ln_1.weight": ("ln_1.weight", "i"),
-    "ln_1.bias": ("ln_1.bias", "i"),
-    QKV_WEIGHT: ("attn.c_attn.weight", f"i {CONCATENATED}"),
-    QKV_BIAS: ("attn.c_attn.bias", CONCATENATED),
-    "attn.c_proj.weight": ("attn.c_proj.weight", "(m g d) o"),
-    "attn.c_proj.bias": ("attn.c_proj.bias", "o"),
-    "ln_2.weight": ("ln_2.weight", "i"),
-    "ln_2.bias": ("ln_2.bias", "i"),
-    "mlp.c_fc.weight": ("mlp.c_fc.weight", "i f"),
-    "mlp.c_fc.bias": ("mlp.c_fc.bias", "f"),
-    "mlp.c_proj.weight": ("mlp.c_proj.weight", "f o"),
-    "mlp.c_proj.bias": ("mlp.c_proj.bias", "o"),
-}
-
-
+_HEADS = {name: name for name in ("lm_head.weight", "score.weight")}
 _OTHER_NAMES = {"lm_head.decoder.weight": "lm_head.weight"}  # DialoGPT's head
 
 
@@ -48,18 +34,7 @@ def variant(dialect: str, variant: str, prefix: str) -> Layout:
     return Layout(
         dialect,
         variant,
-        rules(
-            top={
-                "wte.weight": (f"{prefix}wte.weight", "v i"),
-                "wpe.weight": (f"{prefix}wpe.weight", "t i"),
-                "ln_f.weight": (f"{prefix}ln_f.weight", "i"),
-                "ln_f.bias": (f"{prefix}ln_f.bias", "i"),
-                "lm_head.weight": ("lm_head.weight", "v i"),
-                "score.weight": ("score.weight", "c i"),
-            },
-            block=_BLOCK,
-            blocks=f"{prefix}h.{{}}.",
-        ),
+        gpt2_rules(prefix, heads=_HEADS),
         plain_name=lambda name: _OTHER_NAMES.get(name, name),
         dropped=(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)",),  # causal masks of old releases
     )

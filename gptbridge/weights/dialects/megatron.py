@@ -23,7 +23,7 @@ from gptbridge.weights.formats import Namespace, TensorRef, Tree, WeightFile
 from gptbridge.weights.formats.dcp import FORMAT as DISTRIBUTED
 from gptbridge.weights.formats.dcp import split_layers
 from gptbridge.weights.layouts.amid_training import amid_training, is_state, prefix_of_model
-from gptbridge.weights.layouts.rules import BY_HEAD, CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, Table, rules
+from gptbridge.weights.layouts.rules import BY_HEAD, CONCATENATED, Layout, Table, rows, rules
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.target import Split, Target, TargetFile
@@ -65,39 +65,42 @@ _GENERATIONS = tuple(
 )
 
 
-def block(attention: str, norm: str, rows: str) -> Table:
-    """Return the rules of one layer; `rows` are the axes of the fused qkv's rows."""
-    return {
-        "ln_1.weight": (f"input_{norm}.weight", "i"),
-        "ln_1.bias": (f"input_{norm}.bias", "i"),
-        QKV_WEIGHT: (f"{attention}.query_key_value.weight", f"{rows} i"),
-        QKV_BIAS: (f"{attention}.query_key_value.bias", rows),
-        "attn.c_proj.weight": (f"{attention}.dense.weight", "o (m g d)"),
-        "attn.c_proj.bias": (f"{attention}.dense.bias", "o"),
-        "ln_2.weight": (f"post_attention_{norm}.weight", "i"),
-        "ln_2.bias": (f"post_attention_{norm}.bias", "i"),
-        "mlp.c_fc.weight": ("mlp.dense_h_to_4h.weight", "f i"),
-        "mlp.c_fc.bias": ("mlp.dense_h_to_4h.bias", "f"),
-        "mlp.c_proj.weight": ("mlp.dense_4h_to_h.weight", "o f"),
-        "mlp.c_proj.bias": ("mlp.dense_4h_to_h.bias", "o"),
+def _block(attention: str, norm: str, rows_of_qkv: str) -> Table:
+    """Return the rules of one layer."""
+    names = {
+        "ln_1.*": f"input_{norm}.*",
+        "attn.qkv.*": f"{attention}.query_key_value.*",
+        "attn.c_proj.*": f"{attention}.dense.*",
+        "ln_2.*": f"post_attention_{norm}.*",
+        "mlp.c_fc.*": "mlp.dense_h_to_4h.*",
+        "mlp.c_proj.*": "mlp.dense_4h_to_h.*",
     }
+    return rows(names, qkv=rows_of_qkv, out_in=True)
 
 
 # Names of Transformer Engine's own TransformerLayer, which had the classic model around it.
-_ENGINE: Table = {
-    "ln_1.weight": ("self_attention.layernorm_qkv.layer_norm_weight", "i"),
-    "ln_1.bias": ("self_attention.layernorm_qkv.layer_norm_bias", "i"),
-    QKV_WEIGHT: ("self_attention.layernorm_qkv.weight", f"{BY_HEAD} i"),
-    QKV_BIAS: ("self_attention.layernorm_qkv.bias", BY_HEAD),
-    "attn.c_proj.weight": ("self_attention.proj.weight", "o (m g d)"),
-    "attn.c_proj.bias": ("self_attention.proj.bias", "o"),
-    "ln_2.weight": ("layernorm_mlp.layer_norm_weight", "i"),
-    "ln_2.bias": ("layernorm_mlp.layer_norm_bias", "i"),
-    "mlp.c_fc.weight": ("layernorm_mlp.fc1_weight", "f i"),
-    "mlp.c_fc.bias": ("layernorm_mlp.fc1_bias", "f"),
-    "mlp.c_proj.weight": ("layernorm_mlp.fc2_weight", "o f"),
-    "mlp.c_proj.bias": ("layernorm_mlp.fc2_bias", "o"),
-}
+_ENGINE = rows(
+    {
+        "ln_1.*": "self_attention.layernorm_qkv.layer_norm_*",
+        "attn.qkv.*": "self_attention.layernorm_qkv.*",
+        "attn.c_proj.*": "self_attention.proj.*",
+        "ln_2.*": "layernorm_mlp.layer_norm_*",
+        "mlp.c_fc.*": "layernorm_mlp.fc1_*",
+        "mlp.c_proj.*": "layernorm_mlp.fc2_*",
+    },
+    qkv=BY_HEAD,
+    out_in=True,
+)
+
+
+def _top(prefix: str, embedding: str, norm: str) -> Table:
+    names = {
+        "wte.weight": f"{prefix}{embedding}word_embeddings.weight",
+        "wpe.weight": f"{prefix}{embedding}position_embeddings.weight",
+        "ln_f.*": f"{prefix}{norm}.*",
+    }
+    head = {"lm_head.weight": f"{prefix}output_layer.weight"} if embedding else {}
+    return rows({**names, **head})
 
 
 def classic(
@@ -117,14 +120,8 @@ def classic(
         dialect,
         variant,
         rules(
-            top={
-                "wte.weight": (f"{prefix}embedding.word_embeddings.weight", "v i"),
-                "wpe.weight": (f"{prefix}embedding.position_embeddings.weight", "t i"),
-                "ln_f.weight": (f"{prefix}{folder}.final_{norm}.weight", "i"),
-                "ln_f.bias": (f"{prefix}{folder}.final_{norm}.bias", "i"),
-                "lm_head.weight": (f"{prefix}output_layer.weight", "v i"),
-            },
-            block=layer or block(attention, norm, QKV_ROWS[version]),
+            top=_top(prefix, "embedding.", f"{folder}.final_{norm}"),
+            block=layer or _block(attention, norm, QKV_ROWS[version]),
             blocks=f"{prefix}{folder}.layers.{{}}.",
         ),
         dropped=left_out(prefix),
@@ -141,13 +138,8 @@ def earliest(dialect: str, variant: str, prefix: str) -> Layout:
         dialect,
         variant,
         rules(
-            top={
-                "wte.weight": (f"{prefix}word_embeddings.weight", "v i"),
-                "wpe.weight": (f"{prefix}position_embeddings.weight", "t i"),
-                "ln_f.weight": (f"{prefix}transformer.final_layernorm.weight", "i"),
-                "ln_f.bias": (f"{prefix}transformer.final_layernorm.bias", "i"),
-            },
-            block=block("attention", "layernorm", CONCATENATED),
+            top=_top(prefix, "", "transformer.final_layernorm"),
+            block=_block("attention", "layernorm", CONCATENATED),
             blocks=f"{prefix}transformer.layers.{{}}.",
         ),
         dropped=left_out(prefix),
@@ -156,33 +148,20 @@ def earliest(dialect: str, variant: str, prefix: str) -> Layout:
 
 
 def _core(prefix: str, fused_norms: bool) -> Layout:
-    ln_1 = "self_attention.linear_qkv.layer_norm_" if fused_norms else "input_layernorm."
-    ln_2 = "mlp.linear_fc1.layer_norm_" if fused_norms else "pre_mlp_layernorm."
+    names = {
+        "ln_1.*": "self_attention.linear_qkv.layer_norm_*" if fused_norms else "input_layernorm.*",
+        "attn.qkv.*": "self_attention.linear_qkv.*",
+        "attn.c_proj.*": "self_attention.linear_proj.*",
+        "ln_2.*": "mlp.linear_fc1.layer_norm_*" if fused_norms else "pre_mlp_layernorm.*",
+        "mlp.c_fc.*": "mlp.linear_fc1.*",
+        "mlp.c_proj.*": "mlp.linear_fc2.*",
+    }
     return Layout(
         "megatron",
         "core-fused-norms" if fused_norms else "core",
         rules(
-            top={
-                "wte.weight": (f"{prefix}embedding.word_embeddings.weight", "v i"),
-                "wpe.weight": (f"{prefix}embedding.position_embeddings.weight", "t i"),
-                "ln_f.weight": (f"{prefix}decoder.final_layernorm.weight", "i"),
-                "ln_f.bias": (f"{prefix}decoder.final_layernorm.bias", "i"),
-                "lm_head.weight": (f"{prefix}output_layer.weight", "v i"),
-            },
-            block={
-                "ln_1.weight": (f"{ln_1}weight", "i"),
-                "ln_1.bias": (f"{ln_1}bias", "i"),
-                QKV_WEIGHT: ("self_attention.linear_qkv.weight", f"{BY_HEAD} i"),
-                QKV_BIAS: ("self_attention.linear_qkv.bias", BY_HEAD),
-                "attn.c_proj.weight": ("self_attention.linear_proj.weight", "o (m g d)"),
-                "attn.c_proj.bias": ("self_attention.linear_proj.bias", "o"),
-                "ln_2.weight": (f"{ln_2}weight", "i"),
-                "ln_2.bias": (f"{ln_2}bias", "i"),
-                "mlp.c_fc.weight": ("mlp.linear_fc1.weight", "f i"),
-                "mlp.c_fc.bias": ("mlp.linear_fc1.bias", "f"),
-                "mlp.c_proj.weight": ("mlp.linear_fc2.weight", "o f"),
-                "mlp.c_proj.bias": ("mlp.linear_fc2.bias", "o"),
-            },
+            top=_top(prefix, "embedding.", "decoder.final_layernorm"),
+            block=rows(names, qkv=BY_HEAD, out_in=True),
             blocks=f"{prefix}decoder.layers.{{}}.",
         ),
         dropped=left_out(prefix),

@@ -17,7 +17,8 @@ from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.files import Files, Place
 from gptbridge.weights.formats import TensorRef, Tree, WeightFile
-from gptbridge.weights.layouts.rules import CONCATENATED, QKV_BIAS, QKV_WEIGHT, Layout, rules
+from gptbridge.weights.layouts.gpt2 import gpt2_rules
+from gptbridge.weights.layouts.rules import Layout
 from gptbridge_specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -28,30 +29,7 @@ _OWN_KEY = "gptbridge"  # what nanoGPT has no word for, for the way back
 _BIASED = Layout(
     "nanogpt",
     "biased",
-    rules(
-        top={
-            "wte.weight": ("model.transformer.wte.weight", "v i"),
-            "wpe.weight": ("model.transformer.wpe.weight", "t i"),
-            "ln_f.weight": ("model.transformer.ln_f.weight", "i"),
-            "ln_f.bias": ("model.transformer.ln_f.bias", "i"),
-            "lm_head.weight": ("model.lm_head.weight", "v i"),
-        },
-        block={
-            "ln_1.weight": ("ln_1.weight", "i"),
-            "ln_1.bias": ("ln_1.bias", "i"),
-            QKV_WEIGHT: ("attn.c_attn.weight", f"{CONCATENATED} i"),
-            QKV_BIAS: ("attn.c_attn.bias", CONCATENATED),
-            "attn.c_proj.weight": ("attn.c_proj.weight", "o (m g d)"),
-            "attn.c_proj.bias": ("attn.c_proj.bias", "o"),
-            "ln_2.weight": ("ln_2.weight", "i"),
-            "ln_2.bias": ("ln_2.bias", "i"),
-            "mlp.c_fc.weight": ("mlp.c_fc.weight", "f i"),
-            "mlp.c_fc.bias": ("mlp.c_fc.bias", "f"),
-            "mlp.c_proj.weight": ("mlp.c_proj.weight", "o f"),
-            "mlp.c_proj.bias": ("mlp.c_proj.bias", "o"),
-        },
-        blocks="model.transformer.h.{}.",
-    ),
+    gpt2_rules("model.transformer.", heads={"lm_head.weight": "model.lm_head.weight"}, out_in=True),
     dropped=(
         r"(?!model\.).*",  # the optimizer's state and the best loss, beside the model
         r"model\.transformer\.h\.\d+\.attn\.bias",  # causal masks, before flash attention

@@ -6,7 +6,7 @@ Names as PaddleNLP 2.5 writes them: GPTForPretraining has no head of its own, GP
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptbridge.weights.configs.rows import TOKENS, Content, Key, Words, Written, labels
@@ -14,48 +14,40 @@ from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects.dialect import Contents, Dialect
 from gptbridge.weights.dialects.files import Files, Place, Ranked
 from gptbridge.weights.formats import WeightFile
-from gptbridge.weights.layouts.rules import HEADS, Layout, Table, rules
+from gptbridge.weights.layouts.rules import BY_HEAD, HEADS, Layout, Table, rows, rules
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.target import Target, TargetFile
 
-_APART: Table = {
-    **{f"attn.{x}.weight": (f"self_attn.{x}_proj.weight", f"i ({heads})") for x, heads in HEADS.items()},
-    **{f"attn.{x}.bias": (f"self_attn.{x}_proj.bias", f"({heads})") for x, heads in HEADS.items()},
-}
+_APART = {f"attn.{part}.*": f"self_attn.{part}_proj.*" for part in HEADS}
 
 
-def block(qkv: Table = _APART) -> Table:
+def block(qkv: Mapping[str, str] = _APART) -> Table:
     """Return the weights of a layer; `qkv` says where q, k and v are."""
-    return {
-        "ln_1.weight": ("norm1.weight", "i"),
-        "ln_1.bias": ("norm1.bias", "i"),
+    names = {
+        "ln_1.*": "norm1.*",
         **qkv,
-        "attn.c_proj.weight": ("self_attn.out_proj.weight", "(m g d) o"),
-        "attn.c_proj.bias": ("self_attn.out_proj.bias", "o"),
-        "ln_2.weight": ("norm2.weight", "i"),
-        "ln_2.bias": ("norm2.bias", "i"),
-        "mlp.c_fc.weight": ("linear1.weight", "i f"),
-        "mlp.c_fc.bias": ("linear1.bias", "f"),
-        "mlp.c_proj.weight": ("linear2.weight", "f o"),
-        "mlp.c_proj.bias": ("linear2.bias", "o"),
+        "attn.c_proj.*": "self_attn.out_proj.*",
+        "ln_2.*": "norm2.*",
+        "mlp.c_fc.*": "linear1.*",
+        "mlp.c_proj.*": "linear2.*",
     }
+    return rows(names, qkv=BY_HEAD)
 
 
 def variant(dialect: str, name: str, prefix: str, layer: Table | None = None) -> Layout:
     """Return the layout of one of the model classes."""
+    top = {
+        "wte.weight": f"{prefix}embeddings.word_embeddings.weight",
+        "wpe.weight": f"{prefix}embeddings.position_embeddings.weight",
+        "ln_f.*": f"{prefix}decoder.norm.*",
+        "lm_head.weight": "lm_head.decoder_weight",
+    }
     return Layout(
         dialect,
         name,
         rules(
-            top={
-                "wte.weight": (f"{prefix}embeddings.word_embeddings.weight", "v i"),
-                "wpe.weight": (f"{prefix}embeddings.position_embeddings.weight", "t i"),
-                "ln_f.weight": (f"{prefix}decoder.norm.weight", "i"),
-                "ln_f.bias": (f"{prefix}decoder.norm.bias", "i"),
-                "lm_head.weight": ("lm_head.decoder_weight", "v i"),
-                "score.weight": ("score.weight", "i c"),
-            },
+            top={**rows(top), "score.weight": ("score.weight", "i c")},
             block=layer or block(),
             blocks=f"{prefix}decoder.layers.{{}}.",
         ),

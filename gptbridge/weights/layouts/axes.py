@@ -26,7 +26,12 @@ class Axes:
     groups: tuple[str, ...]
 
     def __str__(self) -> str:
-        return " ".join(group if len(group) == 1 else f"({' '.join(group)})" for group in self.groups)
+        return " ".join(self.words)
+
+    @property
+    def words(self) -> list[str]:
+        """Each dimension as it is written: `i`, `(m g d)`."""
+        return [group if len(group) == 1 else f"({' '.join(group)})" for group in self.groups]
 
     @property
     def letters(self) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from gptbridge.weights.architecture import BLOCK, TOP, weight_axes
-from gptbridge.weights.layouts.rules import Layout, Table, rules
-
-
-def _same(names: Iterable[str]) -> Table:
-    return {name: (name, str(weight_axes(name))) for name in names}
-
+from gptbridge.weights.architecture import BLOCK, TOP
+from gptbridge.weights.layouts.rules import Layout, rows, rules
 
 CANONICAL = Layout(
-    "canonical", "memory", rules(top=_same((*TOP, "lm_head.weight")), block=_same(BLOCK), blocks="h.{}.")
+    "canonical",
+    "memory",
+    rules(
+        top=rows({name: name for name in (*TOP, "lm_head.weight")}),
+        block=rows({name: name for name in BLOCK}),
+        blocks="h.{}.",
+    ),
 )

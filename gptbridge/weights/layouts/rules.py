@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from gptbridge.weights.architecture import layer_of
+from gptbridge.weights.architecture import BLOCK, layer_of, weight_axes
 from gptbridge.weights.layouts.axes import CUT
 from gptbridge.weights.layouts.stored import StoredAxes, stored_axes
 from gptbridge.weights.layouts.wrappers import is_wrapped, peeled
@@ -19,6 +19,7 @@ CONCATENATED = "(q:m g d | k:m d | v:m d)"
 BY_HEAD = "(m (q:g d | k:d | v:d))"
 QKV_WEIGHT = tuple(f"attn.{part}.weight" for part in HEADS)
 QKV_BIAS = tuple(f"attn.{part}.bias" for part in HEADS)
+_JOINED = {"attn.qkv.weight": QKV_WEIGHT, "attn.qkv.bias": QKV_BIAS}
 _LAYER = re.compile(r"^h\.(\d+)\.")
 _NUMBER = re.compile(r"(?<![^.])(?:0|[1-9][0-9]{0,3})(?![^.])")  # the first part of a name that is a number
 
@@ -126,6 +127,27 @@ def _template(name: str) -> tuple[str, int | None]:
 
 
 Table = Mapping[str | tuple[str, ...], tuple[str, str]]
+
+
+def rows(names: Mapping[str, str], *, qkv: str = CONCATENATED, out_in: bool = False) -> Table:
+    """Build rows of `rules` from `canonical name: native name`, with the axes of the architecture.
+
+    `*` in both stands for `weight` and `bias`. `attn.qkv` is q, k and v in one tensor, joined as `qkv` says.
+    With `out_in` the linear weights of a layer are (out, in).
+    """
+    table: dict[str | tuple[str, ...], tuple[str, str]] = {}
+    for name, native in names.items():
+        for kind in ("weight", "bias") if "*" in name else ("",):
+            canonical = name.replace("*", kind)
+            joined = _JOINED.get(canonical)
+            first = joined[0] if joined else canonical
+            order = weight_axes(first).words
+            if joined:
+                order[-1] = qkv
+            if out_in and first in BLOCK:
+                order.reverse()
+            table[joined or canonical] = (native.replace("*", kind), " ".join(order))
+    return table
 
 
 def rules(*, top: Table, block: Table, blocks: str) -> tuple[Rule, ...]:
