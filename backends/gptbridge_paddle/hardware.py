@@ -49,7 +49,7 @@ def probe() -> dict[str, Any]:
     return {"version": paddle.__version__, "devices": ["cpu", *gpus]}
 
 
-def setup(wanted: str) -> Device | None:
+def setup(wanted: str, *, keep_memory: bool = True) -> Device | None:
     """Return the device for `wanted` (auto, cpu or gpu), None for one that a hardware plugin adds.
 
     Raises UsageError when a GPU is asked for and there is none.
@@ -67,7 +67,7 @@ def setup(wanted: str) -> Device | None:
             allowed="cpu, auto",
             hint="`gptbridge backends --probe` lists the devices; GPUs need the package paddlepaddle-gpu.",
         )
-    keep_freed_memory()
+    keep_freed_memory(keep_memory)
     paddle.device.set_device("cpu")
     return Device("cpu", f"CPU, {os.environ['OMP_NUM_THREADS']} threads", paddle.CPUPlace())
 

@@ -73,7 +73,7 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
     """Prepare the process, import Paddle and pick the device."""
     from gptbridge_paddle import hardware
 
-    return hardware.setup(spec.training.device)
+    return hardware.setup(spec.training.device, keep_memory=spec.training.recompute == "none")
 
 
 @hookimpl

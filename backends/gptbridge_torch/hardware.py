@@ -41,7 +41,7 @@ def probe() -> dict[str, Any]:
     return {"version": torch.__version__, "devices": ["cpu", *gpus]}
 
 
-def setup(wanted: str) -> Device | None:
+def setup(wanted: str, *, keep_memory: bool = True) -> Device | None:
     """Return the device for `wanted` (auto, cpu or gpu), None for one that a hardware plugin adds.
 
     Raises UsageError when a GPU is asked for and there is none.
@@ -60,7 +60,7 @@ def setup(wanted: str) -> Device | None:
             allowed="cpu, auto",
             hint="`gptbridge backends --probe` lists the devices.",
         )
-    keep_freed_memory()
+    keep_freed_memory(keep_memory)
     # torch counts the machine's cores; threads beyond a container's quota only wait for each other.
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))

@@ -61,7 +61,7 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
     """Prepare the process and pick the device."""
     from gptbridge_torch import hardware
 
-    return hardware.setup(spec.training.device)
+    return hardware.setup(spec.training.device, keep_memory=spec.training.recompute == "none")
 
 
 @hookimpl
