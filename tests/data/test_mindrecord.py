@@ -206,8 +206,7 @@ def spoil_db(content: bytes | None) -> Callable[[Path], None]:
 def spoil_schema(path: Path) -> None:
     database = path.with_name(f"{path.name}.db")
     content = database.read_bytes()
-    assert b"CREATE TABLE INDEXES" in content
-    database.write_bytes(content.replace(b"CREATE TABLE INDEXES", b"CREATE TABLE \x8fNDEXES"))
+    database.write_bytes(content.replace(b"INDEXES", b"\x8fNDEXES").replace(b"CREATE TABLE", b"CREATE TABLX"))
 
 
 def spoil_bytes(offset: int, content: bytes) -> Callable[[Path], None]:
