@@ -6,6 +6,8 @@ PYTHON ?= $(or $(firstword $(foreach name,$(NAMES),$(shell $(name) $(FITS) >/dev
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest
+FUZZED := weights tokenizers tokens state manifest
+FUZZ_SECONDS ?= 600
 
 .PHONY: help install demo test lint bench fuzz clean
 
@@ -14,7 +16,7 @@ help:
 	@echo "make test     run the tests, on all three frameworks"
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make bench    measure against peers, in one run"
-	@echo "make fuzz     ten minutes of coverage-guided fuzzing of the weight readers"
+	@echo "make fuzz     ten minutes of coverage-guided fuzzing of whatever reads a stranger's files"
 	@echo "make install  .venv with the three frameworks and the tools"
 
 install: .venv/all
@@ -68,8 +70,14 @@ bench: .venv/all
 	$(BIN)/python benchmarks/convert.py
 
 fuzz: .venv/all
-	$(PIP) atheris
-	PYTHONPATH=. $(BIN)/python tests/fuzz/weight_formats.py runs/fuzz -max_total_time=600
+	@mkdir -p runs/fuzz
+	@for target in $(FUZZED); do \
+	  echo "fuzzing $$target"; \
+	  PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz.py $$target runs/fuzz/$$target \
+	    -max_total_time=$$(($(FUZZ_SECONDS) / $(words $(FUZZED)))) >runs/fuzz/$$target.log 2>&1 \
+	    || { tail -n 50 runs/fuzz/$$target.log; exit 1; }; \
+	  tail -n 1 runs/fuzz/$$target.log; \
+	done
 
 clean:
 	rm -rf .venv runs

@@ -6,6 +6,7 @@ import difflib
 import errno
 import json
 import os
+import re
 import shutil
 import stat
 from collections import Counter
@@ -18,6 +19,7 @@ from gptbridge.errors import BadInput, printable
 CONFIG_LIMIT = 1 << 20
 INDEX_LIMIT = 64 << 20
 _MAX_ENTRIES = 1 << 18
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def nearby(path: Path) -> str:
@@ -59,7 +61,7 @@ def list_folder(folder: Path) -> list[str]:
 def read_json(path: Path, *, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
     """Return the object in a JSON file of at most `limit` bytes.
 
-    BadInput for anything else: another type, bad UTF-8, a key twice, NaN, endless nesting.
+    BadInput for anything else: another type, bad UTF-8, a lone surrogate, a key twice, NaN, deep nesting.
     """
     size = require_regular_file(path)
     if size > limit:
@@ -73,10 +75,12 @@ def read_json(path: Path, *, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
 def decode_object(text: bytes) -> dict[str, Any]:
     """Return the JSON object that `text` is.
 
-    ValueError for anything else: another type, bad UTF-8, a key twice, NaN, endless nesting.
+    ValueError for anything else: another type, bad UTF-8, a lone surrogate, a key twice, NaN, deep nesting.
     """
     try:
         content = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        if _SURROGATE.search(text):
+            json.dumps(content, ensure_ascii=False).encode()  # escapes that make no pair are refused here
     except RecursionError as error:
         raise ValueError("it nests too deeply") from error
     if not isinstance(content, dict):

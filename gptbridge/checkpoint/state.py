@@ -124,4 +124,4 @@ def read_state(folder: Path) -> TrainingState:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise BadInput(f"{field}: {printable(first['msg'])}", where=path) from error
+        raise BadInput(f"{printable(field)}: {printable(first['msg'])}", where=path) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gptbridge.checkpoint.state import read_state
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.errors import BadInput, RunFailed
 from gptbridge_specs.run import CheckpointSpec
@@ -146,3 +147,11 @@ def _touch(path: Path) -> None:
 def _made(path: Path) -> Path:
     path.mkdir()
     return path
+
+
+def test_a_strangers_field_moves_no_cursor(store: CheckpointStore) -> None:
+    state = store.path(10) / "state.json"
+    state.write_text(state.read_text().replace('"tokens"', '"\\u001b[2J": 0, "tokens"', 1))
+    with pytest.raises(BadInput, match=r"Extra inputs") as caught:
+        read_state(store.path(10))
+    assert str(caught.value).isprintable()

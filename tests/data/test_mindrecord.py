@@ -203,6 +203,12 @@ def spoil_db(content: bytes | None) -> Callable[[Path], None]:
     return spoil
 
 
+def spoil_schema(path: Path) -> None:
+    database = path.with_name(f"{path.name}.db")
+    content = database.read_bytes()
+    database.write_bytes(content.replace(b"INDEXES", b"\x8fNDEXES").replace(b"CREATE TABLE", b"CREATE TABLX"))
+
+
 def spoil_bytes(offset: int, content: bytes) -> Callable[[Path], None]:
     def spoil(path: Path) -> None:
         with path.open("r+b") as file:
@@ -235,6 +241,7 @@ SPOILT = {
     "empty db": (spoil_db(b""), "no table INDEXES"),
     "garbage db": (spoil_db(b"garbage " * 1000), "not a sound SQLite database"),
     "cut db": (spoil_db(b"SQLite format 3\0" + bytes(3000)), "x.mindrecord.db"),
+    "schema not UTF-8": (spoil_schema, "not a sound SQLite database"),
     "no table": (spoil_sql("DROP TABLE INDEXES"), "no table INDEXES"),
     "a view": (
         spoil_sql("DROP TABLE INDEXES", f"CREATE VIEW INDEXES({COLUMNS}) AS {ENDLESS}"),

@@ -182,3 +182,11 @@ def test_what_is_not_a_file_is_refused(folder: Path, kind: str) -> None:
 def test_a_folder_without_tokenizer_says_what_is_needed(tmp_path: Path) -> None:
     assert "tokenizer.json" in refused(tmp_path)
     assert "no tokenizer here" in refused(tmp_path / "absent")
+
+
+def test_half_a_character_beside_the_vocabulary_is_refused(folder: Path) -> None:
+    config = folder / "tokenizer_config.json"
+    config.write_text('{"bos_token": "\\ud83d\\ude00"}')
+    assert load_tokenizer(str(folder)).vocab_size == 260
+    config.write_text('{"bos_token": "\\ud83d"}')
+    assert "tokenizer_config.json: not readable as JSON" in refused(folder)

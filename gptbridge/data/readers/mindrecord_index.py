@@ -101,7 +101,7 @@ def _rows(path: Path, limit: int) -> NDArray[np.int64]:
             chunks = [np.empty((0, 4), np.int64)]
             while rows := cursor.fetchmany(_CHUNK):
                 chunks.append(_integers(path, rows))
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # a broken schema is quoted in sqlite's message
         raise BadInput(f"not a sound SQLite database: {printable(error)}", where=path) from error
     table = np.concatenate(chunks)
     return table[np.argsort(table[:, 0], kind="stable")]
