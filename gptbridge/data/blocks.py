@@ -125,8 +125,8 @@ class Block:
 class _Cutter(ABC):
     """Reads a stream into a buffer and cuts whole documents off its front.
 
-    A document beyond the limit is dropped while it is read, so that the buffer stays small, and told
-    of at its end; with `strict` at once.
+    A document beyond the limit is dropped while it is read, so that the buffer stays small, and
+    named at its end; with `strict` at once.
     """
 
     def __init__(self, stream: SourceStream, start: Position, strict: bool) -> None:

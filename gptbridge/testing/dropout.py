@@ -23,7 +23,7 @@ class DropoutTests(Harness):
         """Two micro-batches in one step, or apart as two replicas have them, see the same dropout."""
         spec, has_dropout = self._dropout_spec()
         if not has_dropout:
-            pytest.skip(f"{self.backend} declares that it has no dropout")
+            pytest.skip(f"{self.backend} refuses dropout")
         trainer = self._start(spec, cases.weights(spec.model))
         both = cases.batch(spec.model)
 
@@ -65,7 +65,7 @@ class DropoutTests(Harness):
     def test_dropout_has_its_rate_and_its_scale(self) -> None:
         """Of the gradient that passes a dropout each number is 0, or the reference's / (1 - p).
 
-        The blocks add nothing here, so that the zeros in the gradient of the positions tell what the
+        The blocks add nothing here, so that the zeros in the gradient of the positions show what the
         dropout before them left of the input. Two micro-batches with the same token, each under a
         dropout of its own, leave p * p zeros in their sum.
         """

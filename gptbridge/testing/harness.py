@@ -67,7 +67,7 @@ class Harness:
         spec = cases.run_spec(self.device, MODELS[model], optimizer=OPTIMIZERS[model])
         problems = self._plugin().problems(spec)
         if any(problem.field.startswith("model.") for problem in problems):
-            pytest.skip(f"{self.backend} declares: {problems}")
+            pytest.skip(f"{self.backend} refuses the model: {problems}")
         return spec
 
     def _dropout_spec(self) -> tuple[RunSpec, bool]:
@@ -98,7 +98,7 @@ class Harness:
         lone = {"global_batch_size": 1, "seq_length": 1}
         spec = cases.run_spec(self.device, {"num_layers": 3, **fields}, training=lone)
         if self._plugin().problems(spec):
-            pytest.skip(f"{self.backend} declares that it has no dropout")
+            pytest.skip(f"{self.backend} refuses dropout")
         weights = cases.without_blocks(spec.model)
         return self._start(spec, weights), spec.model, weights
 

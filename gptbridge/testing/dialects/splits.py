@@ -34,8 +34,8 @@ class SplitTests(DialectHarness):
                 if problem is None:
                     found.append((layout, case, split))
                 else:
-                    said = "-parallel" in f"{problem}"
-                    require(said, f"{self._named(layout)} refuses {split} without a word of it: {problem}")
+                    named = "-parallel" in f"{problem}"
+                    require(named, f"{self._named(layout)} refuses {split} without a word of it: {problem}")
         return found
 
     def test_splits_merge_to_the_whole(self, tmp_path: Path) -> None:
