@@ -57,10 +57,7 @@ class DropoutTests(Harness):
         if has_dropout:
             require(abs(trained - loss) > 1e-3, "a training step applies no dropout")
         fill(trainer, spec.model, weights)
-        tokens, labels = batch.inputs[0], batch.labels[0]
-        self._compare("logits", trainer.logits(tokens), reference.logits(spec.model, weights, tokens), {})
-        expected = reference.token_losses(spec.model, weights, tokens, labels)
-        self._compare("token losses", trainer.token_losses(tokens, labels), expected, {})
+        self._compare_reading(trainer, spec.model, weights, batch)
 
     def test_dropout_has_its_rate_and_its_scale(self) -> None:
         """Of the gradient that passes a dropout each number is 0, or the reference's / (1 - p).

@@ -70,6 +70,10 @@ class Harness:
             pytest.skip(f"{self.backend} refuses the model: {problems}")
         return spec
 
+    def _case(self, model: str) -> tuple[RunSpec, cases.Arrays, Batch]:
+        spec = self._spec(model)
+        return spec, cases.weights(spec.model), cases.batch(spec.model)
+
     def _dropout_spec(self) -> tuple[RunSpec, bool]:
         """Return a run with AdamW and dropout, or without dropout where the backend refuses that."""
         optimizer = {"name": "adamw", "clip_grad_norm": 1.0, "weight_decay": 0.1}
@@ -121,6 +125,14 @@ class Harness:
             {mistake: with_joined_biases(tensors) for mistake, tensors in wrong.items()},
             self.tolerance,
         )
+
+    def _compare_reading(
+        self, opened: LanguageModel, model: ModelSpec, weights: cases.Arrays, batch: Batch
+    ) -> None:
+        tokens, labels = batch.inputs[0], batch.labels[0]
+        self._compare("logits", opened.logits(tokens), reference.logits(model, weights, tokens), {})
+        expected = reference.token_losses(model, weights, tokens, labels)
+        self._compare("token losses", opened.token_losses(tokens, labels), expected, {})
 
     def _compare_result(self, result: StepResult, loss: float, gradients: Mapping[str, NDArray[Any]]) -> None:
         norm = reference.gradient_norm(gradients)
