@@ -235,8 +235,7 @@ def _lines(overrides: Overrides) -> list[str]:
     """Return overrides as FIELD=VALUE, as the command line has them."""
     if not isinstance(overrides, Mapping):
         return list(overrides)
-    return [f"{field}={_text(value)}" for field, value in overrides.items()]
-
-
-def _text(value: object) -> str:
-    return str(value) if isinstance(value, str | Path) else json.dumps(value)
+    return [
+        f"{field}={value if isinstance(value, str | Path) else json.dumps(value)}"
+        for field, value in overrides.items()
+    ]
