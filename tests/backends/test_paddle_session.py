@@ -18,6 +18,7 @@ from gptbridge.errors import UsageError
 from gptbridge.plugins.backend import load_backend
 from gptbridge.process.cores import usable_cores
 from gptbridge.weights.architecture import count_parameters
+from gptbridge.weights.initial import InitialWeights
 from gptbridge_paddle import ascend, hardware
 from gptbridge_specs import RunSpec
 from tests.backends.sessions import LENGTH, WIDE, SessionTests, everything, make_batch, make_spec, opened
@@ -245,6 +246,22 @@ def test_a_model_that_is_read_takes_the_memory_of_its_weights(monkeypatch: pytes
     assert peak_of(built_and_cast) > 2 * weights
     monkeypatch.setattr("gptbridge_paddle.session.UPLOADED", 1 << 30)
     assert peak_of(lambda: opened(PaddleModel, spec, device)) > 1.3 * weights
+
+
+def test_bf16_weights_are_read_and_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptbridge_paddle.session.UPLOADED", 100)
+    spec, device = make_spec(precision={"compute": "bf16"}), hardware.setup("cpu")
+    model = opened(PaddleModel, spec, device)
+    initial = InitialWeights(spec.model, seed=7)
+    for shard in model.shards():
+        written, found = initial.read(shard.name, shard.box), shard.read()
+        bits = written.view(np.uint32)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000  # to the nearest, ties to even
+        np.testing.assert_array_equal(found, rounded.astype(np.uint32).view(np.float32))
+        assert (
+            shard.name.endswith(("bias", "ln_1.weight", "ln_2.weight", "ln_f.weight"))
+            or (found != written).any()
+        )
 
 
 SET_UP = """
