@@ -57,7 +57,7 @@ def _warn(message: str) -> None:
 
 
 def _silent(message: str) -> None:
-    """Tell nobody."""
+    """Drop the message."""
 
 
 def train(
@@ -166,9 +166,11 @@ def convert(
     notes: list[str] = []
     given, made = Path(source), Path(output)
     refuse_output(made, given, overwrite=overwrite)  # also where that is a run's folder
-    located, said = locate(given, notes.append), hints_of(**hints)
+    located, about = locate(given, notes.append), hints_of(**hints)
     dtype, split = float_type(dtype), Split(tensor_parallel, pipeline_parallel)
-    conversion = Conversion(located, made, to, said, variant, vocab_size, dtype, split, merge_lora, overwrite)
+    conversion = Conversion(
+        located, made, to, about, variant, vocab_size, dtype, split, merge_lora, overwrite
+    )
     done = convert_checkpoint(conversion, progress)
     return verified(conversion, replace(done, notes=(*notes, *done.notes)), wanted=verify)
 
@@ -242,8 +244,7 @@ def _lines(overrides: Overrides) -> list[str]:
     """Return overrides as FIELD=VALUE, as the command line has them."""
     if not isinstance(overrides, Mapping):
         return list(overrides)
-    return [f"{field}={_text(value)}" for field, value in overrides.items()]
-
-
-def _text(value: object) -> str:
-    return str(value) if isinstance(value, str | Path) else json.dumps(value)
+    return [
+        f"{field}={value if isinstance(value, str | Path) else json.dumps(value)}"
+        for field, value in overrides.items()
+    ]

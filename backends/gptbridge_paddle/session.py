@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from gptbridge_paddle.model import GPT, LAYOUT
 from gptbridge_paddle.optimizer import Optimizer
 from gptbridge_specs import RunSpec
 
+UPLOADED = 1 << 20  # numbers at a time
 COMPUTE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -31,8 +33,12 @@ class PaddleMemory:
         return _to_host(tensor)
 
     def upload(self, tensor: Tensor, array: NDArray[np.float32]) -> None:
-        """Fill the tensor from a float32 array of its shape."""
-        tensor.set_value(paddle.to_tensor(array).astype(tensor.dtype))
+        """Fill the tensor from a float32 array of its shape, in parts: each is there in fp32 first."""
+        rows = max(1, UPLOADED // (array.size // len(array)))
+        with paddle.no_grad():
+            for start in range(0, len(array), rows):
+                part = slice(start, start + rows)
+                tensor[part] = paddle.to_tensor(array[part]).astype(tensor.dtype)
 
 
 class PaddleModel:
@@ -46,8 +52,8 @@ class PaddleModel:
         self._place = device.handle
         self._dtype = COMPUTE[spec.precision.compute]
         layers = range(spec.model.num_layers)
-        self._model = GPT(spec.model, layers, first=True, last=True, recompute=spec.training.recompute)
-        self._model.to(dtype=weight_dtype or self._dtype)
+        with _default_dtype(weight_dtype or self._dtype):  # what is built in fp32 and cast is there twice
+            self._model = GPT(spec.model, layers, first=True, last=True, recompute=spec.training.recompute)
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
@@ -179,5 +185,19 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
             )
 
 
+@contextmanager
+def _default_dtype(dtype: str) -> Iterator[None]:
+    """Give layers that are built meanwhile parameters of `dtype`."""
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        paddle.set_default_dtype(before)
+
+
 def _to_host(tensor: Tensor) -> NDArray[np.float32]:
-    return np.asarray(tensor.astype("float32").numpy(), np.float32)
+    array = tensor.numpy()
+    # NumPy has no bfloat16: Paddle gives the upper halves of fp32 as uint16
+    wide = (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
+    return np.asarray(wide, np.float32)

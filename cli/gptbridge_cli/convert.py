@@ -5,26 +5,54 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptbridge_cli import convert_options as options
-from gptbridge_cli.hint_options import HINTS
+from gptbridge_cli.hint_options import DIALECTS, HINTS
 from gptbridge_cli.lines import say
-from gptbridge_cli.passing import passing
+from gptbridge_cli.passing import Options, passing
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.convert import Converted
 
 
-@passing(HINTS, options.FORM)
+Input = Annotated[Path, typer.Argument(metavar="IN", help="A weight file, or the folder of a checkpoint.")]
+Output = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")]
+Inspected = Annotated[Path, typer.Argument(help="A checkpoint, or the PREFIX of a token dataset.")]
+To = Annotated[str, typer.Option("--to", help=DIALECTS)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+
+# In which form the result is written.
+FORM: Options = {
+    "variant": (str | None, typer.Option(None, help="Which of the dialect's layouts to write.")),
+    "merge_lora": (bool, typer.Option(False, "--merge-lora", help="Add IN's LoRA to the weights.")),
+    "vocab_size": (
+        int | None,
+        typer.Option(None, min=1, help="Rows of the embedding to write: padding is added or cut."),
+    ),
+    "tensor_parallel": (int, typer.Option(1, min=1, help="Tensor ranks to cut the output for.")),
+    "pipeline_parallel": (int, typer.Option(1, min=1, help="Pipeline stages to cut it for.")),
+    "dtype": (
+        str | None,
+        typer.Option(None, help="float32, float16, bfloat16 or float64; absent: as it is."),
+    ),
+    "verify": (
+        bool | None,
+        typer.Option(None, help="Compare the logits of source and result; by default for small models."),
+    ),
+    "overwrite": (bool, typer.Option(False, "--overwrite", help="Replace OUT.")),
+}
+
+
+@passing(HINTS, FORM)
 def convert(
-    source: options.Input,
-    output: options.Output,
-    to: options.To,
-    quiet: options.Quiet = False,
-    as_json: options.AsJson = False,
+    source: Input,
+    output: Output,
+    to: To,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
     **words: Any,
 ) -> None:
     """Convert a checkpoint: weights, configuration and tokenizer; no framework is needed."""
@@ -76,7 +104,7 @@ def _print(to: str, output: Path, done: Converted) -> None:
 
 
 @passing(HINTS)
-def inspect(path: options.Inspected, as_json: options.AsJson = False, **words: Any) -> None:
+def inspect(path: Inspected, as_json: AsJson = False, **words: Any) -> None:
     """Tell what a checkpoint or a token dataset is. Nothing in it is executed."""
     from gptbridge import api
 

@@ -9,10 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from gptbridge_cli.lines import say
-from gptbridge_cli.prepare_options import AppendEos, Output, Overwrite, SkipBad, TokenizerName, Workers
 from gptbridge_cli.text_options import AsJson, AsText, Glob, Inputs, JsonKey, Quiet, Separator
 
 app = typer.Typer(no_args_is_help=True)
+
+TokenizerName = Annotated[str, typer.Option(help="byte, or a folder with the files of a tokenizer.")]
+Output = Annotated[str, typer.Option(metavar="PREFIX", help="Write PREFIX.bin, .idx and .json.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that encode; the output is the same.")]
+AppendEos = Annotated[bool, typer.Option("--append-eos", help="End each document with its token.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad documents, go on.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a dataset of this name.")]
 
 
 @app.command()

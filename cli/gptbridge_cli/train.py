@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gptbridge_cli import hint_options as hints
+from gptbridge_cli.hint_options import HINTS
 from gptbridge_cli.lines import say
+from gptbridge_cli.passing import passing
 from gptbridge_cli.train_options import (
     AsJson,
     Backend,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gptbridge.training.start import RunPlan
 
 
+@passing(HINTS)
 def train(
     spec: Spec = None,
     backend: Backend = None,
@@ -34,15 +36,11 @@ def train(
     run: Run = None,
     resume: Resume = None,
     init_from: InitFrom = None,
-    from_: hints.From = None,
-    model: hints.ModelName = None,
-    num_attention_heads: hints.Heads = None,
-    strategy: hints.Strategy = None,
-    lora_alpha: hints.LoraAlpha = None,
     dry_run: DryRun = False,
     tensorboard: WriteTensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    **hints: Any,
 ) -> None:
     """Train a GPT on one backend; stop it, move it, resume it."""
     from gptbridge.plugins.backend import load_backend
@@ -52,8 +50,7 @@ def train(
     from gptbridge.weights.opening import hints_of
     from gptbridge_cli.displays import choose_display
 
-    said = hints_of(**hints.words(from_, model, num_attention_heads, strategy, lora_alpha))
-    beginning = Beginning(init_from, said) if init_from is not None else None
+    beginning = Beginning(init_from, hints_of(**hints)) if init_from is not None else None
     plan = resolve(spec, overrides or (), run, resume, beginning)
     if not dry_run:
         require_data(plan, spec)

@@ -7,18 +7,14 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gptbridge.checkpoint.manifest import MANIFEST_FILE
 from gptbridge.checkpoint.state import STATE_FILE, TrainingState, read_state
 from gptbridge.checkpoint.tensor_files import open_tensors
 from gptbridge.checkpoint.writing import MOMENTS_STEM
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.files import require_regular_file
-from gptbridge.session import MOMENTS
+from gptbridge.session import MOMENTS, Kind
 from gptbridge.weights.canonical.arrays import CanonicalArrays
-from gptbridge.weights.layouts.boxes import Box
 from gptbridge.weights.opening import Opened, open_checkpoint
 from gptbridge_specs import ModelSpec
 
@@ -28,17 +24,8 @@ class RunCheckpoint:
     """A checkpoint of a run. Arrays are read when they are asked for."""
 
     weights: Opened
-    moments: Mapping[str, CanonicalArrays]  # by kind: exp_avg, exp_avg_sq; none for SGD
+    moments: Mapping[Kind, CanonicalArrays]  # exp_avg and exp_avg_sq; none for SGD
     state: TrainingState
-
-    @property
-    def folder(self) -> Path:
-        """Where it lies."""
-        return self.weights.path
-
-    def read_moment(self, kind: str, name: str, box: Box) -> NDArray[np.float32]:
-        """Return a slice of a moment of a weight in its canonical shape."""
-        return self.moments[kind].read(name, box)
 
 
 def open_run_checkpoint(folder: Path, stack: ExitStack) -> RunCheckpoint:
@@ -61,7 +48,7 @@ def open_run_checkpoint(folder: Path, stack: ExitStack) -> RunCheckpoint:
     state = read_state(folder)
     if _sized(state.spec.model) != _sized(weights.model):
         raise BadInput(f"another model than {weights.config_file} describes", where=folder / STATE_FILE)
-    moments: Mapping[str, CanonicalArrays] = {}
+    moments: Mapping[Kind, CanonicalArrays] = {}
     if state.spec.optimizer.name != "sgd":
         ends = {f".{kind}": kind for kind in MOMENTS}
         found = open_tensors(folder, MOMENTS_STEM, state.spec.model, stack, *ends)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -69,8 +70,7 @@ class TrainingState(Part):
 
     def trainer_state(self) -> TrainerState:
         """Return what a trainer of the run goes on from."""
-        own = self.optimizer
-        return TrainerState(own.updates, own.loss_scale, own.good_steps)
+        return TrainerState(**self.optimizer.model_dump())
 
 
 def state_after(
@@ -90,9 +90,7 @@ def state_after(
         tokens=step * spec.tokens_per_step,
         data=DataPosition(digest=digest, tokenizer=tokenizer, samples=samples),
         rng=RngState(seed=spec.training.seed, step=step),
-        optimizer=OptimizerState(
-            updates=trainer.updates, loss_scale=trainer.loss_scale, good_steps=trainer.good_steps
-        ),
+        optimizer=OptimizerState.model_validate(asdict(trainer)),
         backend=backend,
         spec_sha256=spec_hash(spec),
         spec=spec,

@@ -34,12 +34,16 @@ class RunData:
     spec: RunSpec
     dataset: TokenDataset
     tokenizer: Tokenizer
-    rank: int
-    ranks: int
     thread: ThreadPoolExecutor  # one: it makes the next batch
+    rank: int = 0
+    ranks: int = 1
 
     def of_rank(self, rank: int, ranks: int) -> RunData:
-        """Return the same data for one of `ranks` replicas."""
+        """Return the same data for one of `ranks` replicas; UsageError where they do not divide the batch."""
+        batch, micro = self.spec.training.global_batch_size, self.spec.training.micro_batch_size or 1
+        if batch % (ranks * micro):
+            problem = f"{batch} is not a multiple of {ranks} replicas x micro_batch_size"
+            raise UsageError(problem, where="training.global_batch_size")
         return replace(self, rank=rank, ranks=ranks)
 
     @property
@@ -143,8 +147,8 @@ def samples_of(spec: RunSpec, dataset: TokenDataset, split: Split) -> Samples:
 
 
 @contextmanager
-def open_data(spec: RunSpec, *, rank: int = 0, ranks: int = 1) -> Iterator[RunData]:
-    """Open the dataset and tokenizer of `spec` for one of `ranks` data-parallel replicas.
+def open_data(spec: RunSpec) -> Iterator[RunData]:
+    """Open the dataset and tokenizer of `spec`, to be read by one rank: `of_rank` makes it one of several.
 
     Raises BadInput for a damaged dataset, UsageError for a spec that does not fit it: another
     tokenizer, a vocabulary too small, a split that is needed and empty. Of the tokens, a sample is
@@ -152,18 +156,13 @@ def open_data(spec: RunSpec, *, rank: int = 0, ranks: int = 1) -> Iterator[RunDa
     """
     if spec.task.name != "language_modeling":
         raise UsageError(f"{spec.task.name} reads no token dataset", where="task.name")
-    if spec.training.global_batch_size % (ranks * (spec.training.micro_batch_size or 1)):
-        raise UsageError(
-            f"{spec.training.global_batch_size} is not a multiple of {ranks} replicas x micro_batch_size",
-            where="training.global_batch_size",
-        )
     dataset = open_dataset(spec.data.path)
     tokenizer = load_tokenizer(_tokenizer_name(spec, dataset))
     _check_tokenizer(spec, dataset, tokenizer)
     for start, ids in sampled_blocks(dataset.source):
         _require_within(spec.model.vocab_size, ids, start, dataset)
     with ThreadPoolExecutor(1, "gptbridge-data") as thread:
-        data = RunData(spec, dataset, tokenizer, rank, ranks, thread)
+        data = RunData(spec, dataset, tokenizer, thread)
         data.samples("training")
         if spec.evaluation.interval:
             data.samples("validation")

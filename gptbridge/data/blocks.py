@@ -102,6 +102,9 @@ class Oversized:
         yield self.line, TOO_LONG
 
 
+Payload = JsonLines | PlainTexts | Oversized
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """Where a block ends: byte `offset` of the decompressed source, before line number `line`."""
@@ -116,7 +119,7 @@ class Block:
     """Documents to encode, and where reading goes on. The last block of a source has its digest."""
 
     source: int
-    payload: JsonLines | PlainTexts | Oversized
+    payload: Payload
     end: Position
     consumed: int  # bytes of all sources read so far
     digest: str | None = None
@@ -125,8 +128,8 @@ class Block:
 class _Cutter(ABC):
     """Reads a stream into a buffer and cuts whole documents off its front.
 
-    A document beyond the limit is dropped while it is read, so that the buffer stays small, and told
-    of at its end; with `strict` at once.
+    A document beyond the limit is dropped while it is read, so that the buffer stays small, and
+    named at its end; with `strict` at once.
     """
 
     def __init__(self, stream: SourceStream, start: Position, strict: bool) -> None:
@@ -135,7 +138,7 @@ class _Cutter(ABC):
         self._buffer = b""
         self.position = start
 
-    def payloads(self) -> Iterator[JsonLines | PlainTexts | Oversized]:
+    def payloads(self) -> Iterator[Payload]:
         """Yield all that the stream holds; `position` is then where each one ends."""
         dropped_line = None
         final = False
@@ -149,8 +152,7 @@ class _Cutter(ABC):
                 self._advance(end)
                 yield Oversized(dropped_line)
                 dropped_line = None
-            line = self.position.line
-            payload, end = self._take(line, final)
+            payload, end = self._take(final)
             self._advance(end)
             yield payload
             if len(self._buffer) > DOCUMENT_LIMIT:
@@ -159,8 +161,8 @@ class _Cutter(ABC):
                     yield Oversized(dropped_line)
 
     @abstractmethod
-    def _take(self, line: int, final: bool) -> tuple[JsonLines | PlainTexts, int]:
-        """Return the buffer's whole documents and where they end; the first is on `line`."""
+    def _take(self, final: bool) -> tuple[JsonLines | PlainTexts, int]:
+        """Return the buffer's whole documents and where they end; the first is on the position's line."""
 
     @abstractmethod
     def _first_end(self) -> int | None:
@@ -190,9 +192,9 @@ class _JsonCutter(_Cutter):
         super().__init__(stream, start, strict)
         self._key = key
 
-    def _take(self, line: int, final: bool) -> tuple[JsonLines, int]:
+    def _take(self, final: bool) -> tuple[JsonLines, int]:
         end = len(self._buffer) if final else self._buffer.rfind(b"\n") + 1
-        return JsonLines(self._buffer[:end], line, self._key), end
+        return JsonLines(self._buffer[:end], self.position.line, self._key), end
 
     def _first_end(self) -> int | None:
         return self._buffer.find(b"\n") + 1 or None
@@ -205,9 +207,9 @@ class _TextCutter(_Cutter):
         super().__init__(stream, start, strict)
         self._separator = None if separator is None else _separator_lines(separator.strip().encode())
 
-    def _take(self, line: int, final: bool) -> tuple[PlainTexts, int]:
+    def _take(self, final: bool) -> tuple[PlainTexts, int]:
         texts: list[tuple[int, bytes]] = []
-        begin, size = 0, len(self._buffer)
+        begin, size, line = 0, len(self._buffer), self.position.line
         buffer = self._buffer + b"\n" if final else self._buffer
         for match in self._separator.finditer(buffer) if self._separator else ():
             if match.start() > begin:

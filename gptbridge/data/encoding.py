@@ -16,11 +16,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.data.blocks import Block, JsonLines, Oversized, PlainTexts, Problem
+from gptbridge.data.blocks import Block, Payload, Problem
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import RunFailed
-
-Payload = JsonLines | PlainTexts | Oversized
 
 PIECE = 1 << 20  # characters encoded in one go: an encoder's memory is many times its input
 RUN_LIMIT = 4 << 20  # characters without a place to cut

@@ -47,7 +47,7 @@ class Done:
 
 
 class PartialDataset:
-    """The folder PREFIX.partial, held by one process at a time.
+    """The folder PREFIX.partial, held by one process at a time; `tokens` and `lengths` are files in it.
 
     `done` is what it held when it was opened, and grows with `append` and `commit`. Another plan
     than the one it was begun with empties it. `published` tells that a kill came while the files of
@@ -57,6 +57,7 @@ class PartialDataset:
 
     def __init__(self, folder: Path, plan: dict[str, Any], token_size: int, *, replace: bool = False) -> None:
         self.folder = folder
+        self.tokens, self.lengths, journal = (folder / name for name in _APPENDED)
         self._token_size = token_size
         if replace and _foreign(folder):
             discard(folder)
@@ -79,23 +80,13 @@ class PartialDataset:
             return
         if _read(folder / _PLAN) != plan:
             self._begin(plan)
-        for name in _APPENDED:
-            (folder / name).touch()
-        self._files = [(folder / name).open("r+b") for name in _APPENDED]
+        for path in (self.tokens, self.lengths, journal):
+            path.touch()
+            self._files.append(path.open("r+b"))
         self._tokens, self._lengths, self._journal = self._files
         self._crcs = [0, 0]
         self._new_digests = 0
         self._replay()
-
-    @property
-    def tokens(self) -> Path:
-        """The file of tokens."""
-        return self.folder / "tokens.bin"
-
-    @property
-    def lengths(self) -> Path:
-        """The file of documents' lengths."""
-        return self.folder / "lengths.bin"
 
     def append(self, encoded: Encoded, end: Position) -> None:
         """Add a block's documents; they count from the next commit on."""

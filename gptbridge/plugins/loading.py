@@ -1,4 +1,4 @@
-"""Import a plugin's module, check its hooks, call them; what goes wrong is said in one line."""
+"""Import a plugin's module, check its hooks, call them; one line for what goes wrong."""
 
 from __future__ import annotations
 

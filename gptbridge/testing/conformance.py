@@ -100,8 +100,7 @@ class BackendConformance(ShardTests, DecoderTests, DropoutTests):
     @pytest.mark.parametrize("model", MODELS)
     def test_logits_match_the_reference(self, model: str) -> None:
         """The forward pass is GPT's, from canonical weights, at any length."""
-        spec = self._spec(model)
-        weights, batch = cases.weights(spec.model), cases.batch(spec.model)
+        spec, weights, batch = self._case(model)
         tokens = batch.inputs[0]
         expected = reference.logits(spec.model, weights, tokens)
         wrong = {
@@ -125,24 +124,19 @@ class BackendConformance(ShardTests, DecoderTests, DropoutTests):
 
     def test_a_model_without_an_optimizer_reads_the_same(self) -> None:
         """What `open_model` returns has weights alone, and the logits and losses of a trainer."""
-        spec = self._spec("gelu_erf-untied")
-        weights, batch = cases.weights(spec.model), cases.batch(spec.model)
-        tokens, labels = batch.inputs[0], batch.labels[0]
+        spec, weights, batch = self._case("gelu_erf-untied")
         opened = self._plugin().open_model(spec)
         fill(opened, spec.model, weights)
         require_equal_bits("weights of the model", weights_of(opened), weights)
         for kind in ("gradient", *MOMENTS):
             require(not opened.shards(kind), f"a model that is read alone has shards({kind!r})")
-        self._compare("logits", opened.logits(tokens), reference.logits(spec.model, weights, tokens), {})
-        expected = reference.token_losses(spec.model, weights, tokens, labels)
-        self._compare("token losses", opened.token_losses(tokens, labels), expected, {})
+        self._compare_reading(opened, spec.model, weights, batch)
         opened.close()
 
     @pytest.mark.parametrize("model", MODELS)
     def test_gradients_match_the_reference(self, model: str) -> None:
         """Loss and gradient are those of the analytic backward pass, and computing them changes nothing."""
-        spec = self._spec(model)
-        weights, batch = cases.weights(spec.model), cases.batch(spec.model)
+        spec, weights, batch = self._case(model)
         trainer = self._start(spec, weights)
         found = gradients_of(trainer, batch)
         _, expected = reference.loss_and_gradients(spec.model, weights, batch)
@@ -151,8 +145,7 @@ class BackendConformance(ShardTests, DecoderTests, DropoutTests):
 
     def test_token_losses_match_the_reference(self) -> None:
         """`token_losses` is the negative log likelihood of each label, masked or not."""
-        spec = self._spec("quick_gelu-tied")
-        weights, batch = cases.weights(spec.model), cases.batch(spec.model)
+        spec, weights, batch = self._case("quick_gelu-tied")
         inputs, labels = batch.inputs[1, :3], batch.labels[1, :3]
         expected = reference.token_losses(spec.model, weights, inputs, labels)
         shifted = reference.token_losses(spec.model, weights, inputs, np.roll(labels, 1, 1))
@@ -168,8 +161,7 @@ class BackendConformance(ShardTests, DecoderTests, DropoutTests):
 
     def test_sgd_step_matches_the_reference(self) -> None:
         """Plain SGD without clipping: the one update that shows a wrong scale of loss or gradient."""
-        spec = self._spec("gelu_tanh-tied")
-        weights, batch = cases.weights(spec.model), cases.batch(spec.model)
+        spec, weights, batch = self._case("gelu_tanh-tied")
         loss, gradients = reference.loss_and_gradients(spec.model, weights, batch)
         trainer = self._start(spec, weights)
         result = trainer.step(batch, LEARNING_RATE)

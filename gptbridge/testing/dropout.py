@@ -23,7 +23,7 @@ class DropoutTests(Harness):
         """Two micro-batches in one step, or apart as two replicas have them, see the same dropout."""
         spec, has_dropout = self._dropout_spec()
         if not has_dropout:
-            pytest.skip(f"{self.backend} declares that it has no dropout")
+            pytest.skip(f"{self.backend} refuses dropout")
         trainer = self._start(spec, cases.weights(spec.model))
         both = cases.batch(spec.model)
 
@@ -57,15 +57,12 @@ class DropoutTests(Harness):
         if has_dropout:
             require(abs(trained - loss) > 1e-3, "a training step applies no dropout")
         fill(trainer, spec.model, weights)
-        tokens, labels = batch.inputs[0], batch.labels[0]
-        self._compare("logits", trainer.logits(tokens), reference.logits(spec.model, weights, tokens), {})
-        expected = reference.token_losses(spec.model, weights, tokens, labels)
-        self._compare("token losses", trainer.token_losses(tokens, labels), expected, {})
+        self._compare_reading(trainer, spec.model, weights, batch)
 
     def test_dropout_has_its_rate_and_its_scale(self) -> None:
         """Of the gradient that passes a dropout each number is 0, or the reference's / (1 - p).
 
-        The blocks add nothing here, so that the zeros in the gradient of the positions tell what the
+        The blocks add nothing here, so that the zeros in the gradient of the positions show what the
         dropout before them left of the input. Two micro-batches with the same token, each under a
         dropout of its own, leave p * p zeros in their sum.
         """

@@ -67,8 +67,12 @@ class Harness:
         spec = cases.run_spec(self.device, MODELS[model], optimizer=OPTIMIZERS[model])
         problems = self._plugin().problems(spec)
         if any(problem.field.startswith("model.") for problem in problems):
-            pytest.skip(f"{self.backend} declares: {problems}")
+            pytest.skip(f"{self.backend} refuses the model: {problems}")
         return spec
+
+    def _case(self, model: str) -> tuple[RunSpec, cases.Arrays, Batch]:
+        spec = self._spec(model)
+        return spec, cases.weights(spec.model), cases.batch(spec.model)
 
     def _dropout_spec(self) -> tuple[RunSpec, bool]:
         """Return a run with AdamW and dropout, or without dropout where the backend refuses that."""
@@ -98,7 +102,7 @@ class Harness:
         lone = {"global_batch_size": 1, "seq_length": 1}
         spec = cases.run_spec(self.device, {"num_layers": 3, **fields}, training=lone)
         if self._plugin().problems(spec):
-            pytest.skip(f"{self.backend} declares that it has no dropout")
+            pytest.skip(f"{self.backend} refuses dropout")
         weights = cases.without_blocks(spec.model)
         return self._start(spec, weights), spec.model, weights
 
@@ -121,6 +125,14 @@ class Harness:
             {mistake: with_joined_biases(tensors) for mistake, tensors in wrong.items()},
             self.tolerance,
         )
+
+    def _compare_reading(
+        self, opened: LanguageModel, model: ModelSpec, weights: cases.Arrays, batch: Batch
+    ) -> None:
+        tokens, labels = batch.inputs[0], batch.labels[0]
+        self._compare("logits", opened.logits(tokens), reference.logits(model, weights, tokens), {})
+        expected = reference.token_losses(model, weights, tokens, labels)
+        self._compare("token losses", opened.token_losses(tokens, labels), expected, {})
 
     def _compare_result(self, result: StepResult, loss: float, gradients: Mapping[str, NDArray[Any]]) -> None:
         norm = reference.gradient_norm(gradients)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from gptbridge.errors import BridgeError, Interrupted
 from gptbridge.plugins.backend import Backend, load_backend
 from gptbridge.process.signals import StopRequest
 from gptbridge.rules.loss_scale import continued, initial_state
-from gptbridge.session import MOMENTS, Trainer
+from gptbridge.session import Trainer
 from gptbridge.training.advice import advise
 from gptbridge.training.beginning import Beginning, BegunWeights, advise_beginning, origin_of
 from gptbridge.training.environment import describe_environment
@@ -103,7 +102,7 @@ def _train(
         facts["origin"] = origin.model_dump()
     with _end_told(events), StopRequest() as stop:
         loop = Loop(spec, trainer, world, data, folder.store, events, stop, plugin.name, origin)
-        if checkpoint is not None and checkpoint.folder.parent != folder.store.folder:
+        if checkpoint is not None and checkpoint.weights.path.parent != folder.store.folder:
             loop.save(done)  # first of all: a branch must not depend on the run that it came from
         _announce(events, facts, checkpoint, done, warnings)
         step, reason = loop.run(done)
@@ -139,8 +138,8 @@ def _begin(
 def _go_on(trainer: Trainer, spec: RunSpec, checkpoint: RunCheckpoint) -> int:
     """Fill the trainer with what a run's checkpoint holds; return the steps already done."""
     load(trainer.shards(), checkpoint.weights.read)
-    for kind in MOMENTS:
-        load(trainer.shards(kind), partial(checkpoint.read_moment, kind))
+    for kind, moments in checkpoint.moments.items():
+        load(trainer.shards(kind), moments.read)
     state = checkpoint.state
     trainer.state = continued(state.trainer_state(), spec.precision, state.spec.precision)
     return state.step
@@ -166,7 +165,7 @@ def _announce(
     if checkpoint is None:
         events.emit("start", **facts)
     else:
-        before = {"checkpoint": str(checkpoint.folder), "written_by": checkpoint.state.backend}
+        before = {"checkpoint": str(checkpoint.weights.path), "written_by": checkpoint.state.backend}
         events.emit("resume", step=done, **before, **facts)
     for message in warnings:
         events.emit("warning", message=message)

@@ -124,7 +124,8 @@ def _shard(
     def write(array: Array) -> None:
         if array.shape != order.shape(whole):
             raise ValueError(f"{canonical} has shape {array.shape}, the model {order.shape(whole)}")
-        content = memory.download(tensor)
+        alone = len(native.canonicals) == 1  # else the others' parts of the tensor are kept
+        content = np.empty(native.axes.shape(whole), np.float32) if alone else memory.download(tensor)
         native.axes.view(content, number, whole).transpose(turned)[...] = order.spread(array, whole)
         memory.upload(tensor, content)
 

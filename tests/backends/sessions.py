@@ -24,6 +24,9 @@ VOCAB, LENGTH = 67, 16
 DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 
 
+WIDE = {"vocab_size": 2000, "hidden_size": 256, "num_layers": 4}  # weights weigh more than all else
+
+
 def make_spec(**parts: dict[str, Any]) -> RunSpec:
     """Return a tiny run without dropout, with weights large enough for mistakes to show."""
     model = {

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from gptbridge.errors import UsageError
 from gptbridge.plugins.backend import load_backend
 from gptbridge.process.cores import usable_cores
+from gptbridge.weights.architecture import count_parameters
+from gptbridge.weights.initial import InitialWeights
 from gptbridge_paddle import ascend, hardware
 from gptbridge_specs import RunSpec
-from tests.backends.sessions import LENGTH, SessionTests, everything, make_batch, make_spec, opened
+from tests.backends.sessions import LENGTH, WIDE, SessionTests, everything, make_batch, make_spec, opened
 
 paddle = hardware.import_paddle()
 
@@ -26,6 +29,7 @@ import paddle.nn.functional as F  # noqa: E402
 from paddle import Tensor  # noqa: E402
 
 from gptbridge_paddle import loss  # noqa: E402
+from gptbridge_paddle.model import GPT  # noqa: E402
 from gptbridge_paddle.optimizer import Optimizer  # noqa: E402
 from gptbridge_paddle.parts import Attention, Recompute  # noqa: E402
 from gptbridge_paddle.session import PaddleModel, PaddleTrainer  # noqa: E402
@@ -37,6 +41,15 @@ def open_trainer(spec: RunSpec) -> PaddleTrainer:
 
 def allocated() -> int:
     return int(paddle.base.core.host_memory_stat_current_value("Allocated", 0))
+
+
+def peak_of(build: Callable[[], object]) -> int:
+    """Return the most bytes that were allocated while `build` ran."""
+    gc.collect()
+    before = allocated()
+    paddle.base.core.host_memory_stat_reset_peak_value("Allocated", 0)
+    build()
+    return int(paddle.base.core.host_memory_stat_peak_value("Allocated", 0)) - before
 
 
 def kept_bytes(trainer: PaddleTrainer) -> int:
@@ -216,6 +229,39 @@ def test_an_absent_ascend_is_refused_and_not_chosen() -> None:
     assert ascend.gptbridge_setup_hardware(make_spec(training={"device": "cpu"})) is None
     with pytest.raises(UsageError, match="no npu device"):
         ascend.gptbridge_setup_hardware(make_spec(training={"device": "ascend"}))
+
+
+def test_a_model_that_is_read_takes_the_memory_of_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, device = make_spec(model=WIDE, precision={"compute": "bf16"}), hardware.setup("cpu")
+    weights = 2 * count_parameters(spec.model)
+
+    def built_and_cast() -> GPT:
+        model = GPT(spec.model, range(4), first=True, last=True, recompute="none")
+        model.to(dtype="bfloat16")
+        return model
+
+    monkeypatch.setattr("gptbridge_paddle.session.UPLOADED", 1 << 14)
+    assert peak_of(lambda: opened(PaddleModel, spec, device)) <= 1.1 * weights
+    assert paddle.get_default_dtype() == "float32"
+    assert peak_of(built_and_cast) > 2 * weights
+    monkeypatch.setattr("gptbridge_paddle.session.UPLOADED", 1 << 30)
+    assert peak_of(lambda: opened(PaddleModel, spec, device)) > 1.3 * weights
+
+
+def test_bf16_weights_are_read_and_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptbridge_paddle.session.UPLOADED", 100)
+    spec, device = make_spec(precision={"compute": "bf16"}), hardware.setup("cpu")
+    model = opened(PaddleModel, spec, device)
+    initial = InitialWeights(spec.model, seed=7)
+    for shard in model.shards():
+        written, found = initial.read(shard.name, shard.box), shard.read()
+        bits = written.view(np.uint32)
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000  # to the nearest, ties to even
+        np.testing.assert_array_equal(found, rounded.astype(np.uint32).view(np.float32))
+        assert (
+            shard.name.endswith(("bias", "ln_1.weight", "ln_2.weight", "ln_f.weight"))
+            or (found != written).any()
+        )
 
 
 SET_UP = """

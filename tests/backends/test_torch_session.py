@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 from gptbridge.errors import UsageError
 from gptbridge.plugins.backend import load_backend
 from gptbridge.weights import shards
+from gptbridge.weights.architecture import count_parameters
 from gptbridge_specs import RunSpec
 from gptbridge_torch import ascend, hardware, loss
+from gptbridge_torch.model import GPT
 from gptbridge_torch.session import TorchModel, TorchTrainer
 from tests.backends.sessions import (
     LENGTH,
     VOCAB,
+    WIDE,
     SessionTests,
     everything,
     gradients,
@@ -205,3 +209,27 @@ def test_an_absent_ascend_is_refused_and_not_chosen() -> None:
     assert ascend.gptbridge_setup_hardware(make_spec(training={"device": "cpu"})) is None
     with pytest.raises(UsageError, match="no Ascend device"):
         ascend.gptbridge_setup_hardware(make_spec(training={"device": "ascend"}))
+
+
+def allocated_by(build: Callable[[], object]) -> int:
+    """Return the bytes that were allocated while `build` ran, one after the other."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        build()
+    return sum(max(0, event.self_cpu_memory_usage) for event in profile.events() or ())
+
+
+def test_a_model_that_is_read_takes_the_memory_of_its_weights() -> None:
+    spec, device = make_spec(model=WIDE, precision={"compute": "bf16"}), hardware.setup("cpu")
+    assert device is not None
+    weights = 2 * count_parameters(spec.model)
+
+    def built_and_cast() -> GPT:
+        model = GPT(
+            spec.model, range(4), first=True, last=True, recompute="none", stream_dtype=torch.bfloat16
+        )
+        return model.to(torch.bfloat16)
+
+    assert allocated_by(lambda: TorchModel(spec, device)) <= 1.1 * weights
+    assert allocated_by(built_and_cast) > 2 * weights

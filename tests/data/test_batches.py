@@ -44,8 +44,8 @@ def make_spec(path: str | None, **parts: dict[str, Any]) -> RunSpec:
 
 
 def take(spec: RunSpec, count: int, *, first: int = 1, rank: int = 0, ranks: int = 1) -> list[Batch]:
-    with open_data(spec, rank=rank, ranks=ranks) as data:
-        return list(islice(data.training(first), count))
+    with open_data(spec) as data:
+        return list(islice(data.of_rank(rank, ranks).training(first), count))
 
 
 def flat_tokens(path: str, split: str) -> NDArray[np.int64]:
@@ -192,8 +192,9 @@ def test_validation_counts_the_tokens_of_all_ranks(dataset: str) -> None:
     spec = make_spec(dataset, ranks={"data": 4}, evaluation={"batches": 1000})
     losses = []
     for rank in range(4):
-        with open_data(spec, rank=rank, ranks=4) as data:
-            losses.append([(batch.loss_tokens, int(batch.loss_mask.sum())) for batch in data.validation()])
+        with open_data(spec) as data:
+            batches = data.of_rank(rank, 4).validation()
+            losses.append([(batch.loss_tokens, int(batch.loss_mask.sum())) for batch in batches])
     for batch in zip(*losses, strict=True):
         assert {tokens for tokens, _ in batch} == {sum(kept for _, kept in batch)}
 
@@ -340,8 +341,8 @@ def test_a_vocabulary_smaller_than_the_datasets_is_refused(dataset: str) -> None
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(dataset: str) -> None:
-    with pytest.raises(UsageError, match="global_batch_size"), open_data(make_spec(dataset), ranks=3):
-        pass
+    with open_data(make_spec(dataset)) as data, pytest.raises(UsageError, match="global_batch_size"):
+        data.of_rank(0, 3)
 
 
 def test_data_for_another_task_is_refused(dataset: str) -> None:

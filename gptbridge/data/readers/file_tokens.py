@@ -66,7 +66,7 @@ def tokens_at(source: SourceFile, offset: int, count: int, dtype: str, what: str
 
 
 def array_at(source: SourceFile, offset: int, count: int, dtype: str, what: str) -> NDArray[Any]:
-    """Return the numbers that `tokens_at` tells of, read."""
+    """Return the numbers of `tokens_at`, read."""
     return tokens_at(source, offset, count, dtype, what).read(0, count)
 
 

@@ -1,6 +1,6 @@
 """Megatron's PREFIX.bin and PREFIX.idx, and the PREFIX.json and PREFIX.tokenizer of `data prepare`.
 
-The layout is told in `gptbridge.data.indexed_files`. Every writer of it puts the sequences back to
+The layout is that of `gptbridge.data.indexed_files`. Every writer of it puts the sequences back to
 back and in order, so that is demanded: the tokens are then one flat array. The index may end with a
 mode (int8) a sequence, which multimodal Megatron adds and is of no use here.
 """

@@ -2,7 +2,7 @@
 
 Worked out from the files that mindspore.mindrecord.FileWriter 2.10 writes (version 3.0).
 X.mindrecord begins with a length (uint64, little-endian) and that much JSON; from `header_size` on
-lie pages of `page_size` bytes, and which bytes of which page a row fills is told by X.mindrecord.db
+lie pages of `page_size` bytes, and which bytes of which page a row fills is in X.mindrecord.db
 (`mindrecord_index`). A row is its length (uint64, little-endian, itself not counted) and the fields
 that the schema lists under `blob_fields`, in that order, each after its length (uint64, big-endian);
 a single field comes without one. How a field holds integers: `decode_integers`.

@@ -82,26 +82,26 @@ class ConfigurationTests(DialectHarness):
                     break
             else:
                 words = (name, str(other), "lm_head.weight" if name == "tie_word_embeddings" else name)
-                said = any(word in str(problem) for word in words)
-                require(said, f"{self._named(layout)} refuses {name}={other} as: {problem}")
+                named = any(word in str(problem) for word in words)
+                require(named, f"{self._named(layout)} refuses {name}={other} as: {problem}")
 
     def _require_said(
         self, layout: Layout, name: str, before: ModelSpec, after: ModelSpec, place: Path
     ) -> None:
         what = f"{self._named(layout)}: {name}={getattr(after, name)}"
         place.mkdir()
-        said: list[dict[str, object]] = []
+        written: list[dict[str, object]] = []
         for model in (before, after):
             case = sources.make(model, _kind(model), layout.zeros)
-            folder, done = self._write(place / f"{len(said)}", case, layout)
-            said.append(_content(folder, done.files))
+            folder, done = self._write(place / f"{len(written)}", case, layout)
+            written.append(_content(folder, done.files))
         found = getattr(read(folder, self.dialect).model, name)
         if name in self._dialect().config.missing:
             noted = any(f"{name}=" in note for note in done.notes)
             require(noted, f"{what} is in `missing`, and no note says that it is lost")
             require(found == ModelSpec.model_fields[name].default, f"{what} is read as {found}")
             return
-        require(said[0] != said[1], f"{what} is written nowhere")
+        require(written[0] != written[1], f"{what} is written nowhere")
         expected = after.ffn_size if name == "ffn_hidden_size" else getattr(after, name)
         require(found == expected, f"{what} is read as {found}")
 

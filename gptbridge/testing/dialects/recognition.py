@@ -61,8 +61,8 @@ class RecognitionTests(DialectHarness):
             try:
                 self._write(folder, case, layout)
             except UsageError as refusal:
-                said = any(word in str(refusal) for word in _WORDS[kind])
-                require(said, f"{self._named(layout)} refuses {kind} as: {refusal}")
+                named = any(word in str(refusal) for word in _WORDS[kind])
+                require(named, f"{self._named(layout)} refuses {kind} as: {refusal}")
                 require(not folder.exists(), f"{self._named(layout)} leaves files of what it refuses")
             else:
                 raise AssertionError(f"{self._named(layout)} loses {kind}")

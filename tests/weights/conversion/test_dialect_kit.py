@@ -1,41 +1,9 @@
-"""The conformance kit, run against every built-in dialect."""
+"""The conformance kit, run against every dialect that is registered."""
 
 from __future__ import annotations
 
 from gptbridge.testing import DialectConformance
+from gptbridge.weights.dialects.registry import dialect_names
 
-
-class TestTorch(DialectConformance):
-    dialect = "torch"
-
-
-class TestGptbridge(DialectConformance):
-    dialect = "gptbridge"
-
-
-class TestPaddle(DialectConformance):
-    dialect = "paddle"
-
-
-class TestMindspore(DialectConformance):
-    dialect = "mindspore"
-
-
-class TestFleetx(DialectConformance):
-    dialect = "fleetx"
-
-
-class TestModelscope(DialectConformance):
-    dialect = "modelscope"
-
-
-class TestMegatron(DialectConformance):
-    dialect = "megatron"
-
-
-class TestNanogpt(DialectConformance):
-    dialect = "nanogpt"
-
-
-class TestDcp(DialectConformance):
-    dialect = "dcp"
+for _name in dialect_names():
+    globals()[f"Test_{_name}"] = type(f"Test_{_name}", (DialectConformance,), {"dialect": _name})
