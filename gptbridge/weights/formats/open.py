@@ -13,6 +13,7 @@ from gptbridge.weights.formats.detection import READERS, detect
 from gptbridge.weights.formats.json_header import read_object
 from gptbridge.weights.formats.numbered_slices import TENSORS, read_slices
 from gptbridge.weights.formats.shards import is_index, read_shards
+from gptbridge.weights.formats.shrinking import refuse_shrunk
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.weight_file import Contents, WeightFile
 
@@ -48,6 +49,7 @@ def _contents(path: Path) -> list[Contents]:
         contents = read_shards(source, content, _read)
     except BaseException:
         source.close()
+        refuse_shrunk()
         raise
     source.close()
     return contents
