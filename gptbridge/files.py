@@ -17,9 +17,10 @@ from typing import Any
 from gptbridge.errors import BadInput, printable
 
 CONFIG_LIMIT = 1 << 20
-INDEX_LIMIT = 64 << 20
+INDEX_LIMIT = 32 << 20
 _MAX_ENTRIES = 1 << 18
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_MAX_VALUES = 1 << 20  # of one JSON text: with INDEX_LIMIT bytes of it they stay below 256 MB
 
 
 def nearby(path: Path) -> str:
@@ -76,7 +77,10 @@ def decode_object(text: bytes) -> dict[str, Any]:
     """Return the JSON object that `text` is.
 
     ValueError for anything else: another type, bad UTF-8, a lone surrogate, a key twice, NaN, deep nesting.
+    ValueError for anything else: another type, bad UTF-8, a key twice, NaN, endless nesting or values.
     """
+    if sum(map(text.count, (b",", b"[", b"{"))) > _MAX_VALUES:
+        raise ValueError(f"it holds more than {_MAX_VALUES} values")
     try:
         content = json.loads(text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
         if _SURROGATE.search(text):

@@ -15,6 +15,7 @@ from gptbridge.weights.architecture import weight_axes
 from gptbridge.weights.canonical.casting import cast
 from gptbridge.weights.formats import STORAGE_DTYPES, Chunks, WeightFile
 from gptbridge.weights.formats.finite import NO_WEIGHTS, all_finite, finite_chunks
+from gptbridge.weights.formats.shrinking import refuse_shrunk
 from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import Box, Piece, gather, gather_into
 from gptbridge.weights.layouts.stored import StoredAxes
@@ -59,9 +60,10 @@ class CanonicalWeight:
     def read(self, box: Box, axes: Axes, dtype: str | None = None) -> NDArray[Any]:
         """Return `box` stored as `axes`, in `dtype` or the weight's own; zeros where no piece lies.
 
-        BadInput where a number is NaN, infinite or beyond `dtype`.
+        BadInput where a number is NaN, infinite or beyond `dtype`, or a file has become shorter.
         """
         array = gather(box, axes, self.pieces, STORAGE_DTYPES[self.dtype])
+        refuse_shrunk()
         source, target = self.dtype, dtype or self.dtype
         if self.delta is not None:
             source = "float64" if source == "float64" else "float32"
@@ -75,6 +77,7 @@ class CanonicalWeight:
         """Fill `result`, one dimension a letter of `axes`, with what `read` returns."""
         if self.delta is None and dtype == self.dtype:
             gather_into(result, box, axes, self.pieces)
+            refuse_shrunk()
             if all_finite(result, dtype):
                 return
         result[...] = self.read(box, axes, dtype).reshape(result.shape)

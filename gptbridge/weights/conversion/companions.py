@@ -19,8 +19,13 @@ TOKENIZER_FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "encoder.json",
+    "vocab.bpe",
+    "gpt2-vocab.json",
+    "gpt2-merges.txt",
     "vocab.txt",
     "sentencepiece.model",
+    "spiece.model",
     "tokenizer.model",
     "generation_config.json",
 )

@@ -19,8 +19,8 @@ from gptbridge.weights.dialects.registry import known_dialects
 # What a checkpoint consists of, beside its dialect's own files: names of files at any depth.
 _COMMON = (
     r"[\w.-]+\.(safetensors|bin|pt|pth|pdparams|ckpt|index\.json)",
-    r"(special_tokens_map|added_tokens|vocab|manifest|state|(generation_|tokenizer_)config)\.json",
-    r"tokenizer\.(json|model)|merges\.txt|vocab\.txt|sentencepiece\.model",
+    r"(special_tokens_map|added_tokens|(gpt2-)?vocab|encoder|manifest|state|(generation_|tokenizer_)config)\.json",
+    r"tokenizer\.json|(gpt2-)?merges\.txt|vocab\.(txt|bpe)|(tokenizer|sentencepiece|spiece)\.model",
 )
 _MOST_ENTRIES = 1 << 18
 # renameat2 exchanges two names; Python has no call for it.

@@ -70,7 +70,7 @@ DIALECT = Dialect(
         ),
         unread=(
             Unread(
-                ".distcp",
+                r".*\.distcp",
                 "holds .distcp files without their .metadata, which alone says what is in them",
                 "It is written last: a save that was cut short lacks it",
                 unless=METADATA_FILE,

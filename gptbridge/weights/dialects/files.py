@@ -72,12 +72,12 @@ class Pointer:
 
 @dataclass(frozen=True, slots=True)
 class Unread:
-    """A form of checkpoint that is not read: the ending of its files, what it is, and what to do.
+    """A form of checkpoint that is not read: the names of its files, what it is, and what to do.
 
-    It is none where the file `unless` lies there too.
+    `pattern` is a regular expression. It is none where the file `unless` lies there too.
     """
 
-    suffix: str
+    pattern: str
     problem: str
     hint: str
     unless: str = ""

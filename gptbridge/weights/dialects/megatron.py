@@ -147,7 +147,8 @@ def earliest(dialect: str, variant: str, prefix: str) -> Layout:
     )
 
 
-def _core(prefix: str, fused_norms: bool) -> Layout:
+def core(prefix: str, *, fused_norms: bool) -> Layout:
+    """Return the layout of Megatron-Core's names, below `prefix`; norms may be in the next linear layer."""
     names = {
         "ln_1.*": "self_attention.linear_qkv.layer_norm_*" if fused_norms else "input_layernorm.*",
         "attn.qkv.*": "self_attention.linear_qkv.*",
@@ -290,8 +291,8 @@ _STACKED = re.compile(r"((?:.*\.)?decoder\.layers\.)(?!\d)([^{}]*)")
 _UNTIED = "untie_embeddings_and_output_weights"
 _NEWEST = 3  # what today's Megatron-LM writes
 _CLASSICS = {version: _classics(version) for version in QKV_ROWS}
-_CORE = tuple(_core("model.", fused) for fused in (False, True))
-_DISTRIBUTED = tuple(_core("", fused) for fused in (True, False))
+_CORE = tuple(core("model.", fused_norms=fused) for fused in (False, True))
+_DISTRIBUTED = tuple(core("", fused_norms=fused) for fused in (True, False))
 _EARLIEST = (
     replace(
         earliest("megatron", "earliest of 2019", ""),

@@ -13,21 +13,33 @@ from typing import TYPE_CHECKING, Any
 from gptbridge.errors import UsageError
 from gptbridge.weights.architecture import LORA_A, LORA_B
 from gptbridge.weights.configs.numbers import finite_number, whole_number
-from gptbridge.weights.configs.rows import TOKENS, Content, Described, Key, Pair, Words, Written, labels
+from gptbridge.weights.configs.rows import (
+    TOKENS,
+    Content,
+    Described,
+    Key,
+    Pair,
+    Switch,
+    Words,
+    Written,
+    labels,
+)
 from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects.dialect import Contents, Dialect
 from gptbridge.weights.dialects.files import Files, Place, RankFolders, Unread
+from gptbridge.weights.dialects.mindspore.core_model import core_layouts
 from gptbridge.weights.dialects.mindspore.ranks import find_ranks, rank_stages
 from gptbridge.weights.dialects.mindspore.strategy_files import strategies_of
 from gptbridge.weights.layouts.rules import HEADS, Layout, Table, rules
 
 if TYPE_CHECKING:
     from gptbridge.weights.conversion.target import Split, Target, TargetFile
+    from gptbridge.weights.formats import WeightFile
 
 # (name of the layer, the letters of its heads) of q, k and v
 _QKV = {part: (f"attention.dense{n}", HEADS[part]) for n, part in enumerate(HEADS, start=1)}
 _TRAINING = (
-    r"(adam_[mv]|moment[12]|moments|exp_avg(_sq)?|accu_grads)\..*",  # an optimizer's state
+    r"(adam_[mv]|muon_\w+|moment[12]|moments|exp_avg(_sq)?|accu_grads|main_param)\..*",  # an optimizer's
     r"[^.]+",  # its counters, rates and scales; weights lie in cells, so their names have dots
 )
 
@@ -79,11 +91,19 @@ def _variant(name: str, prefix: str) -> Layout:
 
 
 def _read_width(content: Content, where: object) -> int | None:
-    """Return the feed-forward width, which the file says as a multiple of the hidden width."""
+    """Return the feed-forward width, which the file says as it is or as a multiple of the hidden width."""
+    for name in _WIDTHS[1:]:
+        if name in content:
+            return whole_number(content[name], where)
     hidden = _HIDDEN.read(content, where).get("hidden_size")
     if "expand_ratio" not in content or hidden is None:
         return None
     return whole_number(content["expand_ratio"], where) * whole_number(hidden, where)
+
+
+def _read_tie(content: Content, where: object) -> bool | None:
+    untied = content.get(_UNTIED)
+    return None if untied is None else not untied
 
 
 def _write_width(described: Described) -> Mapping[str, Any]:
@@ -129,12 +149,21 @@ def _ranked(tensor: int, pipeline: int, split: Split) -> str:
     return f"rank_{pipeline * split.tensor + tensor}/gpt2.ckpt"
 
 
+def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
+    return (*_LAYOUTS, *core_layouts(weights, _TRAINING))
+
+
+_SLICES = "metadata.json"  # of MindFormers 2
+_LAYOUTS = (_variant("GPT2LMHeadModel", "backbone."), _variant("GPT2Model", ""))
+_UNTIED = "untie_embeddings_and_output_weights"
+_WIDTHS = ("expand_ratio", "ffn_hidden_size", "intermediate_size")
 _HIDDEN = Key("hidden_size", ("hidden_size", "embedding_size"))
 DIALECT = Dialect(
     "mindspore",
     aliases=("mindformers",),
     preference=40,
-    layouts=(_variant("GPT2LMHeadModel", "backbone."), _variant("GPT2Model", "")),
+    layouts=_LAYOUTS,
+    fitting=_fitting,
     config=ConfigTable(
         files=("model.yaml", "config.yaml", "*.yaml"),
         section=("model", "model_config"),
@@ -142,13 +171,16 @@ DIALECT = Dialect(
             Written("type", "GPT2Config"),
             Key("vocab_size", ("vocab_size",)),
             _HIDDEN,
-            Key("num_layers", ("num_layers", "num_hidden_layers")),
-            Key("num_attention_heads", ("num_heads", "num_attention_heads")),
+            Key("num_layers", ("num_layers", "num_hidden_layers", "n_layer")),
+            Key("num_attention_heads", ("num_heads", "num_attention_heads", "n_head")),
             Key("max_position_embeddings", ("max_position_embeddings", "seq_length")),
-            Key("layernorm_epsilon", ("layernorm_epsilon",), hard_coded=1e-5),
-            Key("hidden_dropout_prob", ("hidden_dropout_rate", "hidden_dropout_prob")),
-            Key("attention_probs_dropout_prob", ("attention_dropout_rate", "attention_dropout_prob")),
-            Key("initializer_range", ("initializer_range",)),
+            Key("layernorm_epsilon", ("layernorm_epsilon", "layer_norm_epsilon"), hard_coded=1e-5),
+            Key("hidden_dropout_prob", ("hidden_dropout_rate", "hidden_dropout_prob", "hidden_dropout")),
+            Key(
+                "attention_probs_dropout_prob",
+                ("attention_dropout_rate", "attention_dropout_prob", "attention_dropout"),
+            ),
+            Key("initializer_range", ("initializer_range", "init_method_std")),
             Words(
                 "activation",
                 ("hidden_act",),
@@ -157,18 +189,32 @@ DIALECT = Dialect(
             ),
             labels("num_labels"),
             *TOKENS,
-            Pair("ffn_hidden_size", ("expand_ratio",), _read_width, _write_width),
+            Pair("ffn_hidden_size", _WIDTHS, _read_width, _write_width),
             Pair("lora_alpha", ("pet_config",), _read_alpha, _write_lora),
+            # MindFormers 2's: the tie, which the weights tell, and what makes another architecture
+            Pair("tie_word_embeddings", (_UNTIED,), _read_tie, lambda described: {}),
+            Switch("normalization", "LayerNorm"),
+            Switch("position_embedding_type", "learned_absolute"),
+            Switch("gated_linear_unit", False),
+            Switch("add_bias_linear", True),
+            Switch("multi_latent_attention", False),
+            Switch("apply_residual_connection_post_layernorm", False),
+            Switch("use_contiguous_weight_layout_attention", False),
         ),
     ),
     files=Files(
         Place("ckpt", "gpt2.ckpt", _ranked),
-        single=("param_name_map.json",),  # of safetensors that MindSpore merged from those of ranks
+        single=(
+            "param_name_map.json",  # of safetensors that MindSpore merged from those of ranks
+            _SLICES,
+            "*model-0000000-0000001.safetensors",  # that of one rank, without metadata.json
+        ),
         unread=(
             Unread(
-                "common.json",
-                "is a checkpoint of MindFormers 2 (iteration_*, metadata.json), which is not read",
-                "Let MindFormers save the model as one .safetensors or .ckpt file",
+                r"(?:.*-)?model-\d{7}-(?!0000001)\d{7}\.safetensors",
+                f"holds slices of MindFormers 2 without their {_SLICES}, which alone says how they are cut",
+                "It is written last: a save that was cut short lacks it",
+                unless=_SLICES,
             ),
         ),
         rank_folders=RankFolders(find_ranks, rank_stages),

@@ -33,15 +33,16 @@ _MAX_CELLS = 1 << 20  # of the grid that the boxes of one tensor make
 
 def read_dcp(metadata: SourceFile) -> list[Contents]:
     """Return what .metadata describes, and the files that it names, open."""
-    return _with_files(metadata, read_metadata(metadata))
+    return contents_in_boxes(metadata, read_metadata(metadata), FORMAT)
 
 
 def read_dcp_parts(first: SourceFile) -> list[Contents]:
     """Return what the safetensors files of all ranks hold together, `first` being one of them."""
-    return _with_files(first, read_parts(first))
+    return contents_in_boxes(first, read_parts(first), FORMAT)
 
 
-def _with_files(metadata: SourceFile, saved: Mapping[str, Saved]) -> list[Contents]:
+def contents_in_boxes(metadata: SourceFile, saved: Mapping[str, Saved], of_format: str) -> list[Contents]:
+    """Return tensors that `metadata` puts into the files beside it, and those files, open."""
     files = dict.fromkeys(place.file for tensor in saved.values() for place in tensor.places)
     if len(files) > _MAX_FILES:
         metadata.refuse(f"names {len(files)} files", allowed=f"at most {_MAX_FILES}")
@@ -51,13 +52,13 @@ def _with_files(metadata: SourceFile, saved: Mapping[str, Saved]) -> list[Conten
         for name in files:
             sources[name] = SourceFile(metadata.path.with_name(name))
             opened.callback(sources[name].close)
-        contents = Contents(metadata, FORMAT, bytes_beside=sum(file.size for file in sources.values()))
+        contents = Contents(metadata, of_format, bytes_beside=sum(file.size for file in sources.values()))
         stores = {name: _Store(source) for name, source in sources.items()}
         for name, tensor in saved.items():
             info = contents.new_tensor(name, tensor.dtype, tensor.shape)
             contents.add(info, _block(metadata, info, tensor, stores), info.nbytes)
         opened.pop_all()
-    return [contents, *(Contents(source, FORMAT) for source in sources.values())]
+    return [contents, *(Contents(source, of_format) for source in sources.values())]
 
 
 def _block(metadata: SourceFile, info: TensorInfo, tensor: Saved, stores: Mapping[str, _Store]) -> BoxedBytes:
@@ -87,8 +88,10 @@ class _Store:
             return contents.tensors[contents.tree.name], contents
         if self._whole is None and self.source.begins(b"{", 8):
             self._whole = read_safetensors(self.source)
-        if self._whole is None or name not in self._whole.tensors:
+        if self._whole is None:
             self.source.refuse(f"has no torch.save at byte {place.offset}", tensor=name)
+        if name not in self._whole.tensors:
+            self.source.refuse("is said to be here, and is not", tensor=name)
         return self._whole.tensors[name], self._whole
 
 
@@ -103,14 +106,14 @@ class _Box:
     _verified: bool = False
 
     def part(self) -> Part:
-        """Return the box as a tensor; BadInput unless it is of the type and shape that .metadata says."""
+        """Return the box as a tensor; BadInput unless it is of the type and shape that is said."""
         if self._part is None:
             found, contents = self.store.open(self.info.name, self.place)
             expected = TensorInfo(self.info.name, self.info.dtype, self.place.shape)
             if (found.dtype, found.shape) != (expected.dtype, expected.shape):
                 self.store.source.refuse(
                     f"its part at {self.place.offsets} is {found.dtype} {found.shape}, "
-                    f"in .metadata {expected.dtype} {expected.shape}",
+                    f"said to be {expected.dtype} {expected.shape}",
                     tensor=self.info.name,
                 )
             self._part = Part(self.place.offsets, expected, contents.blocks[found.name])

@@ -88,7 +88,10 @@ def _places(source: SourceFile, stored: Mapping[Any, Any]) -> Iterator[tuple[Any
                 name=dcp_calls.STORED,
                 values={"relative_path": str(file), "offset": int(offset), "length": int(length), **rest},
             ):
-                _check_place(source, name, file, rest)
+                check_file_name(source, name, file)
+                if transforms := rest.get("transform_descriptors"):
+                    problem = f"is stored through {printable(transforms, 80)}"
+                    source.refuse(problem, tensor=name, allowed="tensors as they are")
                 yield (name, offsets), (file, offset, length)
             case Index(values={"fqn": str()}), Attributes(name=dcp_calls.STORED):
                 pass  # an object
@@ -96,15 +99,13 @@ def _places(source: SourceFile, stored: Mapping[Any, Any]) -> Iterator[tuple[Any
                 source.refuse("an entry of its storage_data is malformed")
 
 
-def _check_place(source: SourceFile, name: str, file: str, rest: Mapping[Any, Any]) -> None:
+def check_file_name(source: SourceFile, name: str, file: str) -> None:
+    """Refuse a tensor that is said to lie in anything but a file beside `source`."""
     plain = file.isprintable() and not set(file) & set("/\\:") and not file.startswith(".")
     if not plain or not file.endswith(_SUFFIXES):
         problem = f"is said to be in {printable(file, 80)!r}"
-        source.refuse(problem, tensor=name, allowed="the name of a .distcp file beside it")
-    if transforms := rest.get("transform_descriptors"):
-        source.refuse(
-            f"is stored through {printable(transforms, 80)}", tensor=name, allowed="tensors as they are"
-        )
+        allowed = f"the name of a file beside it that ends in {' or '.join(_SUFFIXES)}"
+        source.refuse(problem, tensor=name, allowed=allowed)
 
 
 def _tensors(source: SourceFile, described: Mapping[Any, Any], places: Places) -> Iterator[tuple[str, Saved]]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
+from gptbridge.weights.formats.shrinking import refuse_shrunk
 from gptbridge.weights.formats.tensor import STORAGE_DTYPES
 from gptbridge.weights.formats.weight_file import WeightFile
 
@@ -46,3 +47,4 @@ def finite_chunks(file: WeightFile, name: str) -> Iterator[NDArray[Any]]:
             raise BadInput(f"{printable(name)} holds NaN or infinity", where=file.path, hint=NO_WEIGHTS)
         rest = whole[end:]
         yield chunk
+        refuse_shrunk()

@@ -12,10 +12,12 @@ from gptbridge.weights.formats.source import SourceFile
 MAX_JSON_BYTES = 4 << 20
 
 
-def read_object(source: SourceFile, offset: int, nbytes: int, what: str) -> dict[str, Any]:
+def read_object(
+    source: SourceFile, offset: int, nbytes: int, what: str, *, limit: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
     """Return the JSON object in a range of the file; BadInput names `what` when it is anything else."""
-    if nbytes > MAX_JSON_BYTES:
-        source.refuse(f"{what} takes {nbytes} bytes", allowed=f"at most {MAX_JSON_BYTES}")
+    if nbytes > limit:
+        source.refuse(f"{what} takes {nbytes} bytes", allowed=f"at most {limit}")
     try:
         return decode_object(source.bytes_at(offset, nbytes, what))
     except ValueError as error:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from gptbridge.files import INDEX_LIMIT
 from gptbridge.weights.formats.dcp import read_dcp, read_dcp_parts
 from gptbridge.weights.formats.dcp_metadata import is_metadata
 from gptbridge.weights.formats.dcp_safetensors import is_part
 from gptbridge.weights.formats.detection import READERS, detect
+from gptbridge.weights.formats.json_header import read_object
+from gptbridge.weights.formats.numbered_slices import TENSORS, read_slices
 from gptbridge.weights.formats.shards import is_index, read_shards
+from gptbridge.weights.formats.shrinking import refuse_shrunk
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.weight_file import Contents, WeightFile
 
@@ -39,9 +43,13 @@ def _contents(path: Path) -> list[Contents]:
         if not is_index(source):
             contents = [_read(source)]
             return read_dcp_parts(source) if is_part(contents[0]) else contents
-        contents = read_shards(source, _read)
+        content = read_object(source, 0, source.size, "the index", limit=INDEX_LIMIT)
+        if TENSORS in content:
+            return read_slices(source, content)
+        contents = read_shards(source, content, _read)
     except BaseException:
         source.close()
+        refuse_shrunk()
         raise
     source.close()
     return contents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from gptbridge.errors import RunFailed
 from gptbridge.files import sync_folder
+from gptbridge.weights.formats.shrinking import refuse_shrunk
 from gptbridge.weights.formats.tensor import SLAB_BYTES, Chunks, TensorInfo
 
 Piece: TypeAlias = NDArray[np.uint8]
@@ -39,7 +41,13 @@ class OutputFile:
         """Append `data`."""
         rest = memoryview(data).cast("B")
         while rest:
-            rest = rest[os.write(self._fd, rest[:_WRITE_BYTES]) :]
+            try:
+                rest = rest[os.write(self._fd, rest[:_WRITE_BYTES]) :]
+            except OSError as error:
+                if error.errno == errno.EFAULT:  # in a map, behind the new end of its file
+                    bytes(rest[:_WRITE_BYTES])
+                    refuse_shrunk()
+                raise
         self._advance(memoryview(data).nbytes)
 
     def _advance(self, nbytes: int) -> None:

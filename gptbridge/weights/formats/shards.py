@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.errors import printable
-from gptbridge.weights.formats.json_header import read_object
 from gptbridge.weights.formats.output import new_file
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import Entry
@@ -28,12 +27,14 @@ def is_index(source: SourceFile) -> bool:
     return source.begins(b"{")
 
 
-def read_shards(index: SourceFile, read: Callable[[SourceFile], Contents]) -> list[Contents]:
-    """Open each file that an index names, beside it, and check that it holds just its tensors.
+def read_shards(
+    index: SourceFile, content: Mapping[str, Any], read: Callable[[SourceFile], Contents]
+) -> list[Contents]:
+    """Open each file that an index, whose JSON is `content`, names beside it; check that it holds just that.
 
     When one is refused, those that were opened are closed.
     """
-    files = _files(index)
+    files = _files(index, content)
     opened: list[Contents] = []
     try:
         for name, tensors in files.items():
@@ -52,9 +53,8 @@ def read_shards(index: SourceFile, read: Callable[[SourceFile], Contents]) -> li
     return opened
 
 
-def _files(index: SourceFile) -> dict[str, set[str]]:
+def _files(index: SourceFile, content: Mapping[str, Any]) -> dict[str, set[str]]:
     """Return the tensors that the index puts into each file, in the order of the index."""
-    content = read_object(index, 0, index.size, "the index")
     names = content.values()
     bare = all(isinstance(name, str) and _is_plain(name) for name in names)
     weight_map = content if bare else content.get("weight_map")

@@ -18,6 +18,7 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
+from gptbridge.weights.formats.shrinking import guard
 
 _CHECKSUM_STEP = 1 << 20
 _VIEW_BYTES = 1 << 20
@@ -70,9 +71,12 @@ class SourceFile:
 
     def _mapped(self) -> mmap.mmap:
         try:
-            return mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise BadInput(f"cannot be mapped: {error.strerror}", where=self.path) from error
+            memory = mmap.mmap(self.fd, self.size, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:  # ValueError: it is shorter already
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise BadInput(f"cannot be mapped: {reason}", where=self.path) from error
+        guard(memory, self.path)
+        return memory
 
     def part(self, offset: int, nbytes: int) -> Self:
         """Return a range that lies inside the file as a file of its own."""

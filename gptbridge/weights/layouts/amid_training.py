@@ -13,7 +13,7 @@ from gptbridge.weights.layouts.wrappers import peeled
 # A part of a name below which there are no weights, whatever stands in the other parts.
 _TRAINING = (
     r"(?:optim\w*|\w*(?:scheduler|rng_state\w*|sampler)|rng_tracker_states|train(?:er)?_state|"
-    r"data_?loader\w*|rerun_state_machine_state)"
+    r"data_?loader\w*|rerun_state_machine_state|adam_[mv]|muon_\w+|moment[12s]|accu_grads|main_param)"
 )
 _STATE = re.compile(rf"(?:.*\.)?{_TRAINING}(?:[./].*)?")
 _ELSEWHERE = "."  # before a name outside the model, which no layout has

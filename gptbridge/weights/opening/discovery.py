@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -63,7 +64,7 @@ def _whole(path: Path, dialects: Sequence[Dialect]) -> Path:
     """Return what says how a file belongs with others that lie beside it, or else the file."""
     for dialect in dialects:
         for form in dialect.files.unread:
-            if form.unless and path.name.endswith(form.suffix) and path.with_name(form.unless).is_file():
+            if re.fullmatch(form.pattern, path.name) and path.with_name(form.unless).is_file():
                 return path.with_name(form.unless)
     return path
 
@@ -134,7 +135,7 @@ def _refuse_unread(folder: Path, names: Sequence[str], dialects: Sequence[Dialec
     """Refuse a form of checkpoint that some dialect has and nobody reads."""
     for dialect in dialects:
         for form in dialect.files.unread:
-            if form.unless not in names and any(name.endswith(form.suffix) for name in names):
+            if form.unless not in names and any(re.fullmatch(form.pattern, name) for name in names):
                 raise BadInput(form.problem, where=folder, hint=form.hint)
 
 

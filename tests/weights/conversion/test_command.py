@@ -27,8 +27,13 @@ TOKENIZER = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "encoder.json",
+    "vocab.bpe",
+    "gpt2-vocab.json",
+    "gpt2-merges.txt",
     "vocab.txt",
     "sentencepiece.model",
+    "spiece.model",
     "tokenizer.model",
     "generation_config.json",
 )
@@ -178,3 +183,4 @@ def test_the_tokenizer_goes_along(file: str, dialect: str, source: Path, tmp_pat
     for name in TOKENIZER:
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     assert not (tmp_path / "out" / "training_args.bin.json").exists()
+    convert_checkpoint(Conversion(source / file, tmp_path / "out", dialect, overwrite=True))

@@ -300,19 +300,3 @@ def test_safetensors_that_mindspore_merged(bare: bool, original: Path, tmp_path:
     index.write_text(json.dumps({**found, names[0]: "part1.safetensors"}))
     with pytest.raises(BadInput, match="though the index"):
         facts_of(source)
-
-
-def test_a_checkpoint_of_mindformers_2_is_refused_by_name(original: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "iteration_00000010"
-    folder.mkdir()
-    for name in ("gpt-model-0000000-0000002.safetensors", "gpt-model-0000001-0000002.safetensors"):
-        save_file(weights_of(original), folder / name)
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("10")
-    for name in ("metadata.json", "common.json"):
-        (folder / name).write_text("{}")
-    for place in (tmp_path, folder):
-        with pytest.raises(BadInput, match="is a checkpoint of MindFormers 2"):
-            facts_of(place)
-    (folder / "common.json").unlink()
-    with pytest.raises(BadInput, match="holds several"):
-        facts_of(folder)

@@ -101,9 +101,9 @@ LIES: dict[str, tuple[Callable[[Saved], Saved], str]] = {
     "between two": (lambda t: changed(t, 0, offset=64), "has no torch.save at byte 64"),
     "another's": (
         lambda t: changed(t, 0, offset=t.places[1].offset, nbytes=t.places[1].nbytes),
-        r"its part at \(0, 0\) is float32 \(3, 5\), in .metadata float32 \(4, 5\)",
+        r"its part at \(0, 0\) is float32 \(3, 5\), said to be float32 \(4, 5\)",
     ),
-    "another type": (lambda t: replace(t, dtype="int32"), "is float32 .* in .metadata int32"),
+    "another type": (lambda t: replace(t, dtype="int32"), "is float32 .* said to be int32"),
     "a hole": (
         lambda t: replace(t, places=t.places[:3]),
         r"\.metadata: tensor 'w': no part holds what is at \(4, 5\)",
