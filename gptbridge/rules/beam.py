@@ -76,7 +76,8 @@ class BeamSearch:
             for place in group.go_on([beam for _, beam in candidates], self._ends):
                 row, beam = candidates[place]
                 rows.append((first + row, beam.tokens[-1]))
-                chosen[beam.tokens[-1]] += 1
+            tokens = [beam.tokens[-1] for _, beam in candidates if beam.tokens[-1] not in self._end_tokens]
+            np.add.at(chosen, tokens[: group.size], 1)
         return rows
 
     def best(self) -> list[Beam]:
