@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gptbridge.api import generate as generate
     from gptbridge.api import inspect as inspect
     from gptbridge.api import open_checkpoint as open_checkpoint
+    from gptbridge.api import open_writer as open_writer
     from gptbridge.api import parity as parity
     from gptbridge.api import train as train
     from gptbridge.hookspecs import hookimpl as hookimpl
@@ -29,6 +30,7 @@ _PUBLIC = {
     "hookimpl": "gptbridge.hookspecs",
     "inspect": "gptbridge.api",
     "open_checkpoint": "gptbridge.api",
+    "open_writer": "gptbridge.api",
     "parity": "gptbridge.api",
     "train": "gptbridge.api",
 }

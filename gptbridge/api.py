@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from gptbridge.comparing import Parity, StepProgress
     from gptbridge.data.inspection import DatasetFacts
-    from gptbridge.generation.generate import Continuation, Tell
+    from gptbridge.generation.generate import Continuation, OnPiece, Tell, Writer
     from gptbridge.training.events import Observer
     from gptbridge.training.run import Outcome
     from gptbridge.weights.conversion.convert import ByteProgress, Converted
@@ -41,15 +43,34 @@ _HINTS = tuple(HintWords.__annotations__)
 
 
 class DecodingWords(HintWords, total=False):
-    """How texts are continued, and hints; what is absent is the run's own, or the default."""
+    """How texts are continued (`gptbridge_specs.generation` says what each means), and hints.
 
-    strategy: str  # "greedy" or "sample"
+    What is absent is the run's own, or the default.
+    """
+
+    preset: str  # "paddlenlp", "fleetx", "mindformers" or "modelscope": that system's defaults
+    strategy: str  # "greedy", "sample" or "beam"
     max_new_tokens: int
+    min_new_tokens: int
+    max_length: int
+    num_return_sequences: int
     temperature: float
     top_k: int
     top_p: float
+    top_p_rule: str
+    min_p: float
+    repetition_penalty: float
+    no_repeat_ngram: int
+    stop: str | Sequence[str]
+    stop_tokens: Sequence[int]
+    beams: int
+    beam_groups: int
+    diversity_penalty: float
+    length_penalty: float
+    early_stopping: bool
     seed: int
     window: int  # tokens that the model sees at the most
+    long_prompts: str  # "window" or "refuse"
 
 
 def _warn(message: str) -> None:
@@ -106,30 +127,70 @@ def generate(
     backend: str | None = None,
     tokenizer: str | Path | None = None,
     overrides: Overrides = (),
+    rows: int = 8,
+    on_piece: OnPiece | None = None,
     warn: Tell = _warn,
     note: Tell = _silent,
     **words: Unpack[DecodingWords],
 ) -> list[Continuation]:
     """Continue each prompt with a run's newest checkpoint, or a checkpoint of any dialect.
 
-    `tokenizer` is a folder or "byte"; None for the one beside the weights. `words` are those of
-    `DecodingWords`, such as strategy="sample", top_k=50. `overrides` set any other field of the spec.
+    The result has `num_return_sequences` texts for each prompt, in order. A text depends on its prompt and
+    the words alone, whatever else is continued. `tokenizer` is a folder or "byte"; None for the one beside
+    the weights. `rows` texts are continued at once. `on_piece` is called as the texts grow. `words` are
+    those of `DecodingWords`, such as strategy="sample", top_k=50. `overrides` set any other field of the
+    spec.
     """
-    from gptbridge.generation.generate import generate as continue_texts
+    given = [prompts] if isinstance(prompts, str) else prompts
+    opened = open_writer(
+        checkpoint,
+        backend=backend,
+        tokenizer=tokenizer,
+        overrides=overrides,
+        rows=rows,
+        prompts=given,
+        warn=warn,
+        note=note,
+        **words,
+    )
+    with opened as writer:
+        return writer.write(given, *(() if on_piece is None else (on_piece,)))
+
+
+def open_writer(
+    checkpoint: str | Path,
+    *,
+    backend: str | None = None,
+    tokenizer: str | Path | None = None,
+    overrides: Overrides = (),
+    rows: int = 8,
+    prompts: Sequence[str] = (),
+    warn: Tell = _warn,
+    note: Tell = _silent,
+    **words: Unpack[DecodingWords],
+) -> AbstractContextManager[Writer]:
+    """Open a model once, to continue texts many times: the result of `with` has `write(prompts)`.
+
+    The words are those of `generate`; `prompts` are checked before the weights are read.
+    """
+    from gptbridge.generation import generate as module
     from gptbridge.training.start import choose_backend
     from gptbridge.weights.opening import hints_of
 
     if unknown := words.keys() - DecodingWords.__annotations__.keys():
         raise TypeError(f"generate() has no keyword {min(unknown)!r}: see gptbridge.api.DecodingWords")
     asked = {f"generation.{name}": word for name, word in words.items() if name not in _HINTS}
+    if isinstance(stop := words.get("stop"), str):
+        asked["generation.stop"] = [stop]  # as text it may look like JSON
     hints = {name: word for name, word in words.items() if name in _HINTS}
-    return continue_texts(
+    return module.open_writer(
         Path(checkpoint),
-        [prompts] if isinstance(prompts, str) else prompts,
         backend=backend or choose_backend(),
         hints=hints_of(**hints),  # type: ignore[arg-type]
         tokenizer=str(tokenizer) if tokenizer is not None else None,
         overrides=[*_lines(asked), *_lines(overrides)],
+        rows=rows,
+        first=prompts,
         warn=warn,
         note=note,
     )

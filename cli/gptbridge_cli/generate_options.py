@@ -9,8 +9,29 @@ import typer
 
 Checkpoint = Annotated[Path, typer.Argument(help="A run folder, or a checkpoint of any dialect.")]
 Prompts = Annotated[
-    list[str], typer.Option("--prompt", "-p", metavar="TEXT", help="A text to continue; repeatable.")
+    list[str] | None,
+    typer.Option("--prompt", "-p", metavar="TEXT", help="A text to continue; repeatable."),
 ]
+PromptFiles = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FILE|-", help="A file whose text is continued, - for stdin; repeatable."),
+]
+Interactive = Annotated[
+    bool, typer.Option("--interactive", "-i", help="Continue each line that is typed, until end of file.")
+]
+Stream = Annotated[
+    bool | None,
+    typer.Option(help="Print texts as they grow; absent: on a terminal.", show_default=False),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="A string that ends a text, which is cut before it; repeatable."),
+]
+Preset = Annotated[
+    str | None,
+    typer.Option(metavar="SYSTEM", help="Decode as paddlenlp, fleetx, mindformers or modelscope do."),
+]
+Rows = Annotated[int, typer.Option(min=1, help="Texts that are continued at once.")]
 Backend = Annotated[
     str | None,
     typer.Option("--backend", "-b", help="torch, paddle, ...; the first installed when absent."),

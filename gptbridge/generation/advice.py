@@ -4,31 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from gptbridge.errors import UsageError
 from gptbridge.weights.canonical.lora import QKV
 from gptbridge.weights.opening import Opened
 from gptbridge_specs import RunSpec
+from gptbridge_specs.generation import GenerationSpec
 from gptbridge_specs.overrides import parse_override
 
-_DRAW = "generation.strategy=sample"
-_FOR_DRAWING = ("temperature", "top_k", "top_p", "top_p_rule", "seed")
+# Fields that one strategy heeds, and what says that it is to be taken.
+_FOR_ONE = {
+    "sample": ("temperature", "top_k", "top_p", "top_p_rule", "min_p", "seed"),
+    "beam": ("beams", "beam_groups", "diversity_penalty", "length_penalty", "early_stopping"),
+}
+_INSTEAD = {
+    "greedy": "greedy takes the likeliest",
+    "sample": "sample draws",
+    "beam": "beam follows the likeliest",
+}
 _FOR_TRAINING = ("data", "optimizer", "schedule", "checkpoint", "evaluation")
 _OF_TRAINING_HEEDED = ("device", "compile")
 
 
-def advise(
-    spec: RunSpec, overrides: Sequence[str], contexts: Sequence[Sequence[int]], window: int
-) -> list[str]:
-    """Return what to warn of before `contexts` are continued under `spec`, which `overrides` made."""
-    warnings = []
+def advise(spec: RunSpec, overrides: Sequence[str]) -> Iterator[str]:
+    """Yield what to warn of before texts are continued under `spec`, which `overrides` made."""
     for override in overrides:
         if reason := _unheeded(spec, *parse_override(override)[0]):
-            warnings.append(f"-o {override} changes nothing: {reason}")
-    for number, context in enumerate(contexts, start=1):
-        if len(context) > window:
-            warnings.append(
-                f"prompt {number} has {len(context)} tokens: the model sees the last {window} of them"
-            )
-    return warnings
+            yield f"-o {override} changes nothing: {reason}"
+
+
+def length_advice(prompt: str, length: int, spec: GenerationSpec, window: int) -> str | None:
+    """Return what to warn of a prompt of `length` tokens; UsageError where it cannot be continued so."""
+    if spec.max_length is not None and length >= spec.max_length:
+        raise UsageError(
+            f"{prompt} has {length} tokens, and {spec.max_length} are allowed with its continuation",
+            where="generation.max_length",
+        )
+    if length <= window:
+        return None
+    if spec.long_prompts == "refuse":
+        raise UsageError(
+            f"{prompt} has {length} tokens, and the model sees {window}",
+            where="generation.long_prompts",
+            hint="Shorten it, or say -o generation.long_prompts=window to let the model see its end",
+        )
+    return f"{prompt} has {length} tokens: the model sees the last {window} of them"
 
 
 def parts_used(opened: Opened) -> Iterator[str]:
@@ -47,6 +66,8 @@ def _unheeded(spec: RunSpec, section: str, field: str | None = None, *_: str) ->
     """Return why a field of the spec does not matter to generate; None where it does."""
     if section in _FOR_TRAINING or (section == "training" and field not in (None, *_OF_TRAINING_HEEDED)):
         return "it is for training"
-    if section == "generation" and field in _FOR_DRAWING and spec.generation.strategy == "greedy":
-        return f"greedy takes the likeliest; -o {_DRAW} draws"
+    strategy = spec.generation.strategy
+    for other, fields in _FOR_ONE.items():
+        if section == "generation" and field in fields and strategy != other:
+            return f"{_INSTEAD[strategy]}; -o generation.strategy={other} heeds it"
     return None

@@ -1,32 +1,32 @@
-"""Continue texts with a model: one token a pass, every prompt of the batch at once."""
+"""Continue texts with the model in a checkpoint."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gptbridge.checkpoint.locating import locate
 from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.generation.advice import advise, parts_used
+from gptbridge.generation.advice import advise, length_advice, parts_used
+from gptbridge.generation.engine import Engine
+from gptbridge.generation.requests import Ending, Reason, Request, Written, request
+from gptbridge.generation.texts import Stream, Texts
 from gptbridge.plugins.backend import load_backend
-from gptbridge.rules.decoding import next_token
 from gptbridge.session import LanguageModel
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 from gptbridge.weights.shards import load
 from gptbridge_specs import ModelSpec, RunSpec
 from gptbridge_specs.loading import build
 from gptbridge_specs.overrides import apply_overrides
-from gptbridge_specs.run import GenerationSpec
 
 Tell = Callable[[str], None]
+ROWS = 8  # texts that are continued at once, unless more are asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,130 +34,156 @@ class Continuation:
     """What a model wrote after a prompt."""
 
     prompt: str
-    text: str
-    tokens: tuple[int, ...]  # without the end-of-text token that ended them
-    ended: bool  # by that token, not by max_new_tokens
+    text: str  # cut before the stop string that ended it
+    tokens: tuple[int, ...]  # without the end-of-text or stop token that ended them
+    log_probs: tuple[float, ...]  # the model's, of each token, before temperature and all else
+    reason: Reason  # of the end: "end_of_text", "stop" or "length"
+    score: float | None = None  # beam search: the sum of log-probabilities by length
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
-    """Contexts to continue, and how."""
+class Piece:
+    """What is new of a text that is being written; with the last piece comes the reason of the end."""
 
+    prompt: int  # its number, from 0
+    sequence: int  # which of the prompt's texts
+    text: (
+        str  # the pieces of a text together are the whole; often empty, for characters and stops may be long
+    )
+    token: int | None = None
+    log_prob: float | None = None
+    reason: Reason | None = None
+
+
+OnPiece = Callable[[Piece], None]
+
+
+def unheard(piece: Piece) -> None:
+    """Hear of no piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """A model that is open to continue texts, with what it needs to know of them."""
+
+    model: LanguageModel
     spec: RunSpec
     tokenizer: Tokenizer
-    contexts: Sequence[Sequence[int]]
-    window: int
+    window: int  # tokens that the model sees at the most
+    warn: Tell
+    rows: int
 
-    def written_by(self, model: LanguageModel) -> list[list[int]]:
-        return continue_tokens(
-            model,
-            self.contexts,
-            self.spec.generation,
+    def write(self, prompts: Sequence[str], on_piece: OnPiece = unheard) -> list[Continuation]:
+        """Continue each prompt, in `num_return_sequences` texts each; `on_piece` hears of them as they grow.
+
+        UsageError for a prompt that cannot be encoded, and one that is too long where those are refused.
+        """
+        texts = Texts(self.tokenizer, self.spec.generation.stop)
+        contexts = []
+        for context, warning in _contexts(prompts, self.tokenizer, self.spec, self.window):
+            contexts.append(context)
+            if warning:
+                self.warn(warning)
+        streams = [[Stream(texts) for _ in range(self._count)] for _ in prompts]
+
+        def hear(prompt: int, sequence: int, token: int, log_prob: float) -> None:
+            on_piece(Piece(prompt, sequence, streams[prompt][sequence].add(token), token, log_prob))
+
+        requests = [
+            self._request(context, texts, partial(hear, number)) for number, context in enumerate(contexts)
+        ]
+        numbers = {id(each): number for number, each in enumerate(requests)}
+        continued: list[list[Continuation]] = [[] for _ in prompts]
+        for ended in self._ended(requests):
+            number = numbers[id(ended)]
+            for sequence, written in enumerate(ended.results()):
+                whole = _continuation(prompts[number], texts, written)
+                continued[number].append(whole)
+                rest = streams[number][sequence].end(whole.text)
+                on_piece(Piece(number, sequence, rest, reason=whole.reason))
+        return [each for of_prompt in continued for each in of_prompt]
+
+    @property
+    def _count(self) -> int:
+        return self.spec.generation.num_return_sequences
+
+    def _request(
+        self, context: Sequence[int], texts: Texts, hear: Callable[[int, int, float], None]
+    ) -> Request:
+        spec = self.spec.generation
+        room = spec.max_length - len(context) if spec.max_length else spec.max_new_tokens
+        ending = Ending(
+            min(spec.max_new_tokens, room), self.tokenizer.end_of_text, spec.stop_tokens, texts.stopped
+        )
+        return request(context, spec, ending, hear)
+
+    def _ended(self, requests: Sequence[Request]) -> Iterator[Request]:
+        longest = (
+            max((len(each.prompt) for each in requests), default=0) + self.spec.generation.max_new_tokens
+        )
+        engine = Engine(
+            self.model,
+            rows=max(self.rows, *(each.width for each in requests)),
             window=self.window,
             vocab_size=min(self.tokenizer.vocab_size, self.spec.model.vocab_size),
-            end_of_text=self.tokenizer.end_of_text,
+            capacity=longest,
         )
+        for each in requests:
+            engine.submit(each)
+        while engine.busy:
+            yield from engine.step()
 
 
-def generate(
+def _continuation(prompt: str, texts: Texts, written: Written) -> Continuation:
+    text = texts.whole(written.tokens)
+    return Continuation(prompt, text, written.tokens, written.log_probs, written.reason, written.score)
+
+
+@contextmanager
+def open_writer(
     checkpoint: Path,
-    prompts: Sequence[str],
     *,
     backend: str,
     hints: Hints,
     tokenizer: str | None,
     overrides: Sequence[str],
+    rows: int,
     warn: Tell,
     note: Tell,
-) -> list[Continuation]:
-    """Continue each prompt with the model in `checkpoint`, a run folder or a checkpoint of any dialect.
+    first: Sequence[str] = (),
+) -> Iterator[Writer]:
+    """Open the model in `checkpoint`, a run folder or a checkpoint of any dialect, to continue texts.
 
     An adapter beside the weights is added to them. `tokenizer` is a folder or `byte`; None for the one that
     lies beside the weights. `overrides` set fields of the spec, such as generation.top_k=50; without them
-    the decoding is the run's own and computes in fp32. `warn` hears of a damaged checkpoint that is
-    passed over, of what was taken for granted, a prompt longer than the model's window, which is cut from
-    the left, and an override that changes nothing; `note` of an adapter that is used.
+    the decoding is the run's own and computes in fp32. At most `rows` texts are continued at once. `warn`
+    hears of a damaged checkpoint that is passed over, of what was taken for granted, a prompt longer than
+    the model's window and an override that changes nothing; `note` of an adapter that is used. The prompts
+    in `first` are looked at before the weights are.
     BadInput for a damaged checkpoint or a classifier, UsageError for a bad override, hint or prompt.
     """
     plugin = load_backend(backend)
     with open_checkpoint(locate(checkpoint, warn), hints) as opened:
         opened.require_language_head()
         weights = opened.merged()
-        work = _work(opened, prompts, tokenizer, overrides)
-        advice = advise(work.spec, overrides, work.contexts, work.window)
-        for message in (*opened.warnings, *opened.assumed, *advice):
+        state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
+        spec = _spec(opened.model, state, overrides)
+        words = load_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_of(opened)
+        _require_known(spec.generation.stop_tokens, words, spec.model)
+        window = _window(spec, state)
+        for message in (*opened.warnings, *opened.assumed, *advise(spec, overrides)):
             warn(message)
         for message in parts_used(opened):
             note(message)
-        with closing(plugin.open_model(work.spec)) as model:
+        list(_contexts(first, words, spec, window))
+        with closing(plugin.open_model(spec)) as model:
             load(model.shards(), weights.read)
-            written = work.written_by(model)
-    longest = work.spec.generation.max_new_tokens
-    return [
-        Continuation(prompt, work.tokenizer.decode(tokens), tuple(tokens), len(tokens) < longest)
-        for prompt, tokens in zip(prompts, written, strict=True)
-    ]
-
-
-def _work(opened: Opened, prompts: Sequence[str], tokenizer: str | None, overrides: Sequence[str]) -> _Work:
-    state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
-    spec = _spec(opened.model, state, overrides)
-    words = load_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_of(opened)
-    contexts = [_encoded(text, words, spec.model.vocab_size) for text in prompts]
-    return _Work(spec, words, contexts, _window(spec, state))
+            yield Writer(model, spec, words, window, warn, rows)
 
 
 def visible(text: str) -> str:
     """Return `text` with control characters escaped, but for line ends and tabs: fit for a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
-
-
-def continue_tokens(
-    model: LanguageModel,
-    contexts: Sequence[Sequence[int]],
-    spec: GenerationSpec,
-    *,
-    window: int,
-    vocab_size: int,
-    end_of_text: int | None,
-) -> list[list[int]]:
-    """Return the new tokens of each context, up to `end_of_text` (left out) or spec.max_new_tokens.
-
-    The model sees the last `window` tokens: a longer context is cut from the left. Tokens from
-    `vocab_size` on, which the tokenizer does not know, are never chosen.
-    """
-    written: list[list[int]] = [[] for _ in contexts]
-    rows = list(range(len(contexts)))  # the contexts that are still being continued
-    new = [list(context[-window:]) for context in contexts]  # what each of them has to be fed
-    decoder = model.decoder(len(rows), min(window, max(map(len, new)) + spec.max_new_tokens))
-    for position in range(spec.max_new_tokens):
-        logits = decoder.feed(*_padded(new))
-        tokens = [
-            next_token(scores[:vocab_size], spec, row=row, position=position)
-            for row, scores in zip(rows, logits, strict=True)
-        ]
-        kept = [place for place, token in enumerate(tokens) if token != end_of_text]
-        for place in kept:
-            written[rows[place]].append(tokens[place])
-        rows = [rows[place] for place in kept]
-        if not rows:
-            break
-        seen = [[*contexts[row], *written[row]][-window - 1 :] for row in rows]
-        full = [len(tokens) > window for tokens in seen]  # learned positions: the window is read anew
-        new = [tokens[1:] if slides else tokens[-1:] for tokens, slides in zip(seen, full, strict=True)]
-        if len(kept) < len(tokens) or any(full):
-            before = [-1 if slides else place for place, slides in zip(kept, full, strict=True)]
-            decoder.keep(np.array(before, np.int32))
-    return written
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return the rows as (R, T) with zeros after them, and their lengths (R,)."""
-    lengths = np.array([len(row) for row in rows], np.int32)
-    tokens = np.zeros((len(rows), lengths.max()), np.int32)
-    for padded, row in zip(tokens, rows, strict=True):
-        padded[: len(row)] = row
-    return tokens, lengths
 
 
 def _tokenizer_of(opened: Opened) -> Tokenizer:
@@ -167,6 +193,15 @@ def _tokenizer_of(opened: Opened) -> Tokenizer:
     except BadInput as error:
         error.hint = error.hint or "Name another: --tokenizer FOLDER, or --tokenizer byte"
         raise
+
+
+def _contexts(
+    prompts: Sequence[str], tokenizer: Tokenizer, spec: RunSpec, window: int
+) -> Iterator[tuple[list[int], str | None]]:
+    """Yield the tokens of each prompt, and what to warn of."""
+    for number, text in enumerate(prompts, start=1):
+        context = _encoded(text, tokenizer, spec.model.vocab_size)
+        yield context, length_advice(f"prompt {number}", len(context), spec.generation, window)
 
 
 def _encoded(text: str, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
@@ -205,3 +240,15 @@ def _window(spec: RunSpec, state: TrainingState | None) -> int:
     if asked is not None and asked > positions:
         raise UsageError(f"{asked} is more than the model's {positions} positions", where="generation.window")
     return asked or (state.spec.training.seq_length if state is not None else positions)
+
+
+def _require_known(tokens: Sequence[int], tokenizer: Tokenizer, model: ModelSpec) -> None:
+    """Refuse a stop token that is never chosen."""
+    known = min(tokenizer.vocab_size, model.vocab_size)
+    for token in tokens:
+        if not 0 <= token < known:
+            raise UsageError(
+                f"{token} is no token of the model",
+                where="generation.stop_tokens",
+                allowed=f"0 to {known - 1}",
+            )

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from gptbridge_specs.base import Part
+from gptbridge_specs.generation import GenerationSpec
 from gptbridge_specs.model import ModelSpec
 
 
@@ -194,28 +195,6 @@ class CheckpointSpec(Part):
     keep: int = Field(2, ge=2, description="Newest checkpoints kept; at least 2, so that one may be damaged.")
     keep_every: int | None = Field(
         None, ge=1, description="Also keep every checkpoint at a multiple of this."
-    )
-
-
-class GenerationSpec(Part):
-    """How text is continued."""
-
-    max_new_tokens: int = Field(100, ge=1, description="Tokens generated at the most.")
-    strategy: Literal["greedy", "sample"] = Field(
-        "greedy", description="The likeliest token, or a drawn one."
-    )
-    temperature: float = Field(1.0, gt=0, description="Divides the logits before sampling.")
-    top_k: int = Field(0, ge=0, description="Draw from the k likeliest tokens; ties are kept; 0: all.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that reach this share.")
-    top_p_rule: Literal["transformers", "paddlenlp"] = Field(
-        "transformers", description="Shares after top_k: counted anew, or (paddlenlp) as they were before it."
-    )
-    seed: int = Field(1234, ge=0, lt=2**63, description="Seed of the draws.")
-    window: int | None = Field(
-        None,
-        ge=1,
-        description="Tokens that the model sees at the most; absent: the seq_length that it was trained at, "
-        "where its checkpoint says it, else all its positions.",
     )
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from gptbridge import convert
 from gptbridge.checkpoint.store import CheckpointStore
-from gptbridge_specs.run import GenerationSpec
+from gptbridge_specs.generation import GenerationSpec
 from tests.checkpoint.conftest import writer
 from tests.generation.test_generate import PROMPTS, SPEC, expected
 from tests.training.conftest import ENVIRONMENT, gptbridge
@@ -105,7 +105,7 @@ def test_every_dialect_and_split_continues_as_the_reference(run: Path, folder: P
         {"checkpoint": folder / "torch", "dialect": "huggingface", "tokenizer": folder / "paddle"},
     ]
     jobs += [{"checkpoint": folder / name} for name in forms if name not in ("mindspore", "torch")]
-    reference = [expected(prompt, row, GenerationSpec()) for row, prompt in enumerate(PROMPTS)]
+    reference = [expected(prompt, GenerationSpec()) for prompt in PROMPTS]
     for job, found in zip(jobs, continued(jobs), strict=True):
         assert found == reference, job
     convert(run, folder / "spoilt", to="torch")

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from gptbridge.errors import RunFailed
-from gptbridge.rules.decoding import next_token, probabilities
-from gptbridge_specs.run import GenerationSpec
+from gptbridge.rules.decoding import Past, next_token, probabilities
+from gptbridge_specs.generation import GenerationSpec
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=20).map(
     lambda values: np.array(values, np.float32)
@@ -26,7 +26,7 @@ def sampling(**fields: float | str) -> GenerationSpec:
 
 def test_greedy_takes_the_first_of_the_likeliest() -> None:
     spec = GenerationSpec()
-    assert next_token(np.array([0.0, 3.0, 3.0]), spec, row=0, position=0) == 1
+    assert next_token(np.array([0.0, 3.0, 3.0]), spec, Past(())) == 1
 
 
 def test_top_k_keeps_ties() -> None:
@@ -83,21 +83,21 @@ def test_a_draw_is_among_what_is_kept_and_repeats(
     logits: NDArray[np.float32], top_k: int, top_p: float, row: int
 ) -> None:
     spec = sampling(top_k=top_k, top_p=top_p)
-    token = next_token(logits, spec, row=row, position=3)
+    token = next_token(logits, spec, Past((), 3), sequence=row)
     assert probabilities(logits, spec)[token] > 0
-    assert token == next_token(logits, spec, row=row, position=3)
+    assert token == next_token(logits, spec, Past((), 3), sequence=row)
 
 
 def test_draws_follow_the_shares() -> None:
     spec = sampling(seed=5)
-    drawn = [next_token(ROUND, spec, row=row, position=p) for row in range(20) for p in range(500)]
+    drawn = [next_token(ROUND, spec, Past((), p), sequence=row) for row in range(20) for p in range(500)]
     shares = np.bincount(drawn, minlength=4) / len(drawn)
     np.testing.assert_allclose(shares, [0.4, 0.3, 0.2, 0.1], atol=0.015)
 
 
 def test_seed_row_and_position_each_change_the_draws() -> None:
     def draws(seed: int, row: int, first: int) -> list[int]:
-        return [next_token(ROUND, sampling(seed=seed), row=row, position=first + p) for p in range(50)]
+        return [next_token(ROUND, sampling(seed=seed), Past((), first + p), sequence=row) for p in range(50)]
 
     base = draws(1, 0, 0)
     assert base != draws(2, 0, 0)
@@ -107,4 +107,4 @@ def test_seed_row_and_position_each_change_the_draws() -> None:
 
 def test_logits_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(RunFailed):
-        next_token(np.array([0.0, np.nan]), GenerationSpec(), row=0, position=0)
+        next_token(np.array([0.0, np.nan]), GenerationSpec(), Past(()))

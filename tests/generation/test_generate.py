@@ -13,9 +13,9 @@ import pytest
 from gptbridge import reference
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.generation.advice import advise
-from gptbridge.rules.decoding import next_token
+from gptbridge.rules.decoding import Past, next_token
 from gptbridge.testing.cases import weights
-from gptbridge_specs.run import GenerationSpec
+from gptbridge_specs.generation import GenerationSpec
 from tests.checkpoint.conftest import spec_of, writer
 from tests.training.conftest import gptbridge
 
@@ -51,14 +51,14 @@ def generate(source: Path, *words: str) -> list[dict[str, Any]]:
     return found
 
 
-def expected(prompt: str, row: int, spec: GenerationSpec, length: int = 16) -> list[int]:
+def expected(prompt: str, spec: GenerationSpec, length: int = 16) -> list[int]:
     """Continue a prompt alone, without padding, with the reference's logits; it sees `length` tokens."""
     context = list(prompt.encode())
     written: list[int] = []
     for position in range(NEW):
         window = np.array([[*context, *written][-length:]], np.int32)
         logits = reference.logits(SPEC.model, weights(SPEC.model, 7), window)[0, -1]
-        token = next_token(logits, spec, row=row, position=position)
+        token = next_token(logits, spec, Past((*context, *written), position))
         if token == 256:
             break
         written.append(token)
@@ -70,10 +70,10 @@ def test_drawn_tokens_are_those_of_the_reference(run: Path) -> None:
     words = [word for name, value in options.items() for word in ("-o", f"generation.{name}={value}")]
     found = generate(run, *words)
     spec = GenerationSpec.model_validate(options)
-    for row, (prompt, result) in enumerate(zip(PROMPTS, found, strict=True)):
+    for prompt, result in zip(PROMPTS, found, strict=True):
         assert result["prompt"] == prompt
-        assert result["tokens"] == expected(prompt, row, spec)
-        assert result["ended"] == (len(result["tokens"]) < NEW)
+        assert result["tokens"] == expected(prompt, spec)
+        assert result["reason"] == ("length" if len(result["tokens"]) == NEW else "end_of_text")
         assert result["text"] == bytes(result["tokens"]).decode(errors="replace")
 
 
@@ -97,7 +97,7 @@ def test_only_positions_that_were_trained_are_used(tmp_path: Path) -> None:
         result = gptbridge(*words, *option)
         assert result.returncode == 0, result.stderr
         texts[window] = json.loads(result.stdout)[0]["tokens"]
-        assert texts[window] == expected("def f", 0, GenerationSpec(), window)
+        assert texts[window] == expected("def f", GenerationSpec(), window)
     assert len({tuple(tokens) for tokens in texts.values()}) == 3
     refused = gptbridge(*words, "-o", "generation.window=17")
     assert refused.returncode == 2
@@ -109,7 +109,7 @@ def test_what_greedy_does_not_heed_is_told(run: Path) -> None:
     told = gptbridge(*words, "-o", "training.seed=5").stderr.splitlines()
     assert told == [
         "warning: -o generation.top_k=5 changes nothing: greedy takes the likeliest; "
-        "-o generation.strategy=sample draws",
+        "-o generation.strategy=sample heeds it",
         "warning: -o training.seed=5 changes nothing: it is for training",
     ]
     assert gptbridge(*words, "-o", "generation.strategy=sample").stderr == ""
@@ -117,9 +117,9 @@ def test_what_greedy_does_not_heed_is_told(run: Path) -> None:
 
 def test_what_is_for_training_alone_is_told() -> None:
     for override in ("training.max_steps=5", "optimizer.beta1=0.8", "schedule.max_lr=1", "data.path=x"):
-        assert advise(SPEC, [override], [], 16) == [f"-o {override} changes nothing: it is for training"]
+        assert list(advise(SPEC, [override])) == [f"-o {override} changes nothing: it is for training"]
     heeded = ["training.device=cpu", "training.compile=true", "precision.compute=bf16", "parallel.tensor=2"]
-    assert advise(SPEC, [*heeded, "generation.max_new_tokens=3"], [], 16) == []
+    assert list(advise(SPEC, [*heeded, "generation.max_new_tokens=3"])) == []
 
 
 def test_a_hugging_face_folder_is_enough(run: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_hugging_face_folder_is_enough(run: Path, tmp_path: Path) -> None:
         shutil.copy(source / name, tmp_path)
     found = generate(tmp_path)
     assert [result["tokens"] for result in found] == [
-        expected(prompt, row, GenerationSpec()) for row, prompt in enumerate(PROMPTS)
+        expected(prompt, GenerationSpec()) for prompt in PROMPTS
     ]
 
 
