@@ -1,0 +1,188 @@
+"""Measure a checkpoint on a file: a task, by a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptbridge.checkpoint.locating import locate
+from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
+from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
+from gptbridge.errors import BadInput, UsageError
+from gptbridge.evaluation.choices import multiple_choice
+from gptbridge.evaluation.cloze import cloze
+from gptbridge.evaluation.encoding import Encoder
+from gptbridge.evaluation.perplexity import perplexity
+from gptbridge.evaluation.protocols import Plan, Protocol, find_protocol
+from gptbridge.evaluation.result import Evaluation
+from gptbridge.evaluation.scoring import Job, Progress, Scorer
+from gptbridge.plugins.backend import load_backend
+from gptbridge.weights.opening import Hints, Opened, open_checkpoint
+from gptbridge.weights.shards import load
+from gptbridge_specs import ModelSpec, RunSpec
+from gptbridge_specs.loading import build
+from gptbridge_specs.overrides import apply_overrides, parse_override
+
+Tell = Callable[[str], None]
+
+TASKS: Mapping[str, Callable[[Path, Plan, Encoder], Job]] = {
+    "perplexity": perplexity,
+    "cloze": cloze,
+    "multiple-choice": multiple_choice,
+}
+_LOGGING_INTERVAL = 10
+_HEEDED = (("precision",), ("parallel",), ("training", "device"))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What to measure, and the numbers that are not to be the protocol's own, which None stands for."""
+
+    task: str
+    data: Path
+    protocol: str = "strict"
+    window: int | None = None
+    stride: int | None = None
+    batch_size: int | None = None
+    logging_interval: int | None = None
+    detokenize: bool | None = None
+
+
+def evaluate(
+    checkpoint: Path,
+    asked: Asked,
+    *,
+    backend: str,
+    hints: Hints,
+    tokenizer: str | None,
+    overrides: Sequence[str],
+    warn: Tell,
+    progress: Progress,
+) -> Evaluation:
+    """Measure the model in `checkpoint`, a run folder or a checkpoint of any dialect, on a file.
+
+    An adapter beside the weights is added to them. `tokenizer` is a folder or `byte`; None for the one that
+    lies beside the weights. `overrides` set fields of the spec that say how to compute. `warn` hears of a
+    damaged checkpoint that is passed over and of what was taken for granted.
+    BadInput for a file, checkpoint or tokenizer that does not fit, UsageError for options that do not.
+    """
+    protocol = _protocol(asked)
+    plugin = load_backend(backend)
+    with open_checkpoint(locate(checkpoint, warn), hints) as opened:
+        opened.require_language_head()
+        state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
+        plan = _plan(asked, protocol, opened.model, state)
+        spec = _spec(opened.model, plan, overrides)
+        words = _tokenizer(opened, state, tokenizer)
+        for message in (*opened.warnings, *opened.assumed, *_doubts(words, opened.model)):
+            warn(message)
+        encoder = Encoder(words, opened.model.vocab_size, protocol.special_tokens)
+        job = TASKS[asked.task](asked.data, plan, encoder)
+        weights = opened.merged()
+        with closing(plugin.open_model(spec)) as model:
+            load(model.shards(), weights.read)
+            scorer = Scorer(model, plan.batch_size * plan.window, opened.model.vocab_size, progress)
+            found = job.measure(scorer.score(job.rows, hits=job.hits))
+    return Evaluation(
+        task=asked.task,
+        protocol=protocol.name,
+        checkpoint=str(checkpoint),
+        backend=backend,
+        data=str(asked.data),
+        tokenizer=words.identity,
+        window=plan.window,
+        stride=plan.stride,
+        batch_size=plan.batch_size,
+        logging_interval=plan.logging_interval,
+        detokenizer=plan.cleaning,
+        measures=found.measures,
+        counts=found.counts,
+        quirks=protocol.quirks,
+    )
+
+
+def _protocol(asked: Asked) -> Protocol:
+    """Return the protocol that is asked for. UsageError for options that it has no use for."""
+    if asked.task not in TASKS:
+        raise UsageError(f"no task {asked.task!r}", where="--task", allowed=", ".join(TASKS))
+    protocol = find_protocol(asked.protocol, asked.task)
+    windows = asked.task == "perplexity" and protocol.cut == "windows"
+    useless = {
+        "--stride": asked.stride is not None and not windows,
+        "--detokenize": asked.detokenize is not None and not windows,
+        "--logging-interval": asked.logging_interval is not None and protocol.mean != "log",
+    }
+    for option, found in useless.items():
+        if found:
+            raise UsageError(f"has no place in {asked.task} by {protocol.name}", where=option)
+    numbers = {
+        "--window": asked.window,
+        "--stride": asked.stride,
+        "--batch-size": asked.batch_size,
+        "--logging-interval": asked.logging_interval,
+    }
+    for option, number in numbers.items():
+        if number is not None and number < 1:
+            raise UsageError(f"{number} is too few", where=option, allowed="1 or more")
+    return protocol
+
+
+def _plan(asked: Asked, protocol: Protocol, model: ModelSpec, state: TrainingState | None) -> Plan:
+    """Return the protocol with its numbers: the window is as long as the model allows, if that is less."""
+    positions = model.max_position_embeddings
+    if asked.window is not None and asked.window > positions:
+        raise UsageError(f"{asked.window} is more than the model's {positions} positions", where="--window")
+    trained = state.spec.training.seq_length if state is not None else positions
+    window = asked.window or min(protocol.window or trained, positions)
+    stride = None
+    if asked.task == "perplexity" and protocol.cut == "windows":
+        stride = asked.stride or min(protocol.stride or (window + 1) // 2, window)
+        if stride > window:
+            raise UsageError(f"{stride} is more than the window of {window}", where="--stride")
+    cleaning = protocol.cleaning
+    if asked.detokenize is not None:
+        cleaning = "wikitext" if asked.detokenize else "none"
+    return Plan(
+        protocol,
+        window,
+        stride,
+        asked.batch_size or protocol.batch_size,
+        (asked.logging_interval or _LOGGING_INTERVAL) if protocol.mean == "log" else None,
+        cleaning if asked.task == "perplexity" else "none",
+    )
+
+
+def _spec(model: ModelSpec, plan: Plan, overrides: Sequence[str]) -> RunSpec:
+    for override in overrides:
+        path = tuple(parse_override(override)[0])
+        if not any(path[: len(heeded)] == heeded for heeded in _HEEDED):
+            allowed = ", ".join(".".join(heeded) for heeded in _HEEDED)
+            raise UsageError(f"{override} has no place here", where="-o", allowed=allowed)
+    sizes = {"seq_length": plan.window, "global_batch_size": plan.batch_size}
+    return build(RunSpec, apply_overrides({"model": model.model_dump(), "training": sizes}, overrides))
+
+
+def _tokenizer(opened: Opened, state: TrainingState | None, named: str | None) -> Tokenizer:
+    """Return the tokenizer that is named, or lies beside the weights; BadInput where it is another's."""
+    try:
+        tokenizer = load_tokenizer(named) if named is not None else opened.tokenizer()
+    except BadInput as error:
+        error.hint = error.hint or "Name another: --tokenizer FOLDER, or --tokenizer byte"
+        raise
+    if state is not None and state.data.tokenizer != tokenizer.identity:
+        raise BadInput(
+            f"is not the tokenizer that the run was trained with: {tokenizer.identity[:16]}, "
+            f"not {state.data.tokenizer[:16]}",
+            where=named or opened.folder,
+        )
+    return tokenizer
+
+
+def _doubts(tokenizer: Tokenizer, model: ModelSpec) -> list[str]:
+    if 2 * tokenizer.vocab_size > model.vocab_size:
+        return []
+    return [
+        f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.vocab_size}: is it the model's?"
+    ]
