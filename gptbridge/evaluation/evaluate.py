@@ -99,7 +99,7 @@ def evaluate(
         detokenizer=plan.cleaning,
         measures=found.measures,
         counts=found.counts,
-        quirks=protocol.quirks,
+        quirks=protocol.quirks[asked.task],
     )
 
 

@@ -7,7 +7,7 @@ field for each; `quirks` says the same for a reader.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -16,12 +16,14 @@ from gptbridge.errors import UsageError
 T = TypeVar("T")
 Cleaning = Literal["none", "wikitext", "articles"]
 
-BOTH = ("perplexity", "cloze")
-_TEXT = "WikiText's spaces are taken out before the text is encoded (--no-detokenize)"
+_TEXT = "WikiText's spaces are taken out before encoding; --no-detokenize"
 _SPECIAL = "<|endoftext|> spelt out in a text is that token"
-_CAP = "exp(min(20, loss)): no perplexity beyond 4.85e8"
-_LEFT = "a cloze context keeps its first tokens, not its last, where it is too long"
-_ALONE = "a cloze text of one word counts as right"
+_CAP = "a perplexity is exp(min(20, loss)), 4.85e8 at the most"
+_NO_MASK = "the padding of the last windows is scored like text"
+_LEFT = "a context that is too long keeps its first tokens, not its last"
+_ALONE = "a text of one word counts as right"
+_FIRST = "the first batch counts as often as the log has batches a line: 10"
+_LAST = "batches after the last line of the log do not count"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Protocol:
 
     name: str
     system: str
-    tasks: tuple[str, ...]
+    quirks: Mapping[str, tuple[str, ...]]  # of each task that it has
     window: int | None = 1024  # None: as many tokens as the model was trained at
     stride: int | None = 32  # None: half the window
     batch_size: int = 8
@@ -48,7 +50,6 @@ class Protocol:
     special_tokens: bool = True  # found in a text
     cap: float | None = None  # largest exponent of a perplexity
     right_cut: bool = True  # a context that is too long loses its end, not its beginning
-    quirks: tuple[str, ...] = ()
 
 
 PROTOCOLS = {
@@ -57,7 +58,7 @@ PROTOCOLS = {
         Protocol(
             "strict",
             "every token scored once, no padding counted",
-            ("perplexity", "cloze", "multiple-choice"),
+            quirks={"perplexity": (), "cloze": (), "multiple-choice": ()},
             window=None,
             stride=None,
             special_tokens=False,
@@ -66,85 +67,75 @@ PROTOCOLS = {
         Protocol(
             "paddlenlp",
             "PaddleNLP 2.5, model_zoo/gpt/run_eval.py",
-            BOTH,
             cleaning="wikitext",
             padding="masked",
             cap=20.0,
-            quirks=(
-                _TEXT,
-                _SPECIAL,
-                "what follows an end-of-text token is not scored, but is in the denominator",
-                "the last token's prediction of the padding is scored",
-                _CAP,
-                _LEFT,
-                _ALONE,
-            ),
+            quirks={
+                "perplexity": (
+                    _TEXT,
+                    _SPECIAL,
+                    "what follows end-of-text is not scored, but is in the denominator",
+                    "what follows the last token, padding, is scored",
+                    _CAP,
+                ),
+                "cloze": (_SPECIAL, _LEFT, _ALONE),
+            },
         ),
         Protocol(
             "fleetx",
             "PaddleFleetX of 2022-08, single card",
-            BOTH,
             cleaning="wikitext",
             padding="counted",
             cap=20.0,
-            quirks=(
-                _TEXT,
-                _SPECIAL,
-                "the padding of the last windows is scored like text (its mask does nothing)",
-                _CAP,
-                _LEFT,
-                _ALONE,
-            ),
+            quirks={
+                "perplexity": (_TEXT, _SPECIAL, _NO_MASK, _CAP),
+                "cloze": (_SPECIAL, _LEFT, _ALONE),
+            },
         ),
         Protocol(
             "fleetx-develop",
             "PaddleFleetX of 2023-08, GPTEvalModule",
-            BOTH,
             batch_size=16,
             cleaning="wikitext",
             padding="counted",
             mean="log",
             cap=20.0,
-            quirks=(
-                _TEXT,
-                _SPECIAL,
-                "the padding of the last windows is scored like text (its mask does nothing)",
-                "what is logged is summed, as mean x interval: the first batch counts interval times,",
-                "batches after the last line of the log do not count (--logging-interval, 10)",
-                _CAP,
-                _LEFT,
-                _ALONE,
-            ),
+            quirks={
+                "perplexity": (_TEXT, _SPECIAL, _NO_MASK, _FIRST, _LAST, _CAP),
+                "cloze": (_SPECIAL, _LEFT, _ALONE, _FIRST, _LAST),
+            },
         ),
         Protocol(
             "mindformers",
             "MindFormers 1.3, wikitext2_data_process.py and PerplexityMetric",
-            ("perplexity",),
             stride=None,
             cut="blocks",
             cleaning="articles",
             mean="batches",
-            quirks=(
-                "headings and the last article are dropped, articles are joined by a newline",
-                "WikiText's spaces are taken out line by line, lines are joined by a space",
-                _SPECIAL,
-                "disjoint blocks: the first token of each is no target, the remainder is dropped",
-                "an end-of-text label weighs half of another",
-                "a mean of the batches' means: a last small batch weighs as much as a full one",
-            ),
+            quirks={
+                "perplexity": (
+                    "headings, and what follows the last one or a tab, are dropped",
+                    "WikiText's spaces are taken out of each line, lines joined by a space",
+                    _SPECIAL,
+                    "disjoint blocks; their first tokens and the remainder do not count",
+                    "an end-of-text label weighs half of another",
+                    "the mean over batches of their means, the last one however small",
+                ),
+            },
         ),
         Protocol(
             "modelscope",
             "ModelScope GPT-3, TextGenerationJiebaPreprocessor and PplMetric",
-            ("perplexity",),
             window=128,
             stride=None,
             cut="records",
             special_tokens=False,
-            quirks=(
-                "each line is a record, with <sep> after it, cut or padded with 0 to the window",
-                "the padding is scored like text",
-            ),
+            quirks={
+                "perplexity": (
+                    "a line is a record, ends with <sep>, is cut or padded with 0",
+                    "the padding is scored like text",
+                ),
+            },
         ),
     )
 }
@@ -173,8 +164,8 @@ def find_protocol(name: str, task: str) -> Protocol:
     """Return the protocol called `name`; UsageError where there is none, or where it has no such task."""
     if name not in PROTOCOLS:
         raise UsageError(f"no protocol {name!r}", where="--protocol", allowed=", ".join(PROTOCOLS))
-    if task not in PROTOCOLS[name].tasks:
-        fitting = [each.name for each in PROTOCOLS.values() if task in each.tasks]
+    if task not in PROTOCOLS[name].quirks:
+        fitting = [each.name for each in PROTOCOLS.values() if task in each.quirks]
         raise UsageError(f"{name} has no {task}", where="--protocol", allowed=", ".join(fitting))
     return PROTOCOLS[name]
 
