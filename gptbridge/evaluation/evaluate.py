@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from gptbridge.checkpoint.locating import locate
-from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
-from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
-from gptbridge.errors import BadInput, UsageError
+from gptbridge.errors import UsageError
 from gptbridge.evaluation.choices import multiple_choice
 from gptbridge.evaluation.cloze import cloze
 from gptbridge.evaluation.encoding import Encoder
 from gptbridge.evaluation.perplexity import perplexity
 from gptbridge.evaluation.protocols import Plan, Protocol, find_protocol
 from gptbridge.evaluation.result import Evaluation
-from gptbridge.evaluation.scoring import Job, Progress, Scorer
+from gptbridge.evaluation.scoring import Job, Progress
+from gptbridge.evaluation.subject import Subject, Tell, open_subject, spec_of
 from gptbridge.plugins.backend import load_backend
-from gptbridge.weights.opening import Hints, Opened, open_checkpoint
-from gptbridge.weights.shards import load
-from gptbridge_specs import ModelSpec, RunSpec
-from gptbridge_specs.loading import build
-from gptbridge_specs.overrides import apply_overrides, parse_override
-
-Tell = Callable[[str], None]
+from gptbridge.weights.opening import Hints
 
 TASKS: Mapping[str, Callable[[Path, Plan, Encoder], Job]] = {
     "perplexity": perplexity,
@@ -33,7 +24,6 @@ TASKS: Mapping[str, Callable[[Path, Plan, Encoder], Job]] = {
     "multiple-choice": multiple_choice,
 }
 _LOGGING_INTERVAL = 10
-_HEEDED = (("precision",), ("parallel",), ("training", "device"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +59,14 @@ def evaluate(
     BadInput for a file, checkpoint or tokenizer that does not fit, UsageError for options that do not.
     """
     protocol = _protocol(asked)
-    plugin = load_backend(backend)
-    with open_checkpoint(locate(checkpoint, warn), hints) as opened:
-        opened.require_language_head()
-        state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
-        plan = _plan(asked, protocol, opened.model, state)
-        spec = _spec(opened.model, plan, overrides)
-        words = _tokenizer(opened, state, tokenizer)
-        for message in (*opened.warnings, *opened.assumed, *_doubts(words, opened.model)):
-            warn(message)
-        encoder = Encoder(words, opened.model.vocab_size, protocol.special_tokens)
+    load_backend(backend)  # one that is not there is named before anything is read
+    with open_subject(checkpoint, hints, tokenizer, warn) as subject:
+        plan = _plan(asked, protocol, subject)
+        spec_of(subject.model, plan.window, plan.batch_size, overrides)
+        encoder = Encoder(subject.tokenizer, subject.model.vocab_size, protocol.special_tokens)
         job = TASKS[asked.task](asked.data, plan, encoder)
-        weights = opened.merged()
-        with closing(plugin.open_model(spec)) as model:
-            load(model.shards(), weights.read)
-            scorer = Scorer(model, plan.batch_size * plan.window, opened.model.vocab_size, progress)
+        sizes = {"window": plan.window, "rows": plan.batch_size}
+        with subject.scorer(backend, **sizes, overrides=overrides, progress=progress) as scorer:
             found = job.measure(scorer.score(job.rows, hits=job.hits))
     return Evaluation(
         task=asked.task,
@@ -91,7 +74,7 @@ def evaluate(
         checkpoint=str(checkpoint),
         backend=backend,
         data=str(asked.data),
-        tokenizer=words.identity,
+        tokenizer=subject.tokenizer.identity,
         window=plan.window,
         stride=plan.stride,
         batch_size=plan.batch_size,
@@ -129,13 +112,12 @@ def _protocol(asked: Asked) -> Protocol:
     return protocol
 
 
-def _plan(asked: Asked, protocol: Protocol, model: ModelSpec, state: TrainingState | None) -> Plan:
+def _plan(asked: Asked, protocol: Protocol, subject: Subject) -> Plan:
     """Return the protocol with its numbers: the window is as long as the model allows, if that is less."""
-    positions = model.max_position_embeddings
+    positions = subject.model.max_position_embeddings
     if asked.window is not None and asked.window > positions:
         raise UsageError(f"{asked.window} is more than the model's {positions} positions", where="--window")
-    trained = state.spec.training.seq_length if state is not None else positions
-    window = asked.window or min(protocol.window or trained, positions)
+    window = asked.window or min(protocol.window or subject.trained_length, positions)
     stride = None
     if asked.task == "perplexity" and protocol.cut == "windows":
         stride = asked.stride or min(protocol.stride or (window + 1) // 2, window)
@@ -152,37 +134,3 @@ def _plan(asked: Asked, protocol: Protocol, model: ModelSpec, state: TrainingSta
         (asked.logging_interval or _LOGGING_INTERVAL) if protocol.mean == "log" else None,
         cleaning if asked.task == "perplexity" else "none",
     )
-
-
-def _spec(model: ModelSpec, plan: Plan, overrides: Sequence[str]) -> RunSpec:
-    for override in overrides:
-        path = tuple(parse_override(override)[0])
-        if not any(path[: len(heeded)] == heeded for heeded in _HEEDED):
-            allowed = ", ".join(".".join(heeded) for heeded in _HEEDED)
-            raise UsageError(f"{override} has no place here", where="-o", allowed=allowed)
-    sizes = {"seq_length": plan.window, "global_batch_size": plan.batch_size}
-    return build(RunSpec, apply_overrides({"model": model.model_dump(), "training": sizes}, overrides))
-
-
-def _tokenizer(opened: Opened, state: TrainingState | None, named: str | None) -> Tokenizer:
-    """Return the tokenizer that is named, or lies beside the weights; BadInput where it is another's."""
-    try:
-        tokenizer = load_tokenizer(named) if named is not None else opened.tokenizer()
-    except BadInput as error:
-        error.hint = error.hint or "Name another: --tokenizer FOLDER, or --tokenizer byte"
-        raise
-    if state is not None and state.data.tokenizer != tokenizer.identity:
-        raise BadInput(
-            f"is not the tokenizer that the run was trained with: {tokenizer.identity[:16]}, "
-            f"not {state.data.tokenizer[:16]}",
-            where=named or opened.folder,
-        )
-    return tokenizer
-
-
-def _doubts(tokenizer: Tokenizer, model: ModelSpec) -> list[str]:
-    if 2 * tokenizer.vocab_size > model.vocab_size:
-        return []
-    return [
-        f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.vocab_size}: is it the model's?"
-    ]
