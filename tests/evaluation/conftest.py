@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,9 +88,12 @@ def published(folder: Path, jobs: Sequence[dict[str, Any]], scratch: Path) -> li
     return finished([sys.executable, str(Path(__file__).with_name("published.py")), str(folder), str(path)])
 
 
-def finished(command: Sequence[str], request: str = "") -> list[dict[str, Any]]:
+def finished(
+    command: Sequence[str], request: str = "", environment: Mapping[str, str] = ENVIRONMENT
+) -> list[dict[str, Any]]:
+    """Return the JSON of the last line that a command prints."""
     done = subprocess.run(
-        command, input=request, capture_output=True, text=True, timeout=280, env=ENVIRONMENT
+        command, input=request, capture_output=True, text=True, timeout=280, env=environment
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
