@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import lm_eval.models  # noqa: F401  (a model registered before lm-eval's own would hide these)
+import lm_eval.models  # noqa: F401  (a model that is registered before lm-eval's own would hide these)
 import numpy as np
 from lm_eval import utils
 from lm_eval.api.model import TemplateLM
@@ -76,14 +76,14 @@ class GptbridgeLM(TemplateLM):  # type: ignore[misc]
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Return the ids of `string`; nothing is added to them."""
-        return self._encoder.encode(string, "a request").tolist()
+        return [int(token) for token in self._encoder.encode(string, "a request")]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
         """Return the log likelihood of each continuation, and whether it is what greedy would write."""
         rows = [self._row(context, continuation) for _, context, continuation in requests]
-        found = []
+        found: list[tuple[float, bool]] = []
         for (request, _, _), scored in zip(requests, self._scorer.score(rows, hits=True), strict=True):
             found.append((-float(scored.losses.sum()), bool(scored.hits.all())))
             if request is not None:
@@ -92,7 +92,9 @@ class GptbridgeLM(TemplateLM):  # type: ignore[misc]
 
     def _row(self, context: Sequence[int], continuation: Sequence[int]) -> Row:
         if len(continuation) > self.max_length:
-            raise ValueError(f"a continuation of {len(continuation)} tokens: {self.max_length} is the longest")
+            raise ValueError(
+                f"a continuation of {len(continuation)} tokens: {self.max_length} is the longest"
+            )
         tokens = np.array([*context, *continuation][-(self.max_length + 1) :], np.int32)
         at = np.arange(len(tokens) - 1 - len(continuation), len(tokens) - 1, dtype=np.int32)
         return Row(tokens[:-1], tokens[at + 1], at)
@@ -141,12 +143,14 @@ class GptbridgeLM(TemplateLM):  # type: ignore[misc]
         count = options.get("max_gen_toks", _GENERATED)
         if count >= self.max_length:
             raise ValueError(f"max_gen_toks={count}: the model has {self.max_length} positions for all")
-        stops = options.get("until") or []
-        stops = [stops] if isinstance(stops, str) else list(stops)
-        rows = [self.tok_encode(text)[-(self.max_length - count) :] or [self.eot_token_id] for text in contexts]
+        until = options.get("until") or []
+        stops = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+        rows = [
+            self.tok_encode(text)[-(self.max_length - count) :] or [self.eot_token_id] for text in contexts
+        ]
         for tokens in self._greedy(rows, count, stops):
             text = self._encoder.tokenizer.decode(tokens)
-            for stop in filter(None, stops):
+            for stop in stops:
                 text = text.split(stop)[0]
             yield text
 
@@ -172,7 +176,7 @@ class GptbridgeLM(TemplateLM):  # type: ignore[misc]
 
     def _stopped(self, tokens: list[int], stops: Sequence[str]) -> bool:
         text = self._encoder.tokenizer.decode(tokens)
-        return any(stop in text for stop in stops if stop)
+        return any(stop in text for stop in stops)
 
 
 def main() -> None:

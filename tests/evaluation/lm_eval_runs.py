@@ -1,7 +1,7 @@
 """Run lm-eval's tasks of a folder on gptbridge and on lm-eval's own model: `python lm_eval_runs.py JSON`.
 
-JSON has `tasks` (a folder of task files), `models` (a list of [name, model_args]). Printed for each model: the
-results of each task, and the responses to each request.
+JSON has `tasks` (a folder of task files), `models` (a list of [name, model_args]). Printed for each model:
+the results of each task, and the responses to each request.
 """
 
 from __future__ import annotations
