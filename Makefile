@@ -9,11 +9,12 @@ PYTEST := $(BIN)/python -m pytest
 FUZZED := weights tokenizers tokens state manifest
 FUZZ_SECONDS ?= 600
 
-.PHONY: help install demo test lint bench fuzz clean
+.PHONY: help install demo test test-lm-eval lint bench fuzz clean
 
 help:
 	@echo "make demo     train a small GPT on real text with PyTorch and print what it writes"
 	@echo "make test     run the tests, on all three frameworks"
+	@echo "make test-lm-eval  run the plugin for lm-evaluation-harness, in an environment of its own"
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make bench    measure against peers, in one run"
 	@echo "make fuzz     ten minutes of coverage-guided fuzzing of whatever reads a stranger's files"
@@ -57,6 +58,17 @@ demo: .venv/torch
 
 test: .venv/all
 	$(PYTEST)
+
+# lm-eval's packages need NumPy 2, MindSpore NumPy 1: they share no environment.
+.venv-lm-eval/made: examples/gptbridge-lm-eval/pyproject.toml pyproject.toml
+	$(PYTHON) -m venv .venv-lm-eval
+	.venv-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check "pip>=25.1"
+	.venv-lm-eval/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0" --editable . \
+	  --editable examples/gptbridge-lm-eval --group examples/gptbridge-lm-eval/pyproject.toml:dev
+	touch $@
+
+test-lm-eval: .venv/all .venv-lm-eval/made
+	$(PYTEST) tests/evaluation/test_lm_eval.py
 
 lint: .venv/all
 	$(BIN)/ruff check .

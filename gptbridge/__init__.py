@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gptbridge.api import convert as convert
+    from gptbridge.api import evaluate as evaluate
     from gptbridge.api import generate as generate
     from gptbridge.api import inspect as inspect
     from gptbridge.api import open_checkpoint as open_checkpoint
@@ -26,6 +27,7 @@ _PUBLIC = {
     "ModelSpec": "gptbridge_specs",
     "RunSpec": "gptbridge_specs",
     "convert": "gptbridge.api",
+    "evaluate": "gptbridge.api",
     "generate": "gptbridge.api",
     "hookimpl": "gptbridge.hookspecs",
     "inspect": "gptbridge.api",

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from gptbridge.comparing import Parity, StepProgress
     from gptbridge.data.inspection import DatasetFacts
+    from gptbridge.evaluation.result import Evaluation
+    from gptbridge.evaluation.scoring import Progress as RowProgress
     from gptbridge.generation.generate import Continuation, OnPiece, Tell, Writer
     from gptbridge.training.events import Observer
     from gptbridge.training.run import Outcome
@@ -193,6 +195,48 @@ def open_writer(
         first=prompts,
         warn=warn,
         note=note,
+    )
+
+
+def evaluate(
+    checkpoint: str | Path,
+    *,
+    task: str,
+    data: str | Path,
+    protocol: str = "strict",
+    window: int | None = None,
+    stride: int | None = None,
+    batch_size: int | None = None,
+    logging_interval: int | None = None,
+    detokenize: bool | None = None,
+    backend: str | None = None,
+    tokenizer: str | Path | None = None,
+    overrides: Overrides = (),
+    warn: Tell = _warn,
+    progress: RowProgress = lambda done, rows: None,
+    **hints: Unpack[HintWords],
+) -> Evaluation:
+    """Measure a run's newest checkpoint, or a checkpoint of any dialect, on the file `data`.
+
+    `task` is "perplexity" (a text), "cloze" or "multiple-choice" (records, one JSON object a line).
+    `protocol` is "strict", or the system whose published numbers it repeats; what is None is the
+    protocol's own. `tokenizer` is a folder or "byte"; None for the one beside the weights. `overrides`
+    say how to compute, such as {"precision.compute": "bf16"}.
+    """
+    from gptbridge.evaluation.evaluate import Asked
+    from gptbridge.evaluation.evaluate import evaluate as measure
+    from gptbridge.training.start import choose_backend
+    from gptbridge.weights.opening import hints_of
+
+    return measure(
+        Path(checkpoint),
+        Asked(task, Path(data), protocol, window, stride, batch_size, logging_interval, detokenize),
+        backend=backend or choose_backend(),
+        hints=hints_of(**hints),
+        tokenizer=str(tokenizer) if tokenizer is not None else None,
+        overrides=_lines(overrides),
+        warn=warn,
+        progress=progress,
     )
 
 

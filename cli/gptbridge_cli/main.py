@@ -10,7 +10,18 @@ from typing import Annotated
 import typer
 
 from gptbridge import __version__
-from gptbridge_cli import backends, convert, data, generate, parity, spec, tensorboard, tokenizer, train
+from gptbridge_cli import (
+    backends,
+    convert,
+    data,
+    evaluate,
+    generate,
+    parity,
+    spec,
+    tensorboard,
+    tokenizer,
+    train,
+)
 from gptbridge_cli.hint_options import DialectCommand
 from gptbridge_cli.quick_help import QuickGroup
 
@@ -25,6 +36,7 @@ app = typer.Typer(
 )
 app.command(cls=DialectCommand)(train.train)
 app.command(cls=DialectCommand)(generate.generate)
+app.command(cls=DialectCommand)(evaluate.evaluate)
 app.command()(parity.parity)
 app.command()(backends.backends)
 app.command(cls=DialectCommand)(convert.convert)

@@ -42,7 +42,7 @@ class JiebaBpeTokenizer:
                 raise BadInput(f"{token!r} is not in this vocabulary: it is not ModelScope's", where=path)
         self.vocab_size = max(vocabulary.values()) + 1
         self.end_of_text: int | None = vocabulary[END_OF_TEXT]
-        self._separator = vocabulary[SEPARATOR]
+        self.separator = vocabulary[SEPARATOR]
         self.identity = identity_of(
             {"model": self.kind, "jieba": self._words.version, "tokenizer": self._content}
         )
@@ -59,7 +59,7 @@ class JiebaBpeTokenizer:
         numbers = [int(i) for i in ids]
         if numbers and max(numbers) >= self.vocab_size:
             raise IndexError(f"id {max(numbers)} is beyond the vocabulary of {self.vocab_size}")
-        stop = numbers.index(self._separator) if self._separator in numbers else len(numbers)
+        stop = numbers.index(self.separator) if self.separator in numbers else len(numbers)
         text: str = self._tokenizer.decode(numbers[:stop], skip_special_tokens=False)
         return text
 

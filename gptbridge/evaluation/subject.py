@@ -1,0 +1,105 @@
+"""The model that is measured: a checkpoint with its tokenizer, and a backend to compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptbridge.checkpoint.locating import locate
+from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
+from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
+from gptbridge.errors import BadInput, UsageError
+from gptbridge.evaluation.scoring import Progress, Scorer
+from gptbridge.plugins.backend import load_backend
+from gptbridge.weights.opening import Hints, Opened, open_checkpoint
+from gptbridge.weights.shards import load
+from gptbridge_specs import ModelSpec, RunSpec
+from gptbridge_specs.loading import build
+from gptbridge_specs.overrides import apply_overrides, parse_override
+
+Tell = Callable[[str], None]
+
+_HEEDED = (("precision",), ("parallel",), ("training", "device"))
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An open checkpoint. `trained_length` is that of its run, or all the model's positions."""
+
+    opened: Opened
+    tokenizer: Tokenizer
+    trained_length: int
+
+    @property
+    def model(self) -> ModelSpec:
+        """What the model is."""
+        return self.opened.model
+
+    @contextmanager
+    def scorer(
+        self,
+        backend: str,
+        *,
+        window: int,
+        rows: int,
+        overrides: Sequence[str] = (),
+        progress: Progress = lambda done, rows: None,
+    ) -> Iterator[Scorer]:
+        """Open the model on a backend for rows of up to `window` tokens, about `rows` of these at a time."""
+        plugin = load_backend(backend)
+        weights = self.opened.merged()
+        with closing(plugin.open_model(spec_of(self.model, window, rows, overrides))) as model:
+            load(model.shards(), weights.read)
+            yield Scorer(model, rows * window, self.model.vocab_size, progress)
+
+
+@contextmanager
+def open_subject(checkpoint: Path, hints: Hints, tokenizer: str | None, warn: Tell) -> Iterator[Subject]:
+    """Open a run's newest checkpoint, or one of any dialect, and the tokenizer that is named or lies there.
+
+    BadInput for a classifier, and for a tokenizer that is not the run's.
+    """
+    with open_checkpoint(locate(checkpoint, warn), hints) as opened:
+        opened.require_language_head()
+        state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
+        words = _tokenizer(opened, state, tokenizer)
+        positions = opened.model.max_position_embeddings
+        for message in (*opened.warnings, *opened.assumed, *_doubts(words, opened.model)):
+            warn(message)
+        yield Subject(opened, words, state.spec.training.seq_length if state is not None else positions)
+
+
+def spec_of(model: ModelSpec, window: int, rows: int, overrides: Sequence[str]) -> RunSpec:
+    """Return the spec to compute by. UsageError for an override of anything but how to compute."""
+    for override in overrides:
+        path = tuple(parse_override(override)[0])
+        if not any(path[: len(heeded)] == heeded for heeded in _HEEDED):
+            allowed = ", ".join(".".join(heeded) for heeded in _HEEDED)
+            raise UsageError(f"{override} has no place here", where="-o", allowed=allowed)
+    sizes = {"seq_length": window, "global_batch_size": rows}
+    return build(RunSpec, apply_overrides({"model": model.model_dump(), "training": sizes}, overrides))
+
+
+def _tokenizer(opened: Opened, state: TrainingState | None, named: str | None) -> Tokenizer:
+    try:
+        tokenizer = load_tokenizer(named) if named is not None else opened.tokenizer()
+    except BadInput as error:
+        error.hint = error.hint or "Name another: --tokenizer FOLDER, or --tokenizer byte"
+        raise
+    if state is not None and state.data.tokenizer != tokenizer.identity:
+        raise BadInput(
+            f"is not the tokenizer that the run was trained with: {tokenizer.identity[:16]}, "
+            f"not {state.data.tokenizer[:16]}",
+            where=named or opened.folder,
+        )
+    return tokenizer
+
+
+def _doubts(tokenizer: Tokenizer, model: ModelSpec) -> list[str]:
+    if 2 * tokenizer.vocab_size > model.vocab_size:
+        return []
+    return [
+        f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.vocab_size}: is it the model's?"
+    ]
