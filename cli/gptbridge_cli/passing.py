@@ -24,7 +24,7 @@ def passing(*tables: Options) -> Callable[[Command], Command]:
         signature = inspect.signature(command, eval_str=True)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
         flags = [p for p in own if p.default is False]
-        parameters = [*own[: len(own) - len(flags)], *passed, *flags]
+        parameters = [*(p for p in own if p not in flags), *passed, *flags]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 

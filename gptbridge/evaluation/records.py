@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class Record:
 def read_text(path: Path) -> str:
     """Return the text of a UTF-8 file, unpacked where it is compressed. BadInput for anything else."""
     data = bytearray()
-    with SourceStream(Source(path, "text", require_regular_file(path))) as stream:
+    with closing(SourceStream(Source(path, "text", require_regular_file(path)))) as stream:
         while piece := stream.read():
             data += piece
             if len(data) > _LIMIT:
