@@ -35,16 +35,19 @@ def all_finite(array: NDArray[Any], dtype: str) -> bool:
 
 
 def finite_chunks(file: WeightFile, name: str) -> Iterator[NDArray[Any]]:
-    """Yield the chunks of a tensor; BadInput, naming it, before one that ends a number that is none."""
+    """Yield the chunks of a tensor; BadInput, naming it, after one that ends a number that is none.
+
+    Then whoever took a chunk has brought it from memory to the cache, which is most of what looking costs.
+    """
     dtype = file.tensors[name].dtype
     storage = STORAGE_DTYPES[dtype]
     rest = np.empty(0, np.uint8)
     for chunk in file.chunks(name):
+        yield chunk
+        refuse_shrunk()
         raw = chunk.reshape(-1).view(np.uint8)
         whole = np.concatenate([rest, raw]) if len(rest) else raw
         end = len(whole) - len(whole) % storage.itemsize
         if not all_finite(whole[:end].view(storage), dtype):
             raise BadInput(f"{printable(name)} holds NaN or infinity", where=file.path, hint=NO_WEIGHTS)
         rest = whole[end:]
-        yield chunk
-        refuse_shrunk()

@@ -21,7 +21,8 @@ from gptbridge.errors import BadInput, printable
 from gptbridge.weights.formats.shrinking import guard
 
 _CHECKSUM_STEP = 1 << 20
-_VIEW_BYTES = 1 << 20
+_VIEW_BYTES = 512 << 10
+_WINDOW_BYTES = 16 << 20
 _SPARE_FILES = 256
 # Linux's madvise, by ctypes: mmap's own method would keep other threads from running while a disk is read.
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
@@ -109,10 +110,12 @@ class SourceFile:
 
     def views(self, offset: int, nbytes: int) -> Iterator[NDArray[np.uint8]]:
         """Yield a range that lies inside the file, in views of the map that are good to write."""
-        for start in range(0, nbytes, _VIEW_BYTES):
-            yield self._view(offset + start, min(_VIEW_BYTES, nbytes - start))
+        for start in range(0, nbytes, _WINDOW_BYTES):
+            window = self._window(offset + start, min(_WINDOW_BYTES, nbytes - start))
+            for first in range(0, len(window), _VIEW_BYTES):
+                yield window[first : first + _VIEW_BYTES]
 
-    def _view(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+    def _window(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Return a view whose pages are mapped already: faults for a few each cost a tenth of the copying."""
         array = np.frombuffer(self.data, np.uint8, nbytes, offset)
         if _madvise is not None:

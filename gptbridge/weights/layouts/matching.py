@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.weights.architecture import BLOCK, TOP, layer_of, shifted
@@ -16,16 +17,27 @@ RANKS_HINT = "If this is one of several ranks, give the folder of them all"
 Stages = Sequence[Collection[str]]  # the tensor names of each pipeline stage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Match:
     """A checkpoint's tensors, understood."""
 
     layout: Layout
     natives: Mapping[tuple[int, str], NativeTensor]  # by stage and the name in its file
-    dropped: tuple[str, ...]
-    unknown: tuple[str, ...]
     missing: tuple[str, ...]  # tensors that are not there
+    strange: Sequence[str]  # names that the layout does not know
+    doubled: Sequence[str]  # names of what the same stage has under another
     num_layers: int
+
+    @cached_property
+    def dropped(self) -> tuple[str, ...]:
+        """The names of what is no weight."""
+        return tuple(dict.fromkeys(filter(self.layout.is_dropped, self.strange)))
+
+    @cached_property
+    def unknown(self) -> tuple[str, ...]:
+        """The names of what is left over."""
+        dropped = set(self.dropped)
+        return (*(name for name in self.strange if name not in dropped), *self.doubled)
 
     @property
     def variant(self) -> str:
@@ -46,8 +58,8 @@ class _Read:
 
     natives: dict[tuple[int, str], NativeTensor] = field(default_factory=dict)
     num_layers: int = 0
-    strange: list[str] = field(default_factory=list)  # names that it does not know
-    doubled: list[str] = field(default_factory=list)  # names of what the same stage has under another
+    strange: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
 
 
 def _read(layout: Layout, stages: Stages) -> _Read:
@@ -88,9 +100,7 @@ def _match(layout: Layout, read: _Read, stages: Stages) -> Match:
         for native in layout.natives(expected, count)
         if native.canonicals not in held
     ]
-    dropped = dict.fromkeys(name for name in read.strange if layout.is_dropped(name))
-    unknown = (*(name for name in read.strange if name not in dropped), *read.doubled)
-    return Match(layout, read.natives, tuple(dropped), unknown, tuple(missing), count)
+    return Match(layout, read.natives, tuple(missing), read.strange, read.doubled, count)
 
 
 def best_match(layouts: Sequence[Layout], stages: Stages) -> Match:

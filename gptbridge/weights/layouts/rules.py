@@ -79,16 +79,13 @@ class Layout:
         """Its own names have parts that are wrappers elsewhere: then names are taken as they are."""
         return any(is_wrapped(rule.native) for rule in self.rules)
 
-    def _plain(self, name: str) -> str:
-        return self.plain_name(name if self.has_wrappers else peeled(name))
-
     @cached_property
-    def _dropped(self) -> list[re.Pattern[str]]:
-        return [re.compile(pattern) for pattern in self.dropped]
+    def _dropped(self) -> re.Pattern[str]:
+        return re.compile("|".join(f"(?:{pattern})" for pattern in self.dropped) or "(?!)")
 
     def find(self, name: str) -> NativeTensor | None:
         """Return what the tensor `name` holds, or None for a name that the layout does not know."""
-        template, number = _template(self._plain(name))
+        _, template, number = _understood(name, self.plain_name, self.has_wrappers)
         layer = 0 if number is None else number - self.first_layer
         if template not in self._natives or layer < 0:
             return None
@@ -97,8 +94,8 @@ class Layout:
 
     def is_dropped(self, name: str) -> bool:
         """Tell whether `name` is a buffer or other tensor that is left out on purpose."""
-        plain = self._plain(name)
-        return any(pattern.fullmatch(plain) for pattern in self._dropped)
+        plain, _, _ = _understood(name, self.plain_name, self.has_wrappers)
+        return self._dropped.fullmatch(plain) is not None
 
     def leaves_out(self, name: str) -> bool:
         """Tell whether the canonical weight `name` is one of `zeros`."""
@@ -118,12 +115,15 @@ class Layout:
 
 
 @lru_cache(1 << 16)  # a file's names are tried with every layout
-def _template(name: str) -> tuple[str, int | None]:
-    """Return `name` with {} for the first part that is a number, and that number."""
-    number = _NUMBER.search(name)
+def _understood(
+    name: str, plain_name: Callable[[str], str], has_wrappers: bool
+) -> tuple[str, str, int | None]:
+    """Return the plain name, the same with {} for the first part that is a number, and that number."""
+    plain = plain_name(name if has_wrappers else peeled(name))
+    number = _NUMBER.search(plain)
     if number is None:
-        return name, None
-    return f"{name[: number.start()]}{{}}{name[number.end() :]}", int(number.group())
+        return plain, plain, None
+    return plain, f"{plain[: number.start()]}{{}}{plain[number.end() :]}", int(number.group())
 
 
 Table = Mapping[str | tuple[str, ...], tuple[str, str]]
