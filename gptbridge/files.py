@@ -17,10 +17,10 @@ from typing import Any
 from gptbridge.errors import BadInput, printable
 
 CONFIG_LIMIT = 1 << 20
-INDEX_LIMIT = 32 << 20
+INDEX_LIMIT = 64 << 20
 _MAX_ENTRIES = 1 << 18
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
-_MAX_VALUES = 1 << 20  # of one JSON text: with INDEX_LIMIT bytes of it they stay below 256 MB
+_MAX_VALUES = 5 << 18  # of one JSON text: at worst they take 130 MB
 
 
 def nearby(path: Path) -> str:

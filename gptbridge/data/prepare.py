@@ -175,7 +175,7 @@ class _Job:
 
     def made_before(self) -> dict[str, Any] | None:
         """Return the content of PREFIX.json where the whole dataset is there, of the text as it is now."""
-        with suppress(BridgeError, OSError):
+        with suppress(BridgeError, OSError, KeyError, TypeError, ValueError):  # it is another's, or broken
             content = read_json(self.path("json"), limit=INDEX_LIMIT)
             sizes = [(source["path"], source["bytes"]) for source in content["sources"]]
             whole = self.path("idx").is_file() and self.path("tokenizer").is_dir()

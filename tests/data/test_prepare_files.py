@@ -67,6 +67,26 @@ def test_what_somebody_else_wrote_is_kept_unless_told(
     assert not prefix.with_name("my.partial").exists()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{}",
+        '{"sources": 3}',
+        '{"sources": [3]}',
+        '{"sources": [], "tokens": "many"}',
+        '{"sources": [{"path": "a", "bytes": 9}], "tokens": 0, "documents": 1}',
+        "[]",
+    ],
+)
+def test_a_json_file_of_something_else_is_kept(content: str, text: str, prefix: Path) -> None:
+    prepare([text], "byte", prefix)
+    Path(f"{prefix}.json").write_text(content)
+    before = whole(prefix)
+    with pytest.raises(UsageError, match="exists already"):
+        prepare([text], "byte", prefix)
+    assert whole(prefix) == before
+
+
 LINKS: dict[str, Callable[[Path, Path], object]] = {
     "symbolic": lambda path, target: path.symlink_to(target),
     "hard": lambda path, target: path.hardlink_to(target),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from gptbridge.files import INDEX_LIMIT
 from gptbridge.weights.formats.dcp import read_dcp, read_dcp_parts
 from gptbridge.weights.formats.dcp_metadata import is_metadata
 from gptbridge.weights.formats.dcp_safetensors import is_part
@@ -16,6 +15,8 @@ from gptbridge.weights.formats.shards import is_index, read_shards
 from gptbridge.weights.formats.shrinking import refuse_shrunk
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.weight_file import Contents, WeightFile
+
+_INDEX_LIMIT = 32 << 20  # bytes
 
 
 def open_weights(path: str | os.PathLike[str], *, verify: bool = True) -> WeightFile:
@@ -43,7 +44,7 @@ def _contents(path: Path) -> list[Contents]:
         if not is_index(source):
             contents = [_read(source)]
             return read_dcp_parts(source) if is_part(contents[0]) else contents
-        content = read_object(source, 0, source.size, "the index", limit=INDEX_LIMIT)
+        content = read_object(source, 0, source.size, "the index", limit=_INDEX_LIMIT)
         if TENSORS in content:
             return read_slices(source, content)
         contents = read_shards(source, content, _read)

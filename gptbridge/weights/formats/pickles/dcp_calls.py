@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from gptbridge.weights.formats.pickles import python_calls, torch_calls
 from gptbridge.weights.formats.pickles.python_calls import Args
-from gptbridge.weights.formats.pickles.values import Attributes, Global, Index, Refused, kind_of
+from gptbridge.weights.formats.pickles.values import Attributes, Global, Index, Refused, has_names, kind_of
 from gptbridge.weights.formats.tensor import STORAGE_DTYPES
 
 _ROOM = "torch.distributed.checkpoint"
@@ -63,8 +63,8 @@ def build_state(target: object, state: object) -> None:
     match target, state:
         case Attributes(name=name), tuple(values) if name == PROPERTIES and len(values) == _PROPERTIES:
             target.values["dtype"] = values[0]
-        case Attributes() | Index(), dict(values) if all(isinstance(key, str) for key in values):
-            target.values.update(values)
+        case Attributes(values=empty) | Index(values=empty), dict(values) if not empty and has_names(values):
+            target.values = values
         case _:
             raise Refused(f"sets the state of a {kind_of(target)} to a {kind_of(state)}")
 
@@ -82,7 +82,7 @@ def _table() -> dict[tuple[str, str], Global]:
             for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
         },
     }
-    entries = [Global(name, call) for name, call in functions.items()]
+    entries = [Global(name, call, cost=2) for name, call in functions.items()]
     entries += [Global(f"torch.{dtype}", None, dtype) for dtype in STORAGE_DTYPES]
     return {(module, name): entry for entry in entries for module, _, name in [entry.name.rpartition(".")]}
 

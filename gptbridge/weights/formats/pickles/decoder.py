@@ -22,8 +22,11 @@ MAX_INTEGER_BYTES = 64
 # Longer strings stay in the file as a Span: the bytes of an array are not copied.
 INLINE_LENGTH = 1024
 _MAX_LINE = 512
-# What a set, or the data that a call makes, may take beyond its opcodes, in opcodes.
-_OBJECT_COST = 4
+# An opcode may take as much memory as this many that push what is there already, or remember it; of those
+# there may be a few times as many, for what they take is time.
+_LIGHT_PER_OPCODE = 8
+_MOST_LIGHT = 3
+_SET_COST = 4  # beyond its opcode
 _TEXT_PER_OPCODE = 16
 _MARK = object()
 
@@ -54,7 +57,9 @@ class PickleDecoder:
         self._table = table
         self._build_state = build_state
         self._persistent_load = persistent_load
-        self._opcodes_left = self._max_opcodes = max_opcodes
+        self._max_opcodes = max_opcodes
+        self._opcodes_left = _MOST_LIGHT * max_opcodes
+        self._light_left = _LIGHT_PER_OPCODE * max_opcodes
         self._inline_bytes_left = MAX_INLINE_BYTES
         self._stack: list[Any] = []
         self._memo: list[Any] = []  # numbered without gaps, as pickles do
@@ -63,7 +68,6 @@ class PickleDecoder:
     def decode(self) -> object:
         """Return the value of the pickle at `position`; BadInput unless it is plain data to its stop."""
         self._stack = []
-        self._memo, self._sparse_memo = [], {}
         data, stop = self._source.data, self._stop
         start = self.position
         try:
@@ -73,7 +77,8 @@ class PickleDecoder:
                 self.position += 1
                 if opcode == _STOP:
                     return self._result()
-                self._spend(1)
+                self._opcodes_left -= 1
+                self._pay(1 if opcode in _LIGHT else _LIGHT_PER_OPCODE)
                 step = _OPCODES.get(opcode)
                 if step is None:
                     raise Refused(_describe_opcode(opcode))
@@ -86,11 +91,15 @@ class PickleDecoder:
     def _result(self) -> object:
         if len(self._stack) != 1:
             raise Refused(f"leaves {len(self._stack)} values instead of one")
+        self._memo, self._sparse_memo = [], {}
         return self._pop()
 
     def _spend(self, opcodes: int) -> None:
-        self._opcodes_left -= opcodes
-        if self._opcodes_left < 0:
+        self._pay(opcodes * _LIGHT_PER_OPCODE)
+
+    def _pay(self, light: int) -> None:
+        self._light_left -= light
+        if self._light_left < 0 or self._opcodes_left < 0:
             raise Refused(f"has more than {self._max_opcodes} opcodes")
 
     # What follows an opcode.
@@ -154,7 +163,7 @@ class PickleDecoder:
         self._stack.append(value)
 
     def _push_new(self, kind: type) -> None:
-        self._spend(_OBJECT_COST if kind is set else 1)
+        self._spend(_SET_COST if kind is set else 1)
         self._stack.append(kind())
 
     def _push_unsigned(self, nbytes: int) -> None:
@@ -191,7 +200,7 @@ class PickleDecoder:
     def _push_group_as(self, kind: type) -> None:
         values = self._pop_group()
         if kind is set:
-            self._spend(_OBJECT_COST)
+            self._spend(_SET_COST)
             values = [checked_key(value) for value in values]
         self._stack.append(kind(values))
 
@@ -268,12 +277,13 @@ class PickleDecoder:
         args, function = self._pop(), self._pop()
         if not isinstance(function, Global) or function.call is None or type(args) is not tuple:
             raise Refused(f"calls {kind_of(function)} with a {kind_of(args)}")
-        self._spend(_OBJECT_COST + sum(_size(argument) for argument in args))
-        self._stack.append(function.call(args))
+        made = function.call(args)
+        if not any(made is argument for argument in args):
+            self._spend(function.cost + sum(_size(argument) for argument in args))
+        self._stack.append(made)
 
     def _build(self, _: None) -> None:
         state = self._pop()
-        self._spend(_size(state))
         self._build_state(self._stack[-1], state)
 
     def _load_persistent(self, _: None) -> None:
@@ -313,6 +323,9 @@ def _describe_opcode(opcode: int) -> str:
 
 _LAST_PROTOCOL = 5
 _STOP = ord(".")
+# What pushes a value that is there already, or a small one, or a mark; what remembers a value or gives it its
+# state; calls pay for what they make.
+_LIGHT = frozenset(b"N\x88\x89)(Khjqr\x94bR\x81")
 # Opcode -> the method that carries it out and its argument. What is not here is refused.
 _OPCODES: Mapping[int, tuple[Callable[[PickleDecoder, Any], None], Any]] = {
     0x80: (PickleDecoder._check_protocol, None),

@@ -18,6 +18,7 @@ from gptbridge.weights.formats.pickles.values import (
     NumpyArray,
     NumpyDType,
     Refused,
+    has_names,
     kind_of,
 )
 from gptbridge.weights.formats.tensor import STORAGE_DTYPES
@@ -87,8 +88,8 @@ def build_state(target: object, state: object) -> None:
             target.shape, target.dtype, target.fortran, target.content = shape, dtype, bool(fortran), raw
         case NumpyDType(), (int(), "<" | "|" | "=" | ">" as order, None, None, None, *_):
             target.order = order
-        case Attributes(), dict(values) if all(isinstance(name, str) for name in values):
-            target.values.update(values)
+        case Attributes(values=empty), dict(values) if not empty and has_names(values):
+            target.values = values
         case Attributes(name=name), tuple() if name in _OPAQUE:
             pass
         case dict(), dict():

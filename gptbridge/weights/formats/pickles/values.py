@@ -16,12 +16,14 @@ class Global:
     """A class or function that a pickle may name.
 
     `call` returns the data for NAME(*args) or raises Refused; None when the name is only a value.
-    `dtype` is the element type that a torch dtype or storage class stands for.
+    `dtype` is the element type that a torch dtype or storage class stands for. `cost` is the memory of what
+    a call makes, beyond copies of its arguments, in opcodes.
     """
 
     name: str
     call: Callable[[tuple[Any, ...]], object] | None = None
     dtype: str | None = None
+    cost: int = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,11 @@ class JoinedArray:
 
     parts: tuple[NumpyArray, ...]
     shape: tuple[Any, ...]
+
+
+def has_names(state: dict[Any, Any]) -> bool:
+    """Tell whether a state is one of named attributes, which an object takes as it is, and only once."""
+    return all(isinstance(key, str) for key in state)
 
 
 _MAX_KEY_PARTS = 8
