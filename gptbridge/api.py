@@ -88,12 +88,14 @@ def train(
     resume: str | Path | None = None,
     overrides: Overrides = (),
     observers: Sequence[Observer] = (),
+    force: bool = False,
 ) -> Outcome:
     """Train and return how the run ended; the result's `events()` has the loss of every step.
 
     `spec` is a preset's name, a YAML file or a RunSpec; None for the spec of the run that is resumed, else
     gpt2-tiny. `run` is the folder, by default runs/NAME. `resume` is "auto" for the newest checkpoint in
     `run`, or the path of a run or checkpoint. `observers` are called with each event.
+    `force` starts a run also where its estimate exceeds the memory at hand.
     """
     from gptbridge.training.run import train as train_run
     from gptbridge.training.start import choose_backend, resolve
@@ -107,6 +109,7 @@ def train(
         run=plan.run,
         resume=plan.resume,
         observers=observers,
+        force=force,
     )
 
 

@@ -16,6 +16,7 @@ from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.generation.advice import advise, parts_used
+from gptbridge.plan.fitting import require_room_to_open
 from gptbridge.plugins.backend import load_backend
 from gptbridge.rules.decoding import next_token
 from gptbridge.session import LanguageModel
@@ -89,6 +90,7 @@ def generate(
             warn(message)
         for message in parts_used(opened):
             note(message)
+        require_room_to_open(work.spec, plugin.info)
         with closing(plugin.open_model(work.spec)) as model:
             load(model.shards(), weights.read)
             written = work.written_by(model)
