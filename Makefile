@@ -80,6 +80,7 @@ bench: .venv/all
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/convert.py
+	$(BIN)/python benchmarks/memory.py
 
 fuzz: .venv/all
 	@mkdir -p runs/fuzz

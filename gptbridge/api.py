@@ -92,6 +92,7 @@ def train(
     init_from: str | Path | None = None,
     overrides: Overrides = (),
     observers: Sequence[Observer] = (),
+    force: bool = False,
     **hints: Unpack[HintWords],
 ) -> Outcome:
     """Train and return how the run ended; the result's `events()` has the loss of every step.
@@ -100,7 +101,7 @@ def train(
     gpt2-tiny. `run` is the folder, by default runs/NAME. `resume` is "auto" for the newest checkpoint in
     `run`, or the path of a run or checkpoint. `init_from` is a checkpoint of any dialect, for whose hints
     see `HintWords`: it decides the model, and the run begins with its weights. `observers` are called with
-    each event.
+    each event. `force` starts a run also where its estimate exceeds the memory at hand.
     """
     from gptbridge.training.beginning import Beginning
     from gptbridge.training.run import train as train_run
@@ -119,6 +120,7 @@ def train(
         resume=plan.resume,
         beginning=plan.beginning,
         observers=observers,
+        force=force,
     )
 
 

@@ -11,7 +11,7 @@ implements `gptbridge_setup_hardware` alone and answers before the backend does,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -27,6 +27,34 @@ hookimpl = pluggy.HookimplMarker("gptbridge")
 API_VERSION = 2  # raised when a hook or a protocol of gptbridge.session changes so that plugins break
 
 
+# How many arrays are kept of each shape that one token has, in the letters of gptbridge.weights.layouts.axes:
+# "i" as wide as the stream, "f" as the feed-forward layer, "m g t" a score for each head and earlier token.
+Kept = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """What a backend holds on one kind of device beside weights, gradients and moments.
+
+    gptbridge.plan estimates a run with it. `core`, `attention` and `block` are what a layer keeps for its
+    backward pass, beside its input: within the attention core, in the rest of the attention branch, and in
+    the rest of the layer; the recompute levels forget them in this order. `dropped` are added to them
+    where there is dropout.
+    """
+
+    process: int = 350 << 20  # bytes of a process with the framework loaded
+    per_layer: int = 0  # bytes of what describes a layer, such as a compiled graph
+    core: Kept = field(default_factory=dict)
+    attention: Kept = field(default_factory=lambda: {"m g d": 2, "m d": 2})
+    block: Kept = field(default_factory=lambda: {"i": 3, "f": 2})
+    core_dropped: Kept = field(default_factory=dict)
+    block_dropped: Kept = field(default_factory=lambda: {"i": 1})
+    working: float = 0.7  # the gradients within a layer, as a share of all that it can keep
+    head: float = 3.0  # copies of the head's matrix while the loss is computed
+    logits: int = 2**23  # logits alive at once
+    waste: float = 1.2  # memory held over memory in use where nothing is recomputed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendInfo:
     """What `gptbridge backends` shows, and what the core must know before it imports a framework."""
@@ -37,6 +65,7 @@ class BackendInfo:
     modules: tuple[str, ...]  # import names of the framework: one framework per process
     hardware: tuple[str, ...]  # from "cpu", "gpu", "ascend"
     install: str  # the command that makes a missing backend work
+    memory: Mapping[DeviceKind, MemoryUse] = field(default_factory=dict)  # a kind without one: as by default
     api_version: int = API_VERSION
 
 

@@ -25,6 +25,7 @@ class Device:
     kind: DeviceKind
     name: str
     handle: Any
+    memory: int | None = None  # its free bytes, where the framework says; a CPU's are the machine's
 
 
 @dataclass(frozen=True, slots=True)

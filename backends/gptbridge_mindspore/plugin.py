@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptbridge.hookspecs import BackendInfo, Problem, hookimpl
+from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
 from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
 from gptbridge_mindspore import parallel
 
@@ -14,6 +14,20 @@ if TYPE_CHECKING:
     from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
     from gptbridge_specs import RunSpec
 
+# Measured by benchmarks/memory.py.
+MEMORY = MemoryUse(
+    process=467 << 20,
+    per_layer=49 << 20,
+    core={"m g d": 1, "m d": 2, "m g t": 1.4},
+    attention={"m g d": 4.6},
+    core_dropped={"m g t": 2},
+    block={"f": 2.55},
+    working=2.2,
+    head=8.2,
+    logits=0,
+    waste=1.0,
+)
+
 INFO = BackendInfo(
     name="mindspore",
     title="MindSpore",
@@ -21,6 +35,7 @@ INFO = BackendInfo(
     modules=("mindspore",),
     hardware=("cpu", "ascend"),
     install="pip install -e '.[mindspore]' (in a checkout of gptbridge)",
+    memory={"cpu": MEMORY},
 )
 
 # training.compile is not here: this backend compiles its model always, asked or not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptbridge.hookspecs import BackendInfo, Problem, hookimpl
+from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
 from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
 from gptbridge_paddle import parallel
 
@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
     from gptbridge_specs import RunSpec
 
+# Measured by benchmarks/memory.py. On a CPU attention keeps q, k and v by head, and its probabilities.
+MEMORY = MemoryUse(
+    core={"m g d": 1, "m d": 2, "m g t": 1},
+    core_dropped={"m g t": 1.25},
+    block_dropped={"i": 0.5},
+    working=0.65,
+    logits=2**22,
+    waste=1.4,
+)
+
 INFO = BackendInfo(
     name="paddle",
     title="PaddlePaddle",
@@ -21,6 +31,7 @@ INFO = BackendInfo(
     modules=("paddle",),
     hardware=("cpu", "gpu"),
     install="pip install -e '.[paddle]' (in a checkout of gptbridge)",
+    memory={"cpu": MEMORY},
 )
 
 _LARGEST_EPSILON = 0.001

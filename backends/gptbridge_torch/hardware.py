@@ -52,7 +52,7 @@ def setup(wanted: str, *, keep_memory: bool = True) -> Device | None:
     make_deterministic()
     if torch.cuda.is_available() and wanted != "cpu":
         handle = torch.device("cuda", 0)
-        return Device("gpu", torch.cuda.get_device_name(handle), handle)
+        return Device("gpu", torch.cuda.get_device_name(handle), handle, torch.cuda.mem_get_info(handle)[0])
     if wanted == "gpu":
         raise UsageError(
             "torch sees no GPU",

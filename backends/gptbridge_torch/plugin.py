@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptbridge.hookspecs import BackendInfo, Problem, hookimpl
+from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
 from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
 from gptbridge_torch import parallel
 
@@ -16,6 +16,16 @@ if TYPE_CHECKING:
     from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
     from gptbridge_specs import RunSpec
 
+# Measured by benchmarks/memory.py. Attention with dropout is computed in steps on a CPU, each of them kept.
+MEMORY = MemoryUse(
+    core_dropped={"m g t": 3, "m g d": 1, "m d": 1},
+    block_dropped={"i": 2},
+    working=0.45,
+    head=2.0,
+    logits=2**22,
+    waste=1.25,
+)
+
 INFO = BackendInfo(
     name="torch",
     title="PyTorch",
@@ -23,6 +33,7 @@ INFO = BackendInfo(
     modules=("torch",),
     hardware=("cpu", "gpu"),
     install="pip install -e '.[torch]' (in a checkout of gptbridge)",
+    memory={"cpu": MEMORY},
 )
 
 LIMITS = (

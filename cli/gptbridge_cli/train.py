@@ -14,6 +14,7 @@ from gptbridge_cli.train_options import (
     AsJson,
     Backend,
     DryRun,
+    Force,
     InitFrom,
     Overrides,
     Quiet,
@@ -37,6 +38,7 @@ def train(
     resume: Resume = None,
     init_from: InitFrom = None,
     dry_run: DryRun = False,
+    force: Force = False,
     tensorboard: WriteTensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -57,7 +59,7 @@ def train(
     if backend is not None:
         load_backend(backend).check(plan.spec)
     if dry_run:
-        _tell(plan, as_json=as_json)
+        _tell(plan, backend, as_json=as_json)
         return
     if backend is None:
         backend = choose_backend(plan)
@@ -75,6 +77,7 @@ def train(
         resume=plan.resume,
         beginning=plan.beginning,
         observers=observers,
+        force=force,
     )
     if not quiet and not as_json:
         for line in _next(done, plan.spec.training.max_steps):
@@ -95,15 +98,24 @@ def _next(done: Outcome, max_steps: int) -> list[str]:
     ]
 
 
-def _tell(plan: RunPlan, *, as_json: bool) -> None:
+def _tell(plan: RunPlan, backend: str | None, *, as_json: bool) -> None:
     """Print the whole spec of a run, and what it costs."""
-    from gptbridge.training.facts import memory_facts, spec_facts
+    from gptbridge.plan.fitting import plan_memory
+    from gptbridge.plugins.backend import load_plugin
+    from gptbridge.training.facts import spec_facts
+    from gptbridge.training.start import likely_backend
     from gptbridge_specs import dump_yaml
 
-    facts = {**spec_facts(plan.spec), **memory_facts(plan.spec), "run": str(plan.run)}
+    backend = backend or likely_backend(plan)
+    memory = plan_memory(plan.spec, load_plugin(backend).info)
+    tokens = plan.spec.tokens_per_step * plan.spec.training.max_steps
+    facts = {**spec_facts(plan.spec), "total_tokens": tokens, "backend": backend, "run": str(plan.run)}
     if as_json:
-        typer.echo(json.dumps({"spec": plan.spec.model_dump(mode="json"), **facts}, indent=2))
+        spec = plan.spec.model_dump(mode="json")
+        typer.echo(json.dumps({"spec": spec, **facts, **memory.facts()}, indent=2))
         return
     typer.echo(dump_yaml(plan.spec))
     for name, value in facts.items():
         say(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
+    for line in memory.lines(plan.spec.training.recompute):
+        say(line)

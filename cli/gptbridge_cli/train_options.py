@@ -37,6 +37,9 @@ InitFrom = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the whole spec and its size; launch nothing.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Start also where the estimate exceeds the memory at hand.")
+]
 WriteTensorBoard = Annotated[
     bool, typer.Option("--tensorboard", help="Write RUN/tensorboard; a resumed run goes on with it.")
 ]

@@ -17,6 +17,7 @@ from gptbridge.generation.advice import advise, length_advice, parts_used
 from gptbridge.generation.engine import Engine
 from gptbridge.generation.requests import Ending, Reason, Request, Written, request
 from gptbridge.generation.texts import Stream, Texts
+from gptbridge.plan.fitting import require_room_to_open
 from gptbridge.plugins.backend import load_backend
 from gptbridge.session import LanguageModel
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
@@ -176,6 +177,7 @@ def open_writer(
         for message in parts_used(opened):
             note(message)
         list(_contexts(first, words, spec, window))
+        require_room_to_open(spec, plugin.info)
         with closing(plugin.open_model(spec)) as model:
             load(model.shards(), weights.read)
             yield Writer(model, spec, words, window, warn, rows)

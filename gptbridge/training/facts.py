@@ -7,8 +7,6 @@ from typing import Any
 from gptbridge.weights.architecture import count_parameters
 from gptbridge_specs import RunSpec
 
-_FLOAT32 = 4
-
 
 def spec_facts(spec: RunSpec) -> dict[str, Any]:
     """Return the size of the model and of the run."""
@@ -21,15 +19,4 @@ def spec_facts(spec: RunSpec) -> dict[str, Any]:
         "stop_after_steps": training.stop_after_steps,
         "devices": spec.parallel.world_size,
         "compute": spec.precision.compute,
-    }
-
-
-def memory_facts(spec: RunSpec) -> dict[str, int]:
-    """Return the bytes of weights, gradients and moments in fp32 over all devices; no activations."""
-    weights = _FLOAT32 * count_parameters(spec.model)
-    return {
-        "total_tokens": spec.tokens_per_step * spec.training.max_steps,
-        "weights_bytes": weights,
-        "gradients_bytes": weights,
-        "optimizer_bytes": 2 * weights if spec.optimizer.name == "adamw" else 0,
     }

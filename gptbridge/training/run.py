@@ -12,6 +12,7 @@ from gptbridge.checkpoint.resuming import RunCheckpoint, open_run_checkpoint
 from gptbridge.checkpoint.state import Origin
 from gptbridge.data.batches import RunData, open_data
 from gptbridge.errors import BridgeError, Interrupted
+from gptbridge.plan.fitting import require_room
 from gptbridge.plugins.backend import Backend, load_backend
 from gptbridge.process.signals import StopRequest
 from gptbridge.rules.loss_scale import continued, initial_state
@@ -51,20 +52,24 @@ def train(
     resume: str | None = None,
     beginning: Beginning | None = None,
     observers: Sequence[Observer] = (),
+    force: bool = False,
 ) -> Outcome:
     """Train `spec` on `backend` in the folder `run`, and return how it ended.
 
     `resume` is None for a new run, "auto" for the newest good checkpoint in `run` (or a new run
     where there is none), or the path of a run or checkpoint folder to continue from. A new run has the
     weights of `beginning`, from whose model `spec` was made; without it they are drawn. `observers` see
-    each event after it is written to events.jsonl. Raises a BridgeError: UsageError for what cannot be,
-    RunFailed when the run breaks, Interrupted when a signal ended it after saving.
+    each event after it is written to events.jsonl. `force` starts a run also where its estimate exceeds the
+    memory at hand. Raises a BridgeError: UsageError for what cannot be, RunFailed when the run breaks,
+    Interrupted when a signal ended it after saving.
     """
     plugin = load_backend(backend)
     plugin.check(spec)
+    if not force:
+        require_room(spec, plugin.info)
     try:
         with ExitStack() as stack:
-            return _train(stack, spec, plugin, run, resume, beginning, observers)
+            return _train(stack, spec, plugin, run, resume, beginning, observers, force)
     except KeyboardInterrupt as error:
         # While the loop runs, StopRequest has the signals: this one came before or after it.
         raise Interrupted(f"{run}: interrupted outside the training loop", exit_code=130) from error
@@ -78,6 +83,7 @@ def _train(
     resume: str | None,
     beginning: Beginning | None,
     observers: Sequence[Observer],
+    force: bool,
 ) -> Outcome:
     warnings: list[str] = []
     folder = stack.enter_context(locked(run))
@@ -86,6 +92,8 @@ def _train(
     checkpoint = None if source is None else _open_allowed(source, stack, spec, data, warnings)
     trainer, device, world = plugin.open_trainer(spec)
     stack.callback(trainer.close)
+    if not force and device.kind != "cpu":
+        require_room(spec, plugin.info, device)
     data = data.of_rank(world.replica, world.replicas)
     if checkpoint is not None:
         done, origin = _go_on(trainer, spec, checkpoint), checkpoint.state.origin

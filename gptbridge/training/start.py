@@ -173,6 +173,14 @@ def choose_backend(plan: RunPlan | None = None) -> str:
     )
 
 
+def likely_backend(plan: RunPlan) -> str:
+    """Return the backend that a run would take, or the first there is where none is installed."""
+    try:
+        return choose_backend(plan)
+    except BackendMissing:
+        return _PREFERRED[0]
+
+
 def _newest_of(folder: RunFolder, warn: Callable[[str], None]) -> Path | None:
     newest = folder.store.newest_good(warn)
     if newest is not None:
