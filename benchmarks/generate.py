@@ -1,4 +1,4 @@
-"""Tokens per CPU-second of generation: GPT-2 small's shapes, random weights, greedy, prompts of unequal length.
+"""Tokens per CPU-second of generation: GPT-2 small's shapes, random weights, greedy, unequal prompts.
 
     python benchmarks/generate.py [--peers transformers torch paddle mindspore] [--batches 1 8] [--rounds 2]
 

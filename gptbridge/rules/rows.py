@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The places of T new tokens in the R rows that have any, S being the tokens of the longest after them."""
+    """The places of T new tokens in the R rows that have any; the longest holds S tokens then."""
 
     rows: NDArray[np.int64]  # (R,), which they are
     positions: NDArray[np.int64]  # (R, T), of what fills up a row some position that exists
@@ -29,7 +29,7 @@ class Rows:
         self.lengths: NDArray[np.int64] = np.zeros(rows, np.int64)
 
     def place(self, lengths: NDArray[np.int32], width: int, span: int | None = None) -> Placed:
-        """Append `lengths` of `width` new tokens to each row; return where they go, in the rows that have any.
+        """Append `lengths` of `width` new tokens to each row; return where they go.
 
         `span` fixes S, for what compiles each shape anew. ValueError where a row outgrows its capacity.
         """
