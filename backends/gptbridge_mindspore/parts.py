@@ -172,13 +172,23 @@ class Attention(nn.Cell):
 
     def construct(self, x: Tensor, bias: Tensor, mask: Masks) -> Tensor:
         """Attend; x and the result are (B, T, H), bias (T, T) is added to the scores."""
+        q, k, v = self.by_head(x)
+        others = (k, v, ops.broadcast_to(bias, (q.shape[0], *bias.shape)), *mask)
+        y = self.core(q, *others) if self.recomputed is None else self.recomputed(q, others)
+        return self.joined(y, x.shape[0])
+
+    def by_head(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k and v, (B N, T, D) each, of x (B, T, H)."""
         b, t, h = x.shape
         n, d = self.heads, h // self.heads
         rows = ops.gather(self.c_attn(x).reshape(-1, d), heads_first(b, t, n), 0)
-        q, k, v = self.split(rows.reshape(3 * b * n, t, d))
-        others = (k, v, ops.broadcast_to(bias, (b * n, *bias.shape)), *mask)
-        y = self.core(q, *others) if self.recomputed is None else self.recomputed(q, others)
-        return self.c_proj(ops.gather(y.reshape(-1, d), tokens_first(b, t, n), 0).reshape(b, t, h))
+        return self.split(rows.reshape(3 * b * n, t, d))  # type: ignore[no-any-return]
+
+    def joined(self, y: Tensor, b: int) -> Tensor:
+        """Return (B, T, H) from what the heads found, (B N, T, D)."""
+        _, t, d = y.shape
+        n = self.heads
+        return self.c_proj(ops.gather(y.reshape(-1, d), tokens_first(b, t, n), 0).reshape(b, t, n * d))
 
 
 @ms.constexpr  # type: ignore[untyped-decorator]

@@ -14,7 +14,7 @@ from gptbridge.rules.rows import CachedDecoder
 from gptbridge.rules.stepping import Stepper
 from gptbridge.session import Device, Kind, Shard
 from gptbridge.weights.shards import decay_of_tensors, shards_of
-from gptbridge_mindspore.cache import Cache
+from gptbridge_mindspore.cache import Cache, CachedStep
 from gptbridge_mindspore.dropout import DropoutMasks
 from gptbridge_mindspore.gradients import LossAndGradients
 from gptbridge_mindspore.loss import LinearCrossEntropy
@@ -59,6 +59,7 @@ class MindSporeModel:
         self._forward, self._token_losses, self._logits = (
             ms.jit(graph) for graph in (self._model, loss.token_losses, loss.logits)
         )
+        self._step = ms.jit(CachedStep(spec.model, self._model, loss, self._dtype))
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
@@ -88,14 +89,20 @@ class MindSporeModel:
 
     def decoder(self, rows: int, capacity: int) -> CachedDecoder[Cache]:
         """Return a decoder of `rows` empty rows of at most `capacity` tokens."""
-        return CachedDecoder(self._decode, Cache(rows, capacity))
+        return CachedDecoder(self._decode, Cache(self._spec.model, rows, capacity))
 
     def close(self) -> None:
         """Free the device."""
-        del self._model, self._weights, self._forward, self._token_losses, self._logits
+        del self._model, self._weights, self._forward, self._token_losses, self._logits, self._step
 
     def _decode(self, tokens: NDArray[np.int32], cache: Cache) -> NDArray[np.float32]:
-        return self.logits(*cache.add(tokens))[:, 0]
+        """Return (R, V) logits after the last of the (R, T) `tokens` that `cache` was prepared for."""
+        ids = Tensor(pad(tokens, cache.shape))
+        logits, *held = self._step(
+            ids, cache.positions, cache.bias, cache.slots, cache.last, *cache.growing()
+        )
+        cache.update(held)
+        return np.asarray(logits.asnumpy()[: len(tokens)], np.float32)
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         return self._weights if kind == "weight" else {}

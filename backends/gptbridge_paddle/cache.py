@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import paddle
@@ -27,15 +28,18 @@ class Cache:
         self._values = [paddle.zeros(shape, dtype) for _ in range(model.num_layers)]
 
     def place(self, lengths: NDArray[np.int32], width: int) -> None:
-        """Prepare for T = `width` new tokens, of which `lengths` (R,) count in each row."""
+        """Prepare for T = `width` new tokens in the rows of which `lengths` is not 0."""
         placed = self.rows.place(lengths, width)
         self.positions = paddle.to_tensor(placed.positions)  # (R, T)
         self.last = paddle.to_tensor(placed.last)  # (R,), of the new tokens
         hidden = np.where(placed.visible, np.float32(0), np.float32(-math.inf))
         self.mask = paddle.to_tensor(hidden)  # (R, T, S), 0 where a token is seen and -inf elsewhere
         self._span = placed.visible.shape[-1]
+        rows = self._by_head(placed.rows)
+        self._all = len(rows) == self._keys[0].shape[0]
+        self._rows = paddle.to_tensor(rows)
         slots = np.tile(placed.slots, (self._heads, 1))
-        row = np.broadcast_to(np.arange(len(slots))[:, None], slots.shape)
+        row = np.broadcast_to(rows[:, None], slots.shape)
         self._places = paddle.to_tensor(row.copy()), paddle.to_tensor(slots)  # (N x R, T) each
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,14 +47,17 @@ class Cache:
         held = []
         for store, new in ((self._keys[layer], k), (self._values[layer], v)):
             store.index_put_(self._places, new.astype(store.dtype))
-            held.append(store[:, : self._span])
+            seen = store[:, : self._span]
+            held.append(seen if self._all else paddle.index_select(seen, self._rows))
         return held[0], held[1]
 
     def keep(self, rows: NDArray[np.int32]) -> None:
         """Make row n what row `rows[n]` was; -1 begins an empty row."""
-        before = len(self.rows.lengths)
+        chosen = paddle.to_tensor(self._by_head(np.maximum(rows, 0)))
         self.rows.keep(rows)
-        chosen = np.arange(self._heads)[:, None] * before + np.maximum(rows, 0)
-        index = paddle.to_tensor(chosen.flatten())
-        self._keys = [paddle.index_select(store, index) for store in self._keys]
-        self._values = [paddle.index_select(store, index) for store in self._values]
+        self._keys = [paddle.index_select(store, chosen) for store in self._keys]
+        self._values = [paddle.index_select(store, chosen) for store in self._values]
+
+    def _by_head(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Return the places of `rows` of every head."""
+        return (np.arange(self._heads)[:, None] * len(self.rows.lengths) + rows).flatten()

@@ -20,6 +20,7 @@ from gptbridge_torch.hardware import read_back
 from gptbridge_torch.loss import linear_cross_entropy, token_losses
 from gptbridge_torch.model import GPT, LAYOUT
 from gptbridge_torch.optimizer import Optimizer
+from gptbridge_torch.parts import product
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # fp16 ends at 65504, which the residual stream of a deep model can pass.
@@ -117,7 +118,7 @@ class TorchModel:
 
     @torch.inference_mode()
     def _project(self, hidden: Tensor) -> NDArray[np.float32]:
-        return (hidden @ self._model.head.to(hidden.dtype).t()).float().cpu().numpy()
+        return product(hidden, self._model.head.to(hidden.dtype)).float().cpu().numpy()
 
     def _to_device(self, array: NDArray[np.generic]) -> Tensor:
         """Return a copy on the device without waiting for it; integers become int64."""

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """The places of T new tokens in each of R rows, S being the tokens of the longest row after them."""
+    """The places of T new tokens in the R rows that have any; the longest holds S tokens then."""
 
+    rows: NDArray[np.int64]  # (R,), which they are
     positions: NDArray[np.int64]  # (R, T), of what fills up a row some position that exists
     slots: NDArray[np.int64]  # (R, T), where in the cache; what fills up a row goes to `capacity`
     visible: NDArray[np.bool_]  # (R, T, S), which cached tokens each new one attends to
@@ -28,7 +29,7 @@ class Rows:
         self.lengths: NDArray[np.int64] = np.zeros(rows, np.int64)
 
     def place(self, lengths: NDArray[np.int32], width: int, span: int | None = None) -> Placed:
-        """Append `lengths` (R,) of `width` new tokens to each row; return where they go.
+        """Append `lengths` of `width` new tokens to each row; return where they go.
 
         `span` fixes S, for what compiles each shape anew. ValueError where a row outgrows its capacity.
         """
@@ -40,16 +41,18 @@ class Rows:
             )
         if after.max(initial=0) > self.capacity:
             raise ValueError(f"a row of {after.max()} tokens exceeds the capacity of {self.capacity}")
+        rows = np.flatnonzero(added)
         offsets = np.arange(width)
-        positions = self.lengths[:, None] + offsets
-        real = offsets < added[:, None]
-        visible = np.arange(span or max(1, after.max(initial=0))) <= positions[..., None]
+        positions = self.lengths[rows, None] + offsets
+        real = offsets < added[rows, None]
+        visible = np.arange(span or max(1, after[rows].max(initial=0))) <= positions[..., None]
         self.lengths = after
         return Placed(
+            rows,
             np.minimum(positions, self.capacity - 1),
             np.where(real, positions, self.capacity),
             visible,
-            np.maximum(added - 1, 0),
+            added[rows] - 1,
         )
 
     def keep(self, rows: NDArray[np.int32]) -> None:
@@ -61,7 +64,7 @@ class RowCache(Protocol):
     """What a framework keeps of the tokens of each row."""
 
     def place(self, lengths: NDArray[np.int32], width: int) -> None:
-        """Prepare for `width` new tokens, of which `lengths` (R,) count in each row."""
+        """Prepare for `width` new tokens in the rows of which `lengths` is not 0, of which so many count."""
 
     def keep(self, rows: NDArray[np.int32]) -> None:
         """Make row n what row `rows[n]` was; -1 begins an empty row."""
@@ -74,7 +77,7 @@ class CachedDecoder(Generic[C]):
     """A `gptbridge.session.Decoder` over a cache and a model's `decode`.
 
     `decode(tokens, cache)` returns the (R, V) logits after each row's last of the (R, T) `tokens`, for
-    which the cache was prepared.
+    which the cache was prepared. It sees the rows that grow, and no other.
     """
 
     def __init__(self, decode: Callable[[NDArray[np.int32], C], NDArray[np.float32]], cache: C) -> None:
@@ -84,7 +87,13 @@ class CachedDecoder(Generic[C]):
     def feed(self, tokens: NDArray[np.int32], lengths: NDArray[np.int32]) -> NDArray[np.float32]:
         """Append the first `lengths` (R,) of each row's `tokens` (R, T); return (R, V) logits."""
         self._cache.place(lengths, tokens.shape[1])
-        return self._decode(tokens, self._cache)
+        growing = lengths > 0
+        found = self._decode(tokens[growing], self._cache)
+        if growing.all():
+            return found
+        logits = np.zeros((len(lengths), found.shape[1]), np.float32)
+        logits[growing] = found
+        return logits
 
     def keep(self, rows: NDArray[np.int32]) -> None:
         """Make row n what row `rows[n]` was; -1 begins an empty row."""
