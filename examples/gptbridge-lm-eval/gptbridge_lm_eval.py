@@ -84,7 +84,7 @@ class GptbridgeLM(TemplateLM):  # type: ignore[misc]
         """Return the log likelihood of each continuation, and whether it is what greedy would write."""
         rows = [self._row(context, continuation) for _, context, continuation in requests]
         found: list[tuple[float, bool]] = []
-        for (request, _, _), scored in zip(requests, self._scorer.score(rows, hits=True), strict=True):
+        for (request, *_), scored in zip(requests, self._scorer.score(rows, hits=True), strict=True):
             found.append((-float(scored.losses.sum()), bool(scored.hits.all())))
             if request is not None:
                 self.cache_hook.add_partial("loglikelihood", request, found[-1])
