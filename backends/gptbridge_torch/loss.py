@@ -35,11 +35,12 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, mask: T
 def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Return the (N,) fp32 negative log likelihood of each label; arguments as above."""
     projection = _projection(hidden, weight)
-    losses = [
-        _negative_log_likelihood(_log_probs(hidden[rows], projection, len(weight)), labels[rows])
-        for rows in _blocks(hidden, weight)
-    ]
-    return torch.cat(losses)
+    # Losses of their own for each block would lie between the freed logits, which then fit no other block.
+    losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    for rows in _blocks(hidden, weight):
+        log_probs = _log_probs(hidden[rows], projection, len(weight))
+        losses[rows] = _negative_log_likelihood(log_probs, labels[rows])
+    return losses
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

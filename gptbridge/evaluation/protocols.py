@@ -115,7 +115,7 @@ PROTOCOLS = {
             quirks={
                 "perplexity": (
                     "headings, and what follows the last one or a tab, are dropped",
-                    "WikiText's spaces are taken out of each line, lines joined by a space",
+                    "WikiText's spaces are taken out by line, lines joined by a space",
                     _SPECIAL,
                     "disjoint blocks; their first tokens and the remainder do not count",
                     "an end-of-text label weighs half of another",

@@ -98,8 +98,7 @@ def _tokenizer(opened: Opened, state: TrainingState | None, named: str | None) -
 
 
 def _doubts(tokenizer: Tokenizer, model: ModelSpec) -> list[str]:
-    if 2 * tokenizer.vocab_size > model.vocab_size:
+    unknown = model.vocab_size - tokenizer.vocab_size
+    if unknown <= 0:
         return []
-    return [
-        f"the tokenizer has {tokenizer.vocab_size} tokens, the model {model.vocab_size}: is it the model's?"
-    ]
+    return [f"{unknown} of the model's {model.vocab_size} tokens are not the tokenizer's, but have probability"]

@@ -59,7 +59,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(model: Path, tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The plugin on a PaddleNLP checkpoint, lm-eval's model on its export, the plugin with a short window."""
+    """Of the plugin on a PaddleNLP checkpoint, of lm-eval on its export, of the plugin once more."""
     folder = tmp_path_factory.mktemp("lm-eval")
     convert(model, folder / "paddle", to="paddle")
     convert(folder / "paddle", folder / "exported", to="torch")
