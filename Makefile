@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest
 FUZZED := weights tokenizers tokens state manifest
 FUZZ_SECONDS ?= 600
 
-.PHONY: help install demo test test-lm-eval lint bench fuzz clean
+.PHONY: help install demo test test-lm-eval lint bench fuzz kill clean
 
 help:
 	@echo "make demo     train a small GPT on real text with PyTorch and print what it writes"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make bench    measure against peers, in one run"
 	@echo "make fuzz     ten minutes of coverage-guided fuzzing of whatever reads a stranger's files"
+	@echo "make kill     a thousand kills of training, preparing and converting; nothing may be lost"
 	@echo "make install  .venv with the three frameworks and the tools"
 
 install: .venv/all
@@ -91,6 +92,9 @@ fuzz: .venv/all
 	    || { tail -n 50 runs/fuzz/$$target.log; exit 1; }; \
 	  tail -n 1 runs/fuzz/$$target.log; \
 	done
+
+kill: .venv/all
+	PYTHONPATH=. $(BIN)/python tests/kills/kill.py runs/kill 125
 
 clean:
 	rm -rf .venv runs

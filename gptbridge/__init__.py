@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gptbridge.errors import require_posix
+
 if TYPE_CHECKING:
     from gptbridge.api import convert as convert
     from gptbridge.api import evaluate as evaluate
@@ -42,6 +44,7 @@ __all__ = ["__version__", *_PUBLIC]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'gptbridge' has no attribute {name!r}")
+    require_posix()
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 

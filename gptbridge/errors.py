@@ -6,6 +6,8 @@ it and leaves with `exit_code`; a traceback is shown only with `--debug`.
 
 from __future__ import annotations
 
+import os
+
 
 def printable(name: object, limit: int = 200) -> str:
     """Return `name` with control characters escaped and cut to `limit` characters.
@@ -61,6 +63,15 @@ class UsageError(BridgeError):
     """The command or the spec asks for something that cannot be."""
 
     exit_code = 2
+
+
+def require_posix() -> None:
+    """Raise UsageError on another system, before an import fails that only POSIX has."""
+    if os.name != "posix":
+        raise UsageError(
+            "gptbridge runs on Linux and macOS, not on this system: it needs POSIX (fcntl)",
+            hint="WSL 2 is Linux",
+        )
 
 
 class BackendMissing(BridgeError):

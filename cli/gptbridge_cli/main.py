@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gptbridge import __version__
+from gptbridge.errors import require_posix
 from gptbridge_cli import (
     backends,
     convert,
@@ -23,9 +23,8 @@ from gptbridge_cli import (
     train,
 )
 from gptbridge_cli.hint_options import DialectCommand
+from gptbridge_cli.lines import say
 from gptbridge_cli.quick_help import QuickGroup
-
-_LONGEST = 2000  # characters of an error's line
 
 app = typer.Typer(
     name="gptbridge",
@@ -65,19 +64,16 @@ def options(
 
 def main() -> None:
     """Run the command line; turn every error that a user can mend into its lines and exit code."""
-    if os.name != "posix":
-        sys.exit("error: gptbridge runs on Linux and macOS, not on this system: it needs POSIX (fcntl)")
     try:
+        require_posix()
         sys.exit(app(standalone_mode=False))
     except Exception as error:
         if "--debug" in sys.argv:
             raise
-        from gptbridge.errors import printable
-
         exit_code = getattr(error, "exit_code", None)
         with suppress(OSError):  # a terminal that hung up: the exit code says it all the same
             for line in _lines(error) if exit_code else [_unexpected(error)]:
-                typer.echo(f"error: {printable(line, _LONGEST)}", err=True)
+                say(f"error: {line}", err=True)
         sys.exit(exit_code or 1)
 
 

@@ -12,6 +12,7 @@ from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.evaluation.scoring import Progress, Scorer
+from gptbridge.plan.fitting import require_room_to_open
 from gptbridge.plugins.backend import load_backend
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 from gptbridge.weights.shards import load
@@ -50,7 +51,9 @@ class Subject:
         """Open the model on a backend for rows of up to `window` tokens, about `rows` of these at a time."""
         plugin = load_backend(backend)
         weights = self.opened.merged()
-        with closing(plugin.open_model(spec_of(self.model, window, rows, overrides))) as model:
+        spec = spec_of(self.model, window, rows, overrides)
+        require_room_to_open(spec, plugin.info)
+        with closing(plugin.open_model(spec)) as model:
             load(model.shards(), weights.read)
             yield Scorer(model, rows * window, self.model.vocab_size, progress)
 
@@ -101,4 +104,4 @@ def _doubts(tokenizer: Tokenizer, model: ModelSpec) -> list[str]:
     unknown = model.vocab_size - tokenizer.vocab_size
     if unknown <= 0:
         return []
-    return [f"{unknown} of the model's {model.vocab_size} tokens are not the tokenizer's, but have probability"]
+    return [f"{unknown} of the model's {model.vocab_size} tokens, not the tokenizer's, have probability"]

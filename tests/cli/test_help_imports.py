@@ -50,3 +50,17 @@ def test_the_check_notices_an_import() -> None:
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert result.returncode == 1
     assert "imported: numpy" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "code", ["from gptbridge_cli.main import main; main()", "from gptbridge import train"]
+)
+def test_another_system_is_told_at_once(code: str) -> None:
+    """What names a system is imported before it is another one: pathlib would be Windows' own."""
+    other = f"import os, pathlib, sys, typer; sys.modules['fcntl'] = None; os.name = 'nt'; {code}"
+    done = subprocess.run(
+        [sys.executable, "-c", other], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode in (1, 2)
+    assert "gptbridge runs on Linux and macOS" in done.stderr.splitlines()[-1]
+    assert "WSL 2" in done.stderr
