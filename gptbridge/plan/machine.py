@@ -37,7 +37,7 @@ def gpu_memory() -> int | None:
 
 def host_memory() -> int:
     """Return the bytes that this process can still get: of the machine, its container and its limits."""
-    return min(_available(), *_left_in_containers(), *_limits())
+    return min([_available(), *_left_in_containers(), *_limits()])
 
 
 def swap() -> int:

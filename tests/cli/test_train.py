@@ -80,16 +80,15 @@ def test_a_dry_run_says_all_and_launches_nothing(tmp_path: Path) -> None:
     file = tmp_path / "spec.yaml"
     file.write_text(result.stdout.partition("\n\n")[0])
     assert load_run(str(file)) == load_run("gpt2-tiny", ["training.max_steps=7"])
-    for fact in (
-        "parameters: 3,290,880",
-        "tokens_per_step: 2,048",
-        "moments 25 MiB",
-        "training.recompute=none, this run",
-    ):
+    for fact in ("parameters: 3,290,880", "tokens_per_step: 2,048", "total_tokens: 14,336", "moments 25 MiB"):
         assert fact in result.stdout
+    assert all(len(line) <= 80 for line in result.stdout.partition("memory of")[2].splitlines())
     assert not run.exists()
     facts = json.loads(gptbridge("train", "--dry-run", "--json").stdout)
     assert facts["parameters"] == 3_290_880
+    assert facts["optimizer_bytes"] == 26_327_040
+    assert list(facts["peak_bytes_by_recompute"]) == ["none", "core_attn", "full_attn", "full"]
+    assert facts["fits"] is True
     assert facts["spec"]["training"]["max_steps"] == 300
 
 
