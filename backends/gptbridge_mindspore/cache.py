@@ -26,8 +26,9 @@ class Cache:
 
     def __init__(self, model: ModelSpec, rows: int, capacity: int) -> None:
         self.rows = Rows(rows, capacity)
-        self._heads, self._places = model.num_attention_heads, capacity + 1
         self._most = model.max_position_embeddings
+        self._heads = model.num_attention_heads
+        self._places = usual_size(capacity, self._most, smallest=64) + 1
         shape = (usual_size(rows, rows, smallest=1), self._heads * self._places * model.head_size)
         self.held = [Tensor(np.zeros(shape, np.float32)) for _ in range(2 * model.num_layers)]
 
@@ -36,12 +37,13 @@ class Cache:
         placed = self.rows.place(lengths, width, span=self._places)
         whole = len(self.held[0])
         full = len(placed.rows) == len(lengths)
-        rows = whole if full else usual_size(len(placed.rows), whole, smallest=1)
-        self.shape = rows, width if width == 1 else usual_size(width, self._most)
-        self._growing = None if full else pad(placed.rows.astype(np.int32), (rows,))
+        rows = 1 if len(placed.rows) == 1 else whole
+        self.shape = rows, 1 if full and width == 1 else usual_size(width, self._most)
+        alone = full and rows == whole
+        self._growing = None if alone else pad(placed.rows.astype(np.int32), (rows,))
         self._grown = len(placed.rows)
         slots = np.full(self.shape, self._places - 1, np.int32)
-        slots[: self._grown, :width] = placed.slots
+        slots[: self._grown, :width] = np.where(placed.slots < self.rows.capacity, placed.slots, slots[0, 0])
         bias = np.zeros((*self.shape, self._places), np.float32)
         bias[: self._grown, :width] = np.where(placed.visible, np.float32(0), np.float32(HIDDEN))
         first = np.arange(rows * self._heads, dtype=np.int32).reshape(rows, self._heads, 1) * self._places

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gptbridge.rules.decoding import Past, next_token
 from gptbridge.testing.cases import weights
 from gptbridge_specs.generation import GenerationSpec
 from tests.checkpoint.conftest import spec_of, writer
-from tests.training.conftest import gptbridge
+from tests.training.conftest import ENVIRONMENT, command, gptbridge
 
 SPEC = spec_of()
 PROMPTS = ["a", "def f(x):\n", "a prompt that is longer than the sixteen positions of the model"]
@@ -140,10 +141,77 @@ def test_a_hugging_face_folder_is_enough(run: Path, tmp_path: Path) -> None:
         (("{run}", "-p", "x", "-o", "generation.top_k=-1"), 2, "generation.top_k"),
         (("{run}", "-p", "x", "-b", "torhc"), 3, "Did you mean 'torch'"),
         (("{run}",), 2, "--prompt"),
+        (("{run}", "-p", "x", "--interactive"), 2, "--interactive and --prompt exclude each other"),
+        (("{run}", "--json", "--interactive"), 2, "--json and --interactive exclude each other"),
+        (("{run}", "-p", "x", "--json", "--stream"), 2, "--json and --stream exclude each other"),
+        (("{run}", "--prompt-file", "no.txt"), 5, "no.txt: no such file or directory"),
+        (("{run}", "--prompt-file", "{run}"), 5, "is a directory"),
+        (("{run}", "--prompt-file", "{run}/latin.txt"), 5, "latin.txt: is not UTF-8 at byte 1"),
+        (("{run}", "-p", "x", "--preset", "gpt"), 2, "preset='gpt': paddlenlp, fleetx"),
+        (("{run}", "-p", "x" * 17, "-o", "generation.long_prompts=refuse"), 2, "prompt 1 has 17 tokens"),
+        (("{run}", "-p", "xx", "-o", "generation.max_length=2"), 2, "2 are allowed with its continuation"),
+        (("{run}", "-p", "x", "-o", "generation.stop_tokens=[257]"), 2, "257 is no token of the model"),
+        (("{run}", "-p", "x", "-o", "generation.min_new_tokens=101"), 2, "is above max_new_tokens=100"),
+        (("{run}", "-p", "x", "-o", "generation.num_return_sequences=2"), 2, "greedy has one text"),
+        (("{run}", "-p", "x", "--stop", ""), 2, "an empty string would end every text"),
     ],
 )
 def test_mistakes_are_one_line(run: Path, words: tuple[str, ...], code: int, named: str) -> None:
+    (run / "latin.txt").write_bytes(b"a\xe4")
     result = gptbridge("generate", *(word.format(run=run) for word in words))
-    assert result.returncode == code
+    assert result.returncode == code, result.stderr
+    assert len([line for line in result.stderr.splitlines() if line.startswith("error")]) == 1
     assert named in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def told(run: Path, *words: str, stdin: str = "") -> str:
+    """Return what is printed, with `stdin` typed."""
+    done = subprocess.run(
+        command("generate", run, "-b", "torch", "-o", f"generation.max_new_tokens={NEW}", *words),
+        input=stdin.encode(),
+        capture_output=True,
+        timeout=120,
+        env=ENVIRONMENT,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode()
+
+
+def test_prompts_from_everywhere_and_texts_as_they_grow(run: Path, tmp_path: Path) -> None:
+    plain = told(run, "-p", "a", "-p", "def f(x):\n")
+    (tmp_path / "a.txt").write_text("a\n")
+    (tmp_path / "b.txt").write_text("def f(x):\n\n")
+    files = ("--prompt-file", str(tmp_path / "a.txt"), "--prompt-file", str(tmp_path / "b.txt"))
+    assert told(run, *files) == plain
+    assert told(run, *files, "--stream", "--rows", "1") == plain
+    assert told(run, "-p", "a", "--prompt-file", "-", stdin="def f(x):\n\n") == plain
+    one = told(run, stdin="a\n")
+    assert one == told(run, "-p", "a")
+    assert plain.startswith(one)
+    assert told(run, "--interactive", stdin="a\na\n") == one * 2
+
+
+def test_a_stop_string_cuts_the_text(run: Path) -> None:
+    whole = json.loads(told(run, "-p", "a", "--json"))[0]
+    letters = [c for c in whole["text"] if c.isascii() and c.isprintable()]
+    stop = letters[-1]
+    found = json.loads(told(run, "-p", "a", "--json", "--stop", stop))[0]
+    assert found["text"] == whole["text"].partition(stop)[0]
+    assert (found["reason"], found["score"]) == ("stop", None)
+    assert found["tokens"] == whole["tokens"][: len(found["tokens"])]
+    assert len(found["log_probs"]) == len(found["tokens"])
+
+
+def test_a_preset_is_a_systems_way(run: Path) -> None:
+    ours = told(run, "-p", "a", "--json", "--preset", "fleetx")
+    fields = {
+        "strategy": "sample",
+        "top_k": 50,
+        "top_p": 0.75,
+        "top_p_rule": "paddlenlp",
+        "min_new_tokens": 1,
+    }
+    words = [word for name, value in fields.items() for word in ("-o", f"generation.{name}={value}")]
+    assert ours == told(run, "-p", "a", "--json", *words)
+    assert ours != told(run, "-p", "a", "--json")
