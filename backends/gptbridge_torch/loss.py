@@ -17,6 +17,7 @@ from torch import Tensor
 # By device type, any accelerator being "other".
 # Logits alive at once: on a CPU few enough for its caches, elsewhere enough to keep it busy.
 BLOCK_LOGITS = {"cpu": 2**22, "other": 2**28}
+SCORED_LOGITS = {"cpu": 2**24, "other": 2**28}  # where there are no gradients: the product is all there is
 # The projection gets rows of zeros up to a multiple of this: tensor cores are slow on odd sizes.
 ROW_MULTIPLE = {"cpu": 1, "other": 64}
 
@@ -37,7 +38,7 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     projection = _projection(hidden, weight)
     # Losses of their own for each block would lie between the freed logits, which then fit no other block.
     losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-    for rows in _blocks(hidden, weight):
+    for rows in _blocks(hidden, weight, SCORED_LOGITS):
         log_probs = _log_probs(hidden[rows], projection, len(weight))
         losses[rows] = _negative_log_likelihood(log_probs, labels[rows])
     return losses
@@ -50,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight)
-        for rows in _blocks(hidden, weight):
+        for rows in _blocks(hidden, weight, BLOCK_LOGITS):
             column = mask[rows, None]
             log_probs = _log_probs(hidden[rows], projection, len(weight))
             loss = _negative_log_likelihood(log_probs, labels[rows])
@@ -75,8 +76,8 @@ def _projection(hidden: Tensor, weight: Tensor) -> Tensor:
     return F.pad(projection, (0, 0, 0, missing)) if missing else projection
 
 
-def _blocks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:
-    size = max(1, _for_device(BLOCK_LOGITS, hidden) // len(weight))
+def _blocks(hidden: Tensor, weight: Tensor, logits: dict[str, int]) -> Iterator[slice]:
+    size = max(1, _for_device(logits, hidden) // len(weight))
     for start in range(0, len(hidden), size):
         yield slice(start, start + size)
 

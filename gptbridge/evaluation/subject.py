@@ -104,4 +104,4 @@ def _doubts(tokenizer: Tokenizer, model: ModelSpec) -> list[str]:
     unknown = model.vocab_size - tokenizer.vocab_size
     if unknown <= 0:
         return []
-    return [f"{unknown} of the model's {model.vocab_size} tokens, not the tokenizer's, have probability"]
+    return [f"{unknown} of the model's {model.vocab_size} tokens are none of the tokenizer's, but count"]
