@@ -69,11 +69,6 @@ def peak_mebibytes(recompute: str) -> int:
 class TestMindSpore(SessionTests):
     open_trainer = staticmethod(open_trainer)
 
-    @staticmethod
-    def kept_bytes(trainer: MindSporeTrainer) -> int:
-        """Not to be had from a graph: the process is measured instead."""
-        raise NotImplementedError
-
     def test_recompute_keeps_less_at_each_granularity(self) -> None:
         peaks = {recompute: peak_mebibytes(recompute) for recompute in sessions.GRANULARITIES}
         assert peaks["none"] > peaks["core_attn"] + 50 > peaks["full"] + 100

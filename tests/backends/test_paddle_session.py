@@ -18,7 +18,7 @@ from gptbridge.plugins.backend import load_backend
 from gptbridge.process.cores import usable_cores
 from gptbridge_paddle import ascend, hardware
 from gptbridge_specs import RunSpec
-from tests.backends.sessions import LENGTH, SessionTests, everything, make_batch, make_spec, opened
+from tests.backends.sessions import LENGTH, KeptBytesTests, everything, make_batch, make_spec, opened
 
 paddle = hardware.import_paddle()
 
@@ -51,7 +51,7 @@ def kept_bytes(trainer: PaddleTrainer) -> int:
     return kept
 
 
-class TestPaddle(SessionTests):
+class TestPaddle(KeptBytesTests):
     open_trainer = staticmethod(open_trainer)
     kept_bytes = staticmethod(kept_bytes)
 

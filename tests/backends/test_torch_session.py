@@ -19,7 +19,7 @@ from gptbridge_torch.session import TorchModel, TorchTrainer
 from tests.backends.sessions import (
     LENGTH,
     VOCAB,
-    SessionTests,
+    KeptBytesTests,
     everything,
     gradients,
     make_batch,
@@ -54,7 +54,7 @@ def kept_bytes(trainer: TorchTrainer) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-class TestTorch(SessionTests):
+class TestTorch(KeptBytesTests):
     open_trainer = staticmethod(open_trainer)
     kept_bytes = staticmethod(kept_bytes)
 
