@@ -1,15 +1,23 @@
 """Dropout that is a pure function of a seed: of the same bits under recompute and after a resume.
 
-MindSpore's own dropout keeps a hidden state on CPU, which no checkpoint could hold. Here the host
-draws the bits, 16 of them a number, from a stream of their own for each mask; a graph takes the masks
-as arguments. Shapes: B samples, T tokens, H hidden size, N heads.
+Each place that drops has a stream of its own, keyed by the micro-batch's seed, the kind of the place and
+the layer. Where kernels draw from a seed that a graph is given, the device draws (Ascend: written by its
+documentation, not run). MindSpore's kernels for a CPU keep a hidden state instead, which no checkpoint
+could hold, and a hash of int32 operators takes many times as long as NumPy: there the host draws. Either
+way a graph takes a tensor for each place, and the masks are made once, before forward and backward pass.
+Shapes: B samples, T tokens, H hidden size, N heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
+from mindspore.ops.auto_generate import dropout_do_mask_ext_op, dropout_gen_mask_ext_op
+from numpy.typing import NDArray
 
 from gptbridge_specs import ModelSpec
 
@@ -19,7 +27,75 @@ _LEVELS = 2**16
 _EMBEDDING, _PROBABILITIES, _ATTENTION, _MLP = range(4)
 
 
-class Drop(nn.Cell):
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A tensor of the model that dropout changes."""
+
+    kind: int
+    layer: int
+    probability: float
+
+    def stream(self, seed: int) -> np.random.SeedSequence:
+        """Return where the place's bits in the micro-batch of `seed` come from."""
+        return np.random.SeedSequence((seed, self.kind, self.layer))
+
+
+def places(model: ModelSpec) -> list[Place]:
+    """Return every place that drops something: that of the embeddings, then each block's."""
+    hidden, attention = model.hidden_dropout_prob, model.attention_probs_dropout_prob
+    kinds = ((_PROBABILITIES, attention), (_ATTENTION, hidden), (_MLP, hidden))
+    blocks = (Place(kind, n, p) for n in range(model.num_layers) for kind, p in kinds)
+    return [place for place in (Place(_EMBEDDING, 0, hidden), *blocks) if place.probability > 0]
+
+
+class HostDropout(nn.Cell):
+    """The host draws, 16 bits a number; a graph is given bool masks, True where a number stays."""
+
+    def __init__(self, model: ModelSpec) -> None:
+        super().__init__()
+        self.model = model
+
+    def arguments(self, seed: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """Yield what a graph takes for each place, for the (B, T) tokens of the micro-batch of `seed`."""
+        for place in places(self.model):
+            whole = _shape(place.kind, self.model.num_attention_heads, self.model.hidden_size, *shape)
+            yield Tensor.from_numpy(_drawn(place, seed, whole))
+
+    def construct(self, tokens: Tensor, *arguments: Tensor) -> Masks:
+        """Return the mask of each place."""
+        return arguments
+
+
+class DeviceDropout(nn.Cell):
+    """The device draws, from a seed for each place; a mask is one bit a number, in bytes."""
+
+    def __init__(self, model: ModelSpec) -> None:
+        super().__init__()
+        self.places = places(model)
+        self.kinds = tuple(place.kind for place in self.places)
+        self.probabilities = tuple(place.probability for place in self.places)
+        self.heads, self.width = model.num_attention_heads, model.hidden_size
+        self.offset = Tensor(0, ms.int64)
+
+    def arguments(self, seed: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
+        """Yield what a graph takes for each place, for the (B, T) tokens of the micro-batch of `seed`."""
+        for place in self.places:
+            yield Tensor(int(place.stream(seed).generate_state(1, np.uint64)[0]) >> 1, ms.int64)
+
+    def construct(self, tokens: Tensor, *arguments: Tensor) -> Masks:
+        """Return the mask of each place."""
+        masks = ()
+        b, t = tokens.shape
+        for n in range(len(arguments)):
+            shape = _shape(self.kinds[n], self.heads, self.width, b, t)
+            drawn = dropout_gen_mask_ext_op(
+                shape, self.probabilities[n], arguments[n], self.offset, ms.float32
+            )
+            masks = (*masks, drawn)  # type: ignore[assignment]
+        return masks
+
+
+class HostDrop(nn.Cell):
     """0 where a mask is False, the rest scaled so that the expectation stays; without a mask, nothing."""
 
     def __init__(self, probability: float) -> None:
@@ -33,42 +109,44 @@ class Drop(nn.Cell):
         return x
 
 
-class DropoutMasks:
-    """Draws the masks of one micro-batch: True where a number stays; none where nothing is dropped."""
+class DeviceDrop(nn.Cell):
+    """The same under a mask of bits."""
 
-    def __init__(self, model: ModelSpec, seed: int) -> None:
-        self._seed = seed
-        self._layers = model.num_layers
-        self._heads = model.num_attention_heads
-        self._width = model.hidden_size
-        self._hidden = model.hidden_dropout_prob
-        self._attention = model.attention_probs_dropout_prob
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.masked = _Masked(probability)
 
-    def all(self, shape: tuple[int, ...]) -> Masks:
-        """Return every mask of (B, T) tokens: that of the embeddings, then each block's."""
-        blocks = (mask for n in range(self._layers) for masks in self.block(n, shape) for mask in masks)
-        return (*self.embedding(shape), *blocks)
+    def construct(self, x: Tensor, *masks: Tensor) -> Tensor:
+        """Return x under the mask that it is called with, if any."""
+        for mask in masks:
+            x = self.masked(x, mask)
+        return x
 
-    def embedding(self, shape: tuple[int, ...]) -> Masks:
-        """Return the (B, T, H) mask of the embeddings of (B, T) tokens."""
-        return self._draw(self._hidden, (*shape, self._width), _EMBEDDING, 0)
 
-    def block(self, layer: int, shape: tuple[int, ...]) -> tuple[Masks, Masks, Masks]:
-        """Return the masks of one block: (B N, T, T) of the probabilities, (B, T, H) of both branches."""
-        b, t = shape
-        return (
-            self._draw(self._attention, (b * self._heads, t, t), _PROBABILITIES, layer),
-            self._draw(self._hidden, (b, t, self._width), _ATTENTION, layer),
-            self._draw(self._hidden, (b, t, self._width), _MLP, layer),
-        )
+class _Masked(nn.Cell):
+    """The kernel has no gradient in MindSpore; it is its own."""
 
-    def _draw(self, probability: float, shape: tuple[int, ...], place: int, layer: int) -> Masks:
-        if probability == 0:
-            return ()
-        count = int(np.prod(shape))
-        stream = np.random.SFC64(np.random.SeedSequence((self._seed, place, layer)))
-        bits = stream.random_raw(-(-count // 4)).view(np.uint16)[:count]
-        return (Tensor.from_numpy((bits >= dropped_levels(probability)).reshape(shape)),)
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+        return dropout_do_mask_ext_op(x, mask, self.probability)
+
+    def bprop(self, x: Tensor, mask: Tensor, out: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
+        return dropout_do_mask_ext_op(dy, mask, self.probability), mask
+
+
+def _shape(kind: int, heads: int, width: int, b: int, t: int) -> tuple[int, int, int]:
+    """Return what is dropped of (B, T) tokens: (B N, T, T) probabilities, or (B, T, H)."""
+    return (b * heads, t, t) if kind == _PROBABILITIES else (b, t, width)
+
+
+def _drawn(place: Place, seed: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    count = int(np.prod(shape))
+    stream = np.random.SFC64(place.stream(seed))
+    bits = stream.random_raw(-(-count // 4)).view(np.uint16)[:count]
+    return (bits >= dropped_levels(place.probability)).reshape(shape)
 
 
 def dropped_levels(probability: float) -> int:

@@ -21,9 +21,10 @@ from gptbridge_specs import ModelSpec
 class LossAndGradients(nn.Cell):
     """Called with a micro-batch; the gradients come in the order of `weights`."""
 
-    def __init__(self, model: ModelSpec, net: GPT, recompute: str, dtype: Any) -> None:
+    def __init__(self, model: ModelSpec, net: GPT, recompute: str, dtype: Any, dropout: nn.Cell) -> None:
         super().__init__()
         self.net = net
+        self.dropout = dropout
         self.loss = LinearCrossEntropy(dtype)
         self.recompute = recompute == "full"
         self.recompute_attention = recompute == "full_attn"
@@ -38,9 +39,10 @@ class LossAndGradients(nn.Cell):
         self.last = _parameters(net.ln_f)
 
     def construct(
-        self, tokens: Tensor, positions: Tensor, labels: Tensor, share: Tensor, bias: Tensor, *masks: Tensor
+        self, tokens: Tensor, positions: Tensor, labels: Tensor, share: Tensor, bias: Tensor, *drawn: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return sum(share x loss) over (B, T) labels, then the gradients."""
+        """Return sum(share x loss) over (B, T) labels, then the gradients; `drawn` is what dropout takes."""
+        masks = self.dropout(tokens, *drawn)
         x = self.net.embed(tokens, positions, *masks[: self.on_hidden])
         inputs = ()
         for n in range(len(self.net.h)):

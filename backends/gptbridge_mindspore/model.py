@@ -10,8 +10,8 @@ from typing import Any
 from mindspore import Parameter, Tensor, nn
 
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
-from gptbridge_mindspore.dropout import Drop, Masks
-from gptbridge_mindspore.parts import Attention, Embedding, FeedForward, LayerNorm, parameter
+from gptbridge_mindspore.dropout import Masks
+from gptbridge_mindspore.parts import Attention, Embedding, FeedForward, Kernels, LayerNorm, parameter
 from gptbridge_specs import ModelSpec
 
 LAYOUT = gpt2_in_memory("mindspore", out_in=False)
@@ -22,13 +22,13 @@ NO_MASKS: tuple[Masks, Masks, Masks] = ((), (), ())
 class Block(nn.Cell):
     """One transformer layer: two branches, each added to the residual stream."""
 
-    def __init__(self, model: ModelSpec, recompute: str, dtype: Any) -> None:
+    def __init__(self, model: ModelSpec, recompute: str, dtype: Any, kernels: Kernels) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(model.hidden_size, model.layernorm_epsilon)
-        self.attn = Attention(model, recompute, dtype)
+        self.attn = Attention(model, recompute, dtype, kernels)
         self.ln_2 = LayerNorm(model.hidden_size, model.layernorm_epsilon)
         self.mlp = FeedForward(model, dtype)
-        self.dropout = Drop(model.hidden_dropout_prob)
+        self.dropout = kernels.drop(model.hidden_dropout_prob)
 
     def construct(self, x: Tensor, bias: Tensor, masks: tuple[Masks, Masks, Masks]) -> Tensor:
         """Add attention, then feed-forward; x and the result are (B, T, H)."""
@@ -50,7 +50,15 @@ class GPT(nn.Cell):
     """
 
     def __init__(
-        self, model: ModelSpec, layers: range, *, first: bool, last: bool, recompute: str, dtype: Any
+        self,
+        model: ModelSpec,
+        layers: range,
+        *,
+        first: bool,
+        last: bool,
+        recompute: str,
+        dtype: Any,
+        kernels: Kernels,
     ) -> None:
         super().__init__()
         self.layers = layers
@@ -60,8 +68,8 @@ class GPT(nn.Cell):
             self.wte = Embedding(model.vocab_size, model.hidden_size)
         if first:
             self.wpe = Embedding(model.max_position_embeddings, model.hidden_size)
-        self.dropout = Drop(model.hidden_dropout_prob)
-        self.h = nn.CellList([Block(model, recompute, dtype) for _ in layers])
+        self.dropout = kernels.drop(model.hidden_dropout_prob)
+        self.h = nn.CellList([Block(model, recompute, dtype, kernels) for _ in layers])
         if last:
             self.ln_f = LayerNorm(model.hidden_size, model.layernorm_epsilon)
             if not self.tied:

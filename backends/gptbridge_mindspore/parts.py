@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from gptbridge_mindspore.dropout import Drop, Masks
+from gptbridge.session import DeviceKind
+from gptbridge_mindspore.dropout import DeviceDrop, DeviceDropout, HostDrop, HostDropout, Masks
 from gptbridge_specs import ModelSpec
 
 HIDDEN = -1e9  # added to the score of a key that a token must not see
@@ -118,14 +121,14 @@ class Softmax(nn.Cell):
 class Core(nn.Cell):
     """Softmax attention of heads: what remains between the two linear layers."""
 
-    def __init__(self, model: ModelSpec, dtype: Any) -> None:
+    def __init__(self, model: ModelSpec, dtype: Any, drop: Callable[[float], nn.Cell] = HostDrop) -> None:
         super().__init__()
         self.scale = model.head_size**-0.5
         self.dtype = dtype
         self.scores = ops.BatchMatMul(transpose_b=True)
         self.softmax = Softmax()
         self.mix = ops.BatchMatMul()
-        self.drop = Drop(model.attention_probs_dropout_prob)
+        self.drop = drop(model.attention_probs_dropout_prob)
 
     def construct(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *masks: Tensor) -> Tensor:
         """Return (B N, T, D) of q (B N, T, D), k and v (B N, C, D), under bias (B N, T, C)."""
@@ -133,6 +136,68 @@ class Core(nn.Cell):
         scores = self.scores((q * self.scale).astype(kind), k.astype(kind)).astype(ms.float32)
         weights = self.drop(self.softmax(scores + bias), *masks)
         return self.mix(weights.astype(kind), v.astype(kind)).astype(ms.float32)
+
+
+class FlashCore(nn.Cell):
+    """The same for whole rows by Ascend's fused kernel, which keeps no (T, T) numbers.
+
+    Written by the kernel's documentation, not run: nothing but the type of its graph is tested.
+    """
+
+    def __init__(self, model: ModelSpec, dtype: Any) -> None:
+        super().__init__()
+        self.heads, self.scale, self.dtype = model.num_attention_heads, model.head_size**-0.5, dtype
+        self.keep = 1 - model.attention_probs_dropout_prob
+        self.later = later_keys()
+
+    def construct(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *masks: Tensor) -> Tensor:
+        """Return (B N, T, D) of q, k and v (B N, T, D); what bias says, the kernel knows."""
+        rows, t, d = q.shape
+        shape = (rows // self.heads, self.heads, t, d)
+        y = ops.flash_attention_score(
+            q.reshape(shape).astype(self.dtype),
+            k.reshape(shape).astype(self.dtype),
+            v.reshape(shape).astype(self.dtype),
+            self.heads,
+            drop_mask=masks[0].reshape(*shape[:3], t // 8) if len(masks) > 0 else None,
+            attn_mask=self.later,
+            keep_prob=self.keep if len(masks) > 0 else 1.0,
+            scalar_value=self.scale,
+            input_layout="BNSD",
+            sparse_mode=LEFT_UP_CAUSAL,
+        )
+        return y.reshape(q.shape).astype(ms.float32)
+
+
+LEFT_UP_CAUSAL = 2  # the mode that skips what is hidden, and takes a mask of this size whatever T is
+LATER_KEYS = 2048
+
+
+@cache
+def later_keys() -> Tensor:
+    """Return the mask of that mode: True where a key is hidden."""
+    return Tensor(np.triu(np.ones((LATER_KEYS, LATER_KEYS), np.bool_), 1))
+
+
+def ascend_core(model: ModelSpec, dtype: Any) -> nn.Cell:
+    """Return the fused kernel where it can: it knows half precision and heads of a multiple of 16."""
+    fits = dtype in (ms.float16, ms.bfloat16) and model.head_size % 16 == 0
+    return FlashCore(model, dtype) if fits else Core(model, dtype, DeviceDrop)
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What a kind of device computes in its own way."""
+
+    core: Callable[[ModelSpec, Any], nn.Cell]
+    dropout: Callable[[ModelSpec], nn.Cell]  # makes the masks
+    drop: Callable[[float], nn.Cell]  # applies one
+
+
+KERNELS: dict[DeviceKind, Kernels] = {
+    "cpu": Kernels(Core, HostDropout, HostDrop),
+    "ascend": Kernels(ascend_core, DeviceDropout, DeviceDrop),
+}
 
 
 class Recomputed(nn.Cell):
@@ -161,13 +226,14 @@ class Recomputed(nn.Cell):
 class Attention(nn.Cell):
     """Causal self-attention."""
 
-    def __init__(self, model: ModelSpec, recompute: str, dtype: Any) -> None:
+    def __init__(self, model: ModelSpec, recompute: str, dtype: Any, kernels: Kernels) -> None:
         super().__init__()
         self.heads = model.num_attention_heads
         self.c_attn = Linear(model.hidden_size, 3 * model.hidden_size, dtype)
         self.c_proj = Linear(model.hidden_size, model.hidden_size, dtype)
-        self.core = Core(model, dtype)
-        self.recomputed = Recomputed(self.core) if recompute == "core_attn" else None
+        self.core = kernels.core(model, dtype)
+        again = recompute == "core_attn" and isinstance(self.core, Core)  # the fused kernel does so by itself
+        self.recomputed = Recomputed(self.core) if again else None
         self.split = ops.Split(0, 3)
 
     def construct(self, x: Tensor, bias: Tensor, mask: Masks) -> Tensor:

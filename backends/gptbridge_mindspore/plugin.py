@@ -43,6 +43,17 @@ LIMITS = (
     *parallel.LIMITS,
     *LANGUAGE_MODELING_ONLY,
     Limit(
+        "training.seq_length",
+        lambda spec, device: (
+            device == "ascend"
+            and spec.training.seq_length % 8 > 0
+            and spec.model.attention_probs_dropout_prob > 0
+            and spec.precision.compute != "fp32"
+        ),
+        "Ascend's fused attention drops bits by bytes: with dropout of attention in half precision the "
+        "length must be a multiple of 8",
+    ),
+    Limit(
         "precision.compute",
         lambda spec, device: spec.precision.compute == "bf16" and device == "cpu",
         "MindSpore has no bf16 kernels for a CPU, not even a matrix product; use fp32",

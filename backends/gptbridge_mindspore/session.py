@@ -15,12 +15,11 @@ from gptbridge.rules.stepping import Stepper
 from gptbridge.session import Device, Kind, Shard
 from gptbridge.weights.shards import decay_of_tensors, shards_of
 from gptbridge_mindspore.cache import Cache, CachedStep
-from gptbridge_mindspore.dropout import DropoutMasks
 from gptbridge_mindspore.gradients import LossAndGradients
 from gptbridge_mindspore.loss import LinearCrossEntropy
 from gptbridge_mindspore.model import GPT, LAYOUT
 from gptbridge_mindspore.optimizer import Optimizer
-from gptbridge_mindspore.parts import HIDDEN
+from gptbridge_mindspore.parts import HIDDEN, KERNELS
 from gptbridge_mindspore.shapes import pad, usual_size
 from gptbridge_specs import RunSpec
 
@@ -53,7 +52,16 @@ class MindSporeModel:
         self._spec = spec
         self._dtype = COMPUTE[spec.precision.compute]
         layers, recompute = range(spec.model.num_layers), spec.training.recompute
-        self._model = GPT(spec.model, layers, first=True, last=True, recompute=recompute, dtype=self._dtype)
+        self._kernels = KERNELS[device.kind]
+        self._model = GPT(
+            spec.model,
+            layers,
+            first=True,
+            last=True,
+            recompute=recompute,
+            dtype=self._dtype,
+            kernels=self._kernels,
+        )
         self._weights = self._model.weights()
         loss = LinearCrossEntropy(self._dtype)
         self._forward, self._token_losses, self._logits = (
@@ -136,7 +144,8 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         Stepper.__init__(self, spec)
         decays = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer)
         self._optimizer = Optimizer(spec.optimizer, self._weights, decays)
-        graph = LossAndGradients(spec.model, self._model, spec.training.recompute, self._dtype)
+        self._dropout = self._kernels.dropout(spec.model)
+        graph = LossAndGradients(spec.model, self._model, spec.training.recompute, self._dtype, self._dropout)
         self._loss_and_gradients = ms.jit(graph)
         self._gradients: list[Tensor] = []  # in the order of the weights
 
@@ -153,10 +162,10 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         seed: int,
     ) -> Tensor:
         """Add the gradient of `factor` x the masked sum of losses; return that sum."""
-        masks = DropoutMasks(self._spec.model, seed).all(inputs.shape)
+        drawn = self._dropout.arguments(seed, inputs.shape)
         share = mask * np.float32(factor)
         arrays = (inputs, positions(inputs.shape), labels, share, causal_bias(inputs.shape[1]))
-        loss, *found = self._loss_and_gradients(*map(Tensor, arrays), *masks)
+        loss, *found = self._loss_and_gradients(*map(Tensor, arrays), *drawn)
         held = self._gradients
         self._gradients = [a + b for a, b in zip(held, found, strict=True)] if held else found
         return loss / factor

@@ -21,7 +21,7 @@ from gptbridge.weights.architecture import count_parameters
 from gptbridge.weights.initial import InitialWeights
 from gptbridge_paddle import ascend, hardware
 from gptbridge_specs import RunSpec
-from tests.backends.sessions import LENGTH, WIDE, SessionTests, everything, make_batch, make_spec, opened
+from tests.backends.sessions import LENGTH, WIDE, KeptBytesTests, everything, make_batch, make_spec, opened
 
 paddle = hardware.import_paddle()
 
@@ -64,7 +64,7 @@ def kept_bytes(trainer: PaddleTrainer) -> int:
     return kept
 
 
-class TestPaddle(SessionTests):
+class TestPaddle(KeptBytesTests):
     open_trainer = staticmethod(open_trainer)
     kept_bytes = staticmethod(kept_bytes)
 

@@ -23,7 +23,7 @@ from tests.backends.sessions import (
     LENGTH,
     VOCAB,
     WIDE,
-    SessionTests,
+    KeptBytesTests,
     everything,
     gradients,
     make_batch,
@@ -58,7 +58,7 @@ def kept_bytes(trainer: TorchTrainer) -> int:
     return sum(storage.nbytes() for storage in kept.values())
 
 
-class TestTorch(SessionTests):
+class TestTorch(KeptBytesTests):
     open_trainer = staticmethod(open_trainer)
     kept_bytes = staticmethod(kept_bytes)
 

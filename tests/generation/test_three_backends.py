@@ -33,7 +33,8 @@ import json, sys, gptbridge
 folder, backend, prompts, jobs = json.loads(sys.stdin.read())
 found = []
 for job in jobs:
-    words = dict(backend=backend, tokenizer="byte", overrides={"training.device": "cpu"}, warn=lambda text: None)
+    words = dict(backend=backend, tokenizer="byte", warn=lambda text: None)
+    words["overrides"] = {"training.device": "cpu"}
     texts = gptbridge.generate(folder, prompts, **words, **job)
     found.append([[each.tokens, each.log_probs] for each in texts])
 print(json.dumps(found))
