@@ -90,7 +90,7 @@ Change = Callable[[Contents, TensorInfo, TensorBytes], Iterable[tuple[TensorInfo
 class WeightFile:
     """An open weight file, or the shards of an index: what it holds, and tensors when asked for.
 
-    `format` is a name of detection.READERS. `tensors` lists every tensor in the file's order. `metadata`
+    `format` is a name of open.READERS. `tensors` lists every tensor in the file's order. `metadata`
     is the text that the file carries beside them. `tree` is the file's structure as plain data with a
     TensorRef in each tensor's place: nested for a file that nests (`args`, `iteration`, ...),
     else one dict. A context manager; arrays that were read stay valid after it closes.
