@@ -16,7 +16,6 @@ class CanonicalArrays(Mapping[str, NDArray[np.float32]]):
     """Weights by name as float32 arrays in canonical shape, whole or in slices, read when asked for."""
 
     def __init__(self, weights: Mapping[str, CanonicalWeight], sizes: Mapping[str, int]) -> None:
-        """Take the weights, and the sizes of the whole ones by letter."""
         self._weights = weights
         self._sizes = sizes
 

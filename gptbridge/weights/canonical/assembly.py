@@ -77,13 +77,14 @@ def _held(name: str, native: NativeTensor, stage: Stage, sizes: Mapping[str, int
     held: dict[Any, WeightFile] = {}
     items = 0
     for number, rank in enumerate(stage.ranks):
-        _check_same(name, first, rank)
         parts = stage.cutting.boxes(number, native, sizes)
-        key = tuple(tuple(sorted(box.items())) for part in parts for box in part.boxes)
-        if key in held:
-            _check_copy(name, held[key], rank)
-            continue
-        held[key] = rank
+        if len(stage.ranks) > 1:
+            _check_same(name, first, rank)
+            key = tuple(tuple(sorted(box.items())) for part in parts for box in part.boxes)
+            if key in held:
+                _check_copy(name, held[key], rank)
+                continue
+            held[key] = rank
         items += sum(volume(box) for part in parts for box in part.boxes)
         yield from _boxes_in(rank, name, native.axes, parts, sizes)
     whole = math.prod(native.axes.shape(sizes))
@@ -121,7 +122,6 @@ def _weight(
     native: NativeTensor,
     held: Sequence[_Held],
 ) -> CanonicalWeight:
-    """Return the weight that part `number` of a tensor is."""
     return CanonicalWeight(
         canonical,
         held[0].rank.tensors[name].dtype,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +20,8 @@ from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import Box, Piece, gather, gather_into
 from gptbridge.weights.layouts.stored import StoredAxes
 
+Delta = Callable[[Box, Axes], NDArray[np.float32]]  # what is added to a box of a weight, stored as the axes
 _WIDER = "Convert with --dtype bfloat16 or float32, which reach further than float16"
-
-
-class Delta(Protocol):
-    """What is added to a weight."""
-
-    def __call__(self, box: Box, order: Axes) -> NDArray[np.float32]:
-        """Return the part of it that lies in `box`, stored as `order`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,17 +36,10 @@ class Described:
 
 
 class Row:
-    """One row: `fields` that it reads and writes, `keys` of the file that it knows."""
+    """One row: `fields` that are read from it and no other, `keys` of the file that it reads or writes."""
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields that are read from this row, and from no other."""
-        return ()
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys that this row reads or writes."""
-        return ()
+    fields: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
 
     def read(self, content: Content, where: object) -> Mapping[str, Any]:
         """Return the fields that `content` says; BadInput, naming the key, for what cannot be."""
@@ -67,37 +60,42 @@ class Row:
 
 @dataclass(frozen=True)
 class _Field(Row):
-    """A field of the ModelSpec, and the keys that say it, the one that is written first.
+    """A field of the ModelSpec, and the keys that say it, the one that is written first."""
+
+    field: str
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fields", (self.field,))
+        object.__setattr__(self, "keys", self.names)
+
+
+@dataclass(frozen=True)
+class _Stated(_Field):
+    """A field whose value the file states.
 
     `absent` is what the system takes where the file leaves the keys out; None: what ModelSpec takes.
     `hard_coded` is what its software computes whatever the file says: another value is written for the
     way back, and noted; that value itself is not written.
     """
 
-    field: str
-    names: tuple[str, ...]
+    absent: Any = field(default=None, kw_only=True)
+    hard_coded: Any = field(default=None, kw_only=True)
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The field."""
-        return (self.field,)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys that say it."""
-        return self.names
+    def not_computed(self, model: ModelSpec) -> str | None:
+        """Return where the model differs from what is hard-coded."""
+        value = getattr(model, self.field)
+        if self.hard_coded in (None, value):
+            return None
+        return f"{self.field}={self.hard_coded}, and this model has {value}"
 
 
-@dataclass(frozen=True)
-class Key(_Field):
+class Key(_Stated):
     """A field that the file holds as it is: `Key("hidden_size", ("n_embd",))`."""
-
-    absent: Any = None
-    hard_coded: Any = None
 
     def read(self, content: Content, where: object) -> Mapping[str, Any]:
         """Return the first of the keys that is there."""
-        stated = [content[name] for name in self.names if name in content]
+        stated = [content[name] for name in self.keys if name in content]
         if stated:
             return {self.field: stated[0]}
         return {} if self.absent is None else {self.field: self.absent}
@@ -106,28 +104,22 @@ class Key(_Field):
         """Return the first key, with the model's value."""
         model = described.model
         value = model.ffn_size if self.field == "ffn_hidden_size" else getattr(model, self.field)
-        return {} if value == self.hard_coded else {self.names[0]: value}
-
-    def not_computed(self, model: ModelSpec) -> str | None:
-        """Return where the model differs from what is hard-coded."""
-        return _difference(model, self.field, self.hard_coded)
+        return {} if value == self.hard_coded else {self.keys[0]: value}
 
 
 @dataclass(frozen=True)
-class Words(_Field):
+class Words(_Stated):
     """A field that the file spells in its own words: `Words("activation", ("act",), {"gelu": "gelu_tanh"})`.
 
     Of several words for one value the first is written.
     """
 
     words: Mapping[str, str] = field(default_factory=dict)
-    absent: str | None = None
-    hard_coded: str | None = None
     likely: Callable[[Content], str] | None = None  # in place of `absent`, where that is not certain
 
     def read(self, content: Content, where: object) -> Mapping[str, Any]:
         """Return what the first of the keys that is there means."""
-        for name in self.names:
+        for name in self.keys:
             if name in content:
                 word = content[name]
                 if not isinstance(word, str) or word not in self.words:
@@ -138,7 +130,7 @@ class Words(_Field):
 
     def assumed(self, content: Content) -> Mapping[str, Any]:
         """Return what the field most likely is where no key is there."""
-        if self.likely is None or any(name in content for name in self.names):
+        if self.likely is None or any(name in content for name in self.keys):
             return {}
         return {self.field: self.likely(content)}
 
@@ -151,14 +143,10 @@ class Words(_Field):
         if word is None:
             raise UsageError(
                 f"the model's {self.field} is {value}, which the configuration has no word for",
-                where=self.names[0],
+                where=self.keys[0],
                 allowed=", ".join(dict.fromkeys(self.words.values())),
             )
-        return {self.names[0]: word}
-
-    def not_computed(self, model: ModelSpec) -> str | None:
-        """Return where the model differs from what is hard-coded."""
-        return _difference(model, self.field, self.hard_coded)
+        return {self.keys[0]: word}
 
 
 @dataclass(frozen=True)
@@ -179,21 +167,25 @@ class Pair(_Field):
 
 
 @dataclass(frozen=True)
-class Switch(Row):
+class _OfKey(Row):
+    """What has one key."""
+
+    key: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keys", (self.key,))
+
+
+@dataclass(frozen=True)
+class Switch(_OfKey):
     """A switch that must have this value, because any other means another architecture.
 
     `also` are other words for the same, of other releases.
     """
 
-    key: str
     only: Any
     written: bool = False  # else it is only read
     also: tuple[Any, ...] = ()
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The switch."""
-        return (self.key,)
 
     def read(self, content: Content, where: object) -> Mapping[str, Any]:
         """Refuse any other value."""
@@ -208,16 +200,10 @@ class Switch(Row):
 
 
 @dataclass(frozen=True)
-class Written(Row):
+class Written(_OfKey):
     """A key that is written for the system's own software and not read: a value, or a function's."""
 
-    key: str
     value: Any
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The key."""
-        return (self.key,)
 
     def write(self, described: Described) -> Mapping[str, Any]:
         """Return the key with its value."""
@@ -225,21 +211,14 @@ class Written(Row):
 
 
 @dataclass(frozen=True)
-class Token(Row):
+class Token(_OfKey):
     """The id of a special token. Files that hold lists of ids are read as if they left them out."""
 
-    key: str
     null: bool = False  # written as null where there is none
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The token."""
-        return (self.key,)
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The token's key."""
-        return (self.key,)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "fields", self.keys)
 
     def read(self, content: Content, where: object) -> Mapping[str, Any]:
         """Return the token, if it is a plain id."""
@@ -274,9 +253,3 @@ def labels(*keys: str, writing: Callable[[int], Mapping[str, Any]] | None = None
         return writing(described.num_labels) if writing else {keys[0]: described.num_labels}
 
     return Pair("num_labels", (*keys, "id2label"), read, write)
-
-
-def _difference(model: ModelSpec, name: str, hard_coded: Any) -> str | None:
-    if hard_coded is None or getattr(model, name) == hard_coded:
-        return None
-    return f"{name}={hard_coded}, and this model has {getattr(model, name)}"

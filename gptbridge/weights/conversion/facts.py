@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from gptbridge.errors import printable
-from gptbridge.weights.architecture import count_parameters
+from gptbridge.weights.architecture import count_parameters, weight_axes
 from gptbridge.weights.canonical.lora import QKV, Lora
-from gptbridge.weights.conversion.digest import digest
+from gptbridge.weights.conversion.streaming import SLAB_ITEMS
+from gptbridge.weights.layouts.boxes import shape_of, slabs
+from gptbridge.weights.layouts.stored import StoredAxes
 from gptbridge.weights.opening import Opened
 from gptbridge_specs import ModelSpec
 
@@ -84,3 +87,20 @@ def checkpoint_facts(opened: Opened) -> CheckpointFacts:
 def _lora(adapter: Lora) -> LoraFacts:
     parts = [QKV[part] for part in adapter.all_parts]
     return LoraFacts(adapter.rank, adapter.alpha, len(adapter.layers), parts)
+
+
+def digest(opened: Opened) -> str:
+    """Return the SHA-256 of the canonical weights: equal for equal weights in any dialect and split.
+
+    It covers a classifier's head, and an adapter that is kept apart.
+    """
+    total = hashlib.sha256()
+    weights, whole = opened.all_weights, opened.whole
+    factors = opened.adapter.weights if opened.adapter else {}
+    for name in (*opened.names, *sorted(factors)):
+        weight = weights[name]
+        order, box = weight_axes(name), weight.whole(whole)
+        total.update(f"{name} {weight.dtype} {shape_of(box, order)}\n".encode())
+        for slab in slabs([box], StoredAxes((order,)), SLAB_ITEMS):
+            total.update(weight.read(slab[0], order).data)
+    return total.hexdigest()

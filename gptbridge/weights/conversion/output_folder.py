@@ -66,7 +66,6 @@ def _checkpoint_name() -> re.Pattern[str]:
 
 
 def _first_stranger(folder: Path) -> str | None:
-    """Return an entry that no checkpoint has, or None."""
     known = _checkpoint_name()
     count = 0
     for parent, folders, files in os.walk(folder):

@@ -104,7 +104,8 @@ def plan_files(target: Target) -> list[TargetFile]:
         natives = _stage_natives(target, stage)
         for rank in range(split.tensor):
             name = place.whole if split.whole or place.ranked is None else place.ranked(rank, stage, split)
-            tensors = [_tensor(native, sizes, rank, target) for native in natives]
+            cuts = {axes: _cut(axes, sizes, rank, target) for axes in {native.axes for native in natives}}
+            tensors = [_tensor(native, cuts[native.axes], target) for native in natives]
             tensors.sort(key=lambda tensor: -tensor.info.storage_dtype.itemsize)  # as safetensors has them
             tree = place.tree([tensor.info.name for tensor in tensors], target) if place.tree else None
             files.append(TargetFile(name, place.format, tuple(tensors), tree))
@@ -165,12 +166,12 @@ def _stage_natives(target: Target, stage: int) -> list[NativeTensor]:
     share = target.model.num_layers // stages
     first = stage * share
     held = [name for name in _names(target) if stage == _stage_of(name, share, stages)]
-    back = -first if layout.layers_count_from_stage else 0
-    natives = layout.natives([shifted(name, back) for name in held], target.model.num_layers)
-    listed = [
-        replace(native, canonicals=tuple(shifted(name, -back) for name in native.canonicals))
-        for native in natives
-    ]
+    back = first if layout.layers_count_from_stage else 0
+    if back:
+        held = [shifted(name, -back) for name in held]
+    listed = list(layout.natives(held, target.model.num_layers))
+    if back:
+        listed = [replace(x, canonicals=tuple(shifted(name, back) for name in x.canonicals)) for x in listed]
     if stages > 1 and stage == stages - 1 and target.model.tie_word_embeddings:
         rules = {rule.canonical: rule for rule in layout.rules}
         listed += [
@@ -180,7 +181,6 @@ def _stage_natives(target: Target, stage: int) -> list[NativeTensor]:
 
 
 def _stage_of(name: str, share: int, stages: int) -> int:
-    """Return the stage of a weight, each having `share` layers."""
     layer = layer_of(name)
     if layer is not None:
         return layer // share
@@ -196,14 +196,24 @@ def _names(target: Target) -> list[str]:
     return names
 
 
-def _tensor(native: NativeTensor, sizes: Mapping[str, int], rank: int, target: Target) -> TargetTensor:
-    boxes = whole_boxes(native.axes, sizes)
-    letter = next((letter for letter in native.axes.parts[0].letters if letter in target.layout.cut), None)
+def _cut(
+    axes: StoredAxes, sizes: Mapping[str, int], rank: int, target: Target
+) -> tuple[tuple[Box, ...], int | None, tuple[int, ...]]:
+    """Return what a rank has of tensors of these axes: boxes, the dimension that is cut, and the shape."""
+    boxes = whole_boxes(axes, sizes)
+    letter = next((letter for letter in axes.parts[0].letters if letter in target.layout.cut), None)
     cut = None
     if letter is not None and target.split.tensor > 1:
         share = sizes[letter] // target.split.tensor
         boxes = tuple({**box, letter: (rank * share, (rank + 1) * share)} for box in boxes)
-        cut = native.axes.dim_of(letter)
+        cut = axes.dim_of(letter)
+    return boxes, cut, axes.shape(sizes_of(*boxes))
+
+
+def _tensor(
+    native: NativeTensor, held: tuple[tuple[Box, ...], int | None, tuple[int, ...]], target: Target
+) -> TargetTensor:
+    boxes, cut, shape = held
     dtype = joint_type(native.name, {name: target.dtypes[name] for name in native.canonicals})
-    info = TensorInfo(native.name, dtype, native.axes.shape(sizes_of(*boxes)))
+    info = TensorInfo(native.name, dtype, shape)
     return TargetTensor(info, native.canonicals, boxes, native.axes, cut)

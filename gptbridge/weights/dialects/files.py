@@ -33,11 +33,13 @@ class Ranked:
     inner: tuple[str, ...] = ()
     tells_dialect: bool = True
     passed_over: tuple[str, ...] = ()
+    folder: str = ""  # in which they are written
 
     def path(self, tensor: int, pipeline: int, split: Split) -> str:
         """Return the path of one rank's file."""
         name = _OPTIONAL.sub(r"\1" if split.pipeline > 1 else "", self.expression)
-        return "/".join((name.format(tensor=tensor, pipeline=pipeline), *self.inner[:1]))
+        name = name.format(tensor=tensor, pipeline=pipeline)
+        return "/".join((*([self.folder] if self.folder else []), name, *self.inner[:1]))
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:

@@ -26,7 +26,7 @@ from gptbridge.weights.layouts.amid_training import amid_training, is_state, pre
 from gptbridge.weights.layouts.rules import BY_HEAD, CONCATENATED, Layout, Table, rows, rules
 
 if TYPE_CHECKING:
-    from gptbridge.weights.conversion.target import Split, Target, TargetFile
+    from gptbridge.weights.conversion.target import Target, TargetFile
 
 _GELU = ("gelu_tanh", "gelu_erf")  # one switch chooses between them
 QKV_ROWS = {0: CONCATENATED, 1: "(m d (q:g | k: | v:))", 2: BY_HEAD, 3: BY_HEAD}
@@ -245,10 +245,6 @@ def _write_gelu(described: Described) -> Mapping[str, Any]:
     return {"bias_gelu_fusion": described.model.activation == "gelu_tanh", "openai_gelu": False}
 
 
-def _ranked(tensor: int, pipeline: int, split: Split) -> str:
-    return f"release/{_RANKED.path(tensor, pipeline, split)}"
-
-
 def _tree(names: Sequence[str], target: Target) -> Tree:
     """Return Megatron-LM's dict: nested modules down to the blocks, args, checkpoint_version."""
     version, _, number = target.layout.variant.partition("-")
@@ -303,6 +299,7 @@ _EARLIEST = (
 _RANKED = Ranked(
     "mp_rank_{tensor:02}[_{pipeline:03}]",
     ("model_optim_rng.pt", "model_rng.pt"),
+    folder="release",
     passed_over=("optim.pt",),  # a data-parallel rank's part of the distributed optimizer, until 2023
 )
 DIALECT = Dialect(
@@ -343,7 +340,7 @@ DIALECT = Dialect(
         ),
     ),
     files=Files(
-        Place("torch", "release/mp_rank_00/model_optim_rng.pt", _ranked, _tree),
+        Place("torch", "release/mp_rank_00/model_optim_rng.pt", _RANKED.path, _tree),
         single=("model_optim_rng.pt",),
         ranked=(_RANKED,),
         pointers=(Pointer("latest_checkpointed_iteration.txt", _iteration, "release or a number"),),

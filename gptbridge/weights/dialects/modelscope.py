@@ -16,7 +16,7 @@ from gptbridge.weights.formats import Tree, WeightFile
 from gptbridge.weights.layouts.rules import Layout
 
 if TYPE_CHECKING:
-    from gptbridge.weights.conversion.target import Split, Target, TargetFile
+    from gptbridge.weights.conversion.target import Target, TargetFile
 
 _EPSILON = 1e-12  # of layer norms, by default; saved files leave out what equals their class's default
 
@@ -87,15 +87,13 @@ def _companions(target: Target, files: Sequence[TargetFile]) -> Contents:
     return {"config.json": target.config(), "configuration.json": content}
 
 
-def _ranked(tensor: int, pipeline: int, split: Split) -> str:
-    return f"model/{_RANKED.path(tensor, pipeline, split)}"
-
-
 def _tree(names: Sequence[str], target: Target) -> Tree:
     return nested(names, depth=1)
 
 
-_RANKED = Ranked("mp_rank_{tensor:02}_model_states.pt", tells_dialect=False)  # DeepSpeed's name for any model
+_RANKED = Ranked(  # DeepSpeed's name for any model
+    "mp_rank_{tensor:02}_model_states.pt", tells_dialect=False, folder="model"
+)
 DIALECT = Dialect(
     "modelscope",
     preference=60,
@@ -130,7 +128,7 @@ DIALECT = Dialect(
         ),
     ),
     files=Files(
-        Place("torch", "model/mp_rank_00_model_states.pt", _ranked, _tree),
+        Place("torch", "model/mp_rank_00_model_states.pt", _RANKED.path, _tree),
         variants={"base": Place("torch", "pytorch_model.bin")},  # the base and large sizes
         ranked=(_RANKED,),
         folders=("model",),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from numpy.typing import NDArray
@@ -90,7 +89,7 @@ Change = Callable[[Contents, TensorInfo, TensorBytes], Iterable[tuple[TensorInfo
 class WeightFile:
     """An open weight file, or the shards of an index: what it holds, and tensors when asked for.
 
-    `format` is a name of detection.READERS. `tensors` lists every tensor in the file's order. `metadata`
+    `format` is a name of open.READERS. `tensors` lists every tensor in the file's order. `metadata`
     is the text that the file carries beside them. `tree` is the file's structure as plain data with a
     TensorRef in each tensor's place: nested for a file that nests (`args`, `iteration`, ...),
     else one dict. A context manager; arrays that were read stay valid after it closes.
@@ -175,7 +174,5 @@ class WeightFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from gptbridge.errors import printable
 from gptbridge.weights.formats.source import SourceFile
@@ -30,40 +29,6 @@ _ENCRYPTED, _SIZES_FOLLOW = 1 << 0, 1 << 3
 _FIELDS_OF_16_BITS, _LENGTH_STARTS = 4, 12
 _MAX_DIRECTORY_BYTES = 64 << 20
 _MAX_MEMBERS = MAX_TENSORS + 100
-
-
-class _Central(NamedTuple):
-    mark: bytes
-    made_by: int
-    version: int
-    flags: int
-    method: int
-    time: int
-    date: int
-    crc32: int
-    packed: int
-    nbytes: int
-    name_length: int
-    extra_length: int
-    comment_length: int
-    disk: int
-    internal: int
-    external: int
-    header: int
-
-
-class _Local(NamedTuple):
-    mark: bytes
-    version: int
-    flags: int
-    method: int
-    time: int
-    date: int
-    crc32: int
-    packed: int
-    nbytes: int
-    name_length: int
-    extra_length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,28 +93,30 @@ def _end64(source: SourceFile, locator: int, short: tuple[int, ...]) -> tuple[in
 
 def _member(source: SourceFile, position: int, end: int) -> tuple[Member, int]:
     """Return the member of the directory entry at `position` and where the entry ends."""
-    entry = _Central._make(CENTRAL.unpack(source.bytes_at(position, CENTRAL.size, "the zip directory")))
+    entry = CENTRAL.unpack(source.bytes_at(position, CENTRAL.size, "the zip directory"))
+    mark, _, _, flags, method, _, _, crc32, *told, name_length, extra_length, comment_length = entry[:13]
+    disk, header = entry[13], entry[16]
     name_start = position + CENTRAL.size
-    extra_start = name_start + entry.name_length
-    stop = extra_start + entry.extra_length + entry.comment_length
-    if entry.mark != CENTRAL_MARK or stop > end or entry.disk not in (0, MAX_16):
+    extra_start = name_start + name_length
+    stop = extra_start + extra_length + comment_length
+    if mark != CENTRAL_MARK or stop > end or disk not in (0, MAX_16):
         source.refuse("its zip directory is malformed")
     raw_name = bytes(source.data[name_start:extra_start])
     name = _checked_name(source, raw_name)
     shown = printable(name)
-    if entry.flags & _ENCRYPTED:
+    if flags & _ENCRYPTED:
         source.refuse(f"member {shown!r} is encrypted")
-    if entry.method:
+    if method:
         source.refuse(f"member {shown!r} is compressed", allowed="stored members, as torch.save writes them")
-    told = (entry.nbytes, entry.packed, entry.header)
+    told = [*reversed(told), header]
     wide = _wide_fields(bytes(source.data[extra_start:stop]), told.count(MAX_32))
     if wide is None:
         source.refuse(f"member {shown!r} lacks its zip64 sizes")
     nbytes, packed, header = (wide.pop(0) if value == MAX_32 else value for value in told)
     if packed != nbytes:
         source.refuse(f"member {shown!r} has two sizes, {packed} and {nbytes}")
-    offset = _data_offset(source, raw_name, header, entry.flags, (entry.crc32, nbytes))
-    return Member(name, header, offset, nbytes, entry.crc32), stop
+    offset = _data_offset(source, raw_name, header, flags, (crc32, nbytes))
+    return Member(name, header, offset, nbytes, crc32), stop
 
 
 def _checked_name(source: SourceFile, raw: bytes) -> str:
@@ -178,20 +145,20 @@ def _data_offset(
     source: SourceFile, raw_name: bytes, position: int, flags: int, crc32_and_size: tuple[int, int]
 ) -> int:
     """Return where a member's bytes start, after checking its local header against the directory."""
-    header = _Local._make(LOCAL.unpack(source.bytes_at(position, LOCAL.size, "a zip member's header")))
+    header = LOCAL.unpack(source.bytes_at(position, LOCAL.size, "a zip member's header"))
+    mark, _, own_flags, method, _, _, *told, name_length, extra_length = header
+    name_end: int = position + LOCAL.size + name_length
     crc32, size = crc32_and_size
-    told = ((header.crc32, crc32), (header.packed, size), (header.nbytes, size))
-    later = bool(flags & header.flags & _SIZES_FOLLOW)
-    agree = all(value in (true, MAX_32) or (later and value == 0) for value, true in told)
-    name = source.bytes_at(position + LOCAL.size, header.name_length, "a zip member's header")
-    if (
-        not agree
-        or (header.mark, header.method, name) != (LOCAL_MARK, 0, raw_name)
-        or header.flags & _ENCRYPTED
-    ):
+    later = bool(flags & own_flags & _SIZES_FOLLOW)
+    agree = all(
+        value in (true, MAX_32) or (later and value == 0)
+        for value, true in zip(told, (crc32, size, size), strict=True)
+    )
+    name = source.bytes_at(position + LOCAL.size, name_length, "a zip member's header")
+    if not agree or (mark, method, name) != (LOCAL_MARK, 0, raw_name) or own_flags & _ENCRYPTED:
         shown = printable(raw_name.decode("utf-8", errors="replace"))
         source.refuse(f"member {shown!r} has a header that disagrees with the directory")
-    return position + LOCAL.size + header.name_length + header.extra_length
+    return name_end + int(extra_length)
 
 
 def _check_layout(source: SourceFile, members: dict[str, Member], directory: int) -> None:

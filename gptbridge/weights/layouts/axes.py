@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 CUT = "mfv"  # the letters that tensor parallelism may cut
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Axes:
     """The letters of a tensor, grouped by dimension."""
 
@@ -33,19 +33,19 @@ class Axes:
         """Each dimension as it is written: `i`, `(m g d)`."""
         return [group if len(group) == 1 else f"({' '.join(group)})" for group in self.groups]
 
-    @property
+    @cached_property
     def letters(self) -> str:
         """Every letter, outermost first."""
         return "".join(self.groups)
 
-    @property
+    @cached_property
     def cut(self) -> str | None:
         """The letter that tensor parallelism cuts, if this tensor has one."""
         return next((letter for letter in self.letters if letter in CUT), None)
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape as stored, dimensions merged."""
-        return tuple(math.prod(sizes[letter] for letter in group) for group in self.groups)
+        return tuple(math.prod(map(sizes.__getitem__, group)) for group in self.groups)
 
     def spread(self, array: NDArray[Any], sizes: Mapping[str, int]) -> NDArray[Any]:
         """Return a view of a stored array with one dimension a letter."""

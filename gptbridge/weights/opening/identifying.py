@@ -113,7 +113,6 @@ def _best(
 
 
 def _taken(match: Match) -> Iterator[str]:
-    """Yield what the layout takes for granted."""
     if match.layout.zeros:
         names = ", ".join(name.removeprefix("h.{}.") for name in match.layout.zeros)
         yield f"{match.layout.dialect} ({match.variant}) has no {names}: zeros are taken"

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -118,11 +117,7 @@ class Opened:
         self._open_files.close()
 
     def __enter__(self) -> Self:
-        """Return the checkpoint itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the files."""
+    def __exit__(self, *_: object) -> None:
         self.close()

@@ -13,8 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from gptbridge.weights.configs.table import ConfigFacts
 from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
-from gptbridge.weights.conversion.digest import digest
-from gptbridge.weights.conversion.facts import CheckpointFacts, checkpoint_facts
+from gptbridge.weights.conversion.facts import CheckpointFacts, checkpoint_facts, digest
 from gptbridge.weights.conversion.target import Split
 from gptbridge.weights.dialects.huggingface import config_of
 from gptbridge.weights.formats import Entry, TensorInfo, Tree, open_weights, write_ckpt, write_torch

@@ -20,7 +20,7 @@ SITE = Path(sysconfig.get_path("purelib"))
 SCRIPT = """
 import importlib.util, itertools, json, sys
 from pathlib import Path
-from gptbridge.weights.conversion.digest import digest
+from gptbridge.weights.conversion.facts import digest
 from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
 from gptbridge.weights.opening import Hints, open_checkpoint
 from gptbridge.weights.conversion.target import Split

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gptbridge.weights.formats import open_weights
-from gptbridge.weights.formats.pickles.latin1 import Latin1Segment
+from gptbridge.weights.formats.segments import Latin1Segment
 from tests.weights.conversion.checkpoints import arrays_in, assert_identical, converted, digest_of, weights_of
 
 MEGABYTES_ALLOWED = 64

@@ -32,15 +32,6 @@ _OBJECTS = (
 _PROPERTIES = 5  # element type, layout, requires_grad, memory format, pinned
 
 
-def _object(name: str) -> Callable[[Args], Attributes]:
-    def make(args: Args) -> Attributes:
-        if args:
-            raise Refused(f"makes a {name} with arguments")
-        return Attributes(name)
-
-    return make
-
-
 def _index(args: Args) -> Index:
     if args:
         raise Refused(f"makes a {INDEX} with arguments")
@@ -71,7 +62,7 @@ def build_state(target: object, state: object) -> None:
 
 def _table() -> dict[tuple[str, str], Global]:
     functions: dict[str, Callable[[Args], object] | None] = {
-        **{name: _object(name) for name in _OBJECTS},
+        **{name: python_calls.plain_object(name) for name in _OBJECTS},
         INDEX: _index,
         **{name: _word(name) for name in (LAYOUT, MEMORY_FORMAT, f"{_ROOM}.planner.WriteItemType")},
         "torch.Size": torch_calls.FUNCTIONS["torch.Size"],

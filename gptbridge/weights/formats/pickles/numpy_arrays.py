@@ -6,14 +6,12 @@ from itertools import accumulate
 from operator import mul
 from typing import Any
 
-from gptbridge.weights.formats.encoded import EncodedBytes
-from gptbridge.weights.formats.pickles.latin1 import Latin1Segment
+from gptbridge.weights.formats.encoded import EncodedBytes, Unpacked
 from gptbridge.weights.formats.pickles.numpy_calls import NUMPY_CODES
 from gptbridge.weights.formats.pickles.values import JoinedArray, Latin1Bytes, NumpyArray, Span
-from gptbridge.weights.formats.segments import MemorySegment, RawSegment, Segment
+from gptbridge.weights.formats.segments import Latin1Segment, MemorySegment, RawSegment, Segment
 from gptbridge.weights.formats.tensor import TensorInfo
 from gptbridge.weights.formats.tensor_bytes import MappedBytes, SlicedBytes, TensorBytes
-from gptbridge.weights.formats.unpacking import Unpacked
 from gptbridge.weights.formats.weight_file import Contents
 
 
