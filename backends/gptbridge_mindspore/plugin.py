@@ -29,10 +29,12 @@ LIMITS = (
     *LANGUAGE_MODELING_ONLY,
     Limit(
         "training.seq_length",
-        lambda spec, device: device == "ascend"
-        and spec.training.seq_length % 8 > 0
-        and spec.model.attention_probs_dropout_prob > 0
-        and spec.precision.compute != "fp32",
+        lambda spec, device: (
+            device == "ascend"
+            and spec.training.seq_length % 8 > 0
+            and spec.model.attention_probs_dropout_prob > 0
+            and spec.precision.compute != "fp32"
+        ),
         "Ascend's fused attention drops bits by bytes: with dropout of attention in half precision the "
         "length must be a multiple of 8",
     ),
