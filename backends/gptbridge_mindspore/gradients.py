@@ -3,7 +3,6 @@
 MindSpore derives every gradient, piece by piece: a piece is a block or a branch of one. From a piece
 whose input waits for the gradient that comes back (`depend`) the graph keeps its input alone, and
 computes it again; the second run of any other piece is found to equal its first and costs nothing.
-`Cell.recompute` does not save memory in a graph on CPU.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Output projection and cross entropy in one, by pieces of rows: no (B T, V) tensor is ever whole.
 
 The gradient of the logits is softmax - onehot and needs nothing from later, so each piece of logits
-turns at once into the loss and its gradients. Derived by the framework it would take a sixth longer,
+turns at once into the loss and its gradients. Derived by the framework it takes a fifth longer,
 and every piece would stay in memory until the backward pass.
 Shapes: R rows (tokens), H hidden size, V vocabulary.
 """

@@ -95,7 +95,7 @@ class Embedding(nn.Cell):
 
     def construct(self, ids: Tensor) -> Tensor:
         """Return (B, T, H) of ids (B, T)."""
-        return ops.gather(self.weight, ids, 0)
+        return ops.gather(self.weight, ids, 0).astype(ms.float32)
 
 
 class Softmax(nn.Cell):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -37,16 +38,18 @@ class MindSporeMemory:
 
     def download(self, tensor: Tensor) -> NDArray[np.float32]:
         """Return a copy of the tensor."""
-        return np.array(tensor.asnumpy() / self._factor, np.float32)
+        return np.array(tensor.astype(ms.float32).asnumpy() / self._factor, np.float32)
 
     def upload(self, tensor: Tensor, array: NDArray[np.float32]) -> None:
         """Fill the tensor from a float32 array of its shape."""
         content = np.ascontiguousarray(array * self._factor, np.float32)
-        ops.assign(tensor, Tensor(content))  # in place: a compiled graph holds on to the memory it was given
+        ops.assign(
+            tensor, Tensor(content).astype(tensor.dtype)
+        )  # in place: a compiled graph holds on to the memory it was given
 
 
 class MindSporeModel:
-    """A `gptbridge.session.LanguageModel`. Weights are fp32; lower precision happens in matrix products."""
+    """A `gptbridge.session.LanguageModel`: its matrices are held in the type of the matrix products."""
 
     def __init__(self, spec: RunSpec, device: Device) -> None:
         self._spec = spec
@@ -63,6 +66,9 @@ class MindSporeModel:
             kernels=self._kernels,
         )
         self._weights = self._model.weights()
+        for weight in self._weights.values():
+            if weight.ndim > 1:
+                weight.set_dtype(self._held())
         loss = LinearCrossEntropy(self._dtype)
         self._forward, self._token_losses, self._logits = (
             ms.jit(graph) for graph in (self._model, loss.token_losses, loss.logits)
@@ -112,6 +118,9 @@ class MindSporeModel:
         cache.update(held)
         return np.asarray(logits.asnumpy()[: len(tokens)], np.float32)
 
+    def _held(self) -> Any:
+        return self._dtype
+
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         return self._weights if kind == "weight" else {}
 
@@ -137,7 +146,7 @@ class MindSporeModel:
 
 
 class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
-    """A `gptbridge.session.Trainer`."""
+    """A `gptbridge.session.Trainer`. Its weights are fp32."""
 
     def __init__(self, spec: RunSpec, device: Device) -> None:
         MindSporeModel.__init__(self, spec, device)
@@ -191,6 +200,9 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         """Free the device."""
         del self._optimizer, self._loss_and_gradients, self._gradients
         super().close()
+
+    def _held(self) -> Any:
+        return ms.float32
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         if kind == "gradient":

@@ -32,7 +32,7 @@ from mindspore import Parameter, Tensor  # noqa: E402
 from gptbridge_mindspore import loss  # noqa: E402
 from gptbridge_mindspore.dropout import HostDropout, keep_scale  # noqa: E402
 from gptbridge_mindspore.optimizer import Optimizer  # noqa: E402
-from gptbridge_mindspore.session import MindSporeTrainer  # noqa: E402
+from gptbridge_mindspore.session import MindSporeModel, MindSporeTrainer  # noqa: E402
 from gptbridge_mindspore.shapes import pad, usual_size  # noqa: E402
 
 
@@ -204,6 +204,19 @@ def test_fp16_products_are_close_to_fp32_but_others() -> None:
     exact = open_trainer(make_spec()).logits(make_batch().inputs[0])
     error = np.abs(fp16_session().logits(make_batch().inputs[0]) - exact).max()
     assert 1e-5 < error < 0.05
+
+
+def test_a_model_that_is_read_holds_matrices_as_it_computes_with_them() -> None:
+    spec = make_spec(precision={"compute": "fp16"})
+    model = sessions.opened(MindSporeModel, spec, hardware.setup("cpu"))
+    found = shards.arrays(model.shards())
+    for name, array in dict(InitialWeights(spec.model, seed=7)).items():
+        expected = array.astype(np.float16).astype(np.float32) if array.ndim > 1 else array
+        np.testing.assert_array_equal(found[name], expected, err_msg=name)
+    assert {str(weight.dtype) for weight in model._weights.values() if weight.ndim > 1} == {"Float16"}
+    assert {str(weight.dtype) for weight in fp16_session()._weights.values()} == {"Float32"}
+    tokens = make_batch().inputs[0]
+    np.testing.assert_allclose(model.logits(tokens), fp16_session().logits(tokens), atol=0.05)
 
 
 def test_an_overflowed_step_changes_nothing_and_halves_the_scale() -> None:
