@@ -28,11 +28,7 @@ _COMPARED_ITEMS = 1 << 20  # copies of tensors up to this size are compared betw
 def stored_sizes(match: Match, stages: Sequence[Stage], where: Path) -> dict[str, int]:
     """Return the size of each letter that the shapes tell, parts of ranks put together."""
     tensors = [
-        (
-            name,
-            native.axes,
-            stages[stage].cutting.whole_shape(native, stages[stage].ranks[0].tensors[name]),
-        )
+        (name, native.axes, stages[stage].cutting.whole_shape(native, stages[stage].ranks[0].tensors[name]))
         for (stage, name), native in match.natives.items()
     ]
     return solve_sizes(tensors, {}, where)
@@ -116,11 +112,7 @@ def _boxes_in(
 
 
 def _weight(
-    canonical: str,
-    number: int,
-    name: str,
-    native: NativeTensor,
-    held: Sequence[_Held],
+    canonical: str, number: int, name: str, native: NativeTensor, held: Sequence[_Held]
 ) -> CanonicalWeight:
     return CanonicalWeight(
         canonical,

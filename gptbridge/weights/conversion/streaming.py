@@ -27,10 +27,7 @@ class Stream:
     """
 
     def __init__(
-        self,
-        tensors: Sequence[TargetTensor],
-        weights: Mapping[str, CanonicalWeight],
-        workers: Executor,
+        self, tensors: Sequence[TargetTensor], weights: Mapping[str, CanonicalWeight], workers: Executor
     ) -> None:
         self._tensors = tensors
         self._weights = weights

@@ -33,11 +33,7 @@ _SHARED = {
 _PIPELINE = Layout(
     "fleetx",
     "pipeline",
-    rules(
-        top=rows({**_SHARED, "ln_f.*": "{}.*"}),
-        block=_FUSED,
-        blocks="{}.",
-    ),
+    rules(top=rows({**_SHARED, "ln_f.*": "{}.*"}), block=_FUSED, blocks="{}."),
     dropped=(r"\d+\.(embed\.)?(word|position)_embeddings\.weight",),  # a chunk's name for the shared one
     plain_name=_without_chunk,
     first_layer=1,
@@ -87,9 +83,7 @@ DIALECT = Dialect(
         ),
     ),
     files=Files(
-        Place("pdparams", "model.pdparams", _RANKED.path),
-        single=("model.pdparams",),
-        ranked=(_RANKED,),
+        Place("pdparams", "model.pdparams", _RANKED.path), single=("model.pdparams",), ranked=(_RANKED,)
     ),
     companions=_companions,
     padded=True,

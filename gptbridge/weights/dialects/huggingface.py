@@ -7,16 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.files import read_json
-from gptbridge.weights.configs.rows import (
-    Described,
-    Key,
-    Pair,
-    Switch,
-    Token,
-    Words,
-    Written,
-    labels,
-)
+from gptbridge.weights.configs.rows import Described, Key, Pair, Switch, Token, Words, Written, labels
 from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects import peft
 from gptbridge.weights.dialects.dialect import AdapterFiles, Dialect

@@ -175,27 +175,15 @@ def core(prefix: str, *, fused_norms: bool) -> Layout:
 
 def _classics(version: int) -> tuple[Layout, ...]:
     """Return the layouts of a checkpoint_version in every generation of names."""
-    variant, prefix = f"version-{version}", "model.language_model."
-    newest, *older = _GENERATIONS
+    variant, (newest, *older) = f"version-{version}", _GENERATIONS
     engine = ("norm", "layernorm") if QKV_ROWS[version] == BY_HEAD else ()
-    return (
-        classic("megatron", variant, prefix, newest, version),
-        *(
-            classic("megatron", f"{variant} with {', '.join(names)}", prefix, names, version)
-            for names in older
-        ),
-        *(
-            classic(
-                "megatron",
-                f"engine-{variant} with {norm}",
-                prefix,
-                ("encoder", "self_attention", norm),
-                version,
-                _ENGINE,
-            )
-            for norm in engine
-        ),
-    )
+    kinds: list[tuple[str, tuple[str, str, str], Table | None]] = [
+        (variant, newest, None),
+        *((f"{variant} with {', '.join(names)}", names, None) for names in older),
+        *((f"engine-{variant} with {x}", ("encoder", "self_attention", x), _ENGINE) for x in engine),
+    ]
+    prefix = "model.language_model."
+    return tuple(classic("megatron", name, prefix, names, version, layer) for name, names, layer in kinds)
 
 
 def _layer_name(name: str) -> str | None:

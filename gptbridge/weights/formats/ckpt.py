@@ -16,11 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from gptbridge.errors import printable
-from gptbridge.weights.formats.protobuf import (
-    LENGTH_DELIMITED,
-    fields,
-    read_varint,
-)
+from gptbridge.weights.formats.protobuf import LENGTH_DELIMITED, fields, read_varint
 from gptbridge.weights.formats.segments import RawSegment
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.tensor import MAX_NAME_LENGTH, MAX_TENSORS

@@ -46,11 +46,7 @@ def amid_training(layout: Layout, prefix: str) -> Layout:
             return _ELSEWHERE + name
         return inner(name.removeprefix(prefix))
 
-    return replace(
-        layout,
-        plain_name=plain_name,
-        dropped=(*layout.dropped, rf"\{_ELSEWHERE}.*"),
-    )
+    return replace(layout, plain_name=plain_name, dropped=(*layout.dropped, rf"\{_ELSEWHERE}.*"))
 
 
 def _prefixes(embedding: str, names: Iterable[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""GPT-2's own names, which Hugging Face, what descends from it and the backends' memory have."""
+"""GPT-2's own names, which more than one system has, and the memory of every backend."""
 
 from __future__ import annotations
 
