@@ -113,6 +113,15 @@ def open_own(path: Path, flags: int = 0) -> int:
     return handle
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Return what tells a file or folder from any other, whatever its name; None for what is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until the disk has it."""
     with os.fdopen(open_own(path), "wb") as file:

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from gptbridge.checkpoint.manifest import verify, write_manifest
 from gptbridge.errors import BadInput, BridgeError, RunFailed
-from gptbridge.files import sync_folder
+from gptbridge.files import identity, sync_folder
 from gptbridge_specs.run import CheckpointSpec
 
+MOVED = "the run's folder was renamed or removed while it trained"
+FOLLOW = "What was saved went with it: continue there with --resume"
 CHECKPOINTS = "checkpoints"  # the folder of them in a run's folder
 _NAME = re.compile(r"step-(\d{8,})")
 _SAVING, _REPLACED, _REMOVING = ".saving-", ".replaced-", ".removing-"
@@ -27,6 +29,7 @@ class CheckpointStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._run = identity(folder.parent)
 
     def path(self, step: int) -> Path:
         """Return where the checkpoint of `step` is, or would be."""
@@ -65,8 +68,10 @@ class CheckpointStore:
         """Let `write` fill a folder and make it the checkpoint of `step`.
 
         RunFailed when the disk does not take it: then nothing of it is left, and the checkpoints
-        from before are untouched.
+        from before are untouched; or when the run's folder has gone, by a new name or for good.
         """
+        if identity(self.folder.parent) != self._run:
+            raise RunFailed(MOVED, where=self.folder.parent, hint=FOLLOW)
         final = self.path(step)
         saving = final.with_name(_SAVING + final.name)
         with _all_or_nothing(saving, final):

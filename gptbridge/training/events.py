@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from gptbridge.checkpoint.store import FOLLOW, MOVED
 from gptbridge.errors import BadInput, BridgeError, RunFailed, printable
-from gptbridge.files import open_own, require_regular_file
+from gptbridge.files import identity, open_own, require_regular_file
 
 EVENTS_FILE = "events.jsonl"
 
@@ -51,13 +52,16 @@ class EventLog:
         with _must_write(path):
             self._file = os.fdopen(open_own(path, os.O_APPEND), "a+b")
             self._drop_torn_line()
+        self._identity = identity(path)
 
     def __call__(self, event: Event) -> None:
-        """Append one event; RunFailed when the disk does not take it."""
+        """Append one event; RunFailed when the disk does not take it, or the run's folder has gone."""
         line = json.dumps(event, allow_nan=False) + "\n"
         with _must_write(self._path):
             self._file.write(line.encode())
             self._file.flush()
+        if identity(self._path) != self._identity:
+            raise RunFailed(MOVED, where=self._path.parent, hint=FOLLOW)
 
     def close(self) -> None:
         """Close the file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,3 +91,34 @@ def test_checkpoints_behind_a_link_are_not_touched(precious: Path) -> None:
     with locked(run) as folder:
         folder.store.clean()
     assert not any((run / "checkpoints").iterdir())
+
+
+def replaced(run: Path) -> None:
+    run.rename(run.with_name("moved"))
+    run.mkdir()
+
+
+MOVES: dict[str, Callable[[Path], object]] = {
+    "renamed": lambda run: run.rename(run.with_name("moved")),
+    "removed": shutil.rmtree,
+    "another in its place": replaced,
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_a_folder_that_goes_away_ends_the_run(move: str, tmp_path: Path) -> None:
+    """The next event says it, and no checkpoint is begun where the folder was."""
+    run = tmp_path / "run"
+    with locked(run) as folder:
+        log = EventLog(folder.events)
+        log({"event": "step"})
+        folder.store.save(1, lambda saving: (saving / "file").touch())  # the control
+        MOVES[move](run)
+        there = run.exists()
+        with pytest.raises(RunFailed, match=rf"{run}: the run's folder was renamed or removed"):
+            log({"event": "step"})
+        with pytest.raises(RunFailed, match=rf"{run}: the run's folder was renamed or removed"):
+            folder.store.save(2, lambda saving: (saving / "file").touch())
+        log.close()
+    assert run.exists() == there
+    assert not there or not any(run.iterdir())

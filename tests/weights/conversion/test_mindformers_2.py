@@ -269,3 +269,12 @@ def test_metadata_without_storage_is_refused(core: Arrays, tmp_path: Path) -> No
     shutil.copy(tmp_path / "it/common.json", tmp_path / "it/metadata.json")
     with pytest.raises(BadInput, match="is JSON without a weight_map"):
         facts_of(tmp_path / "it", VOCABULARY)
+
+
+@pytest.mark.parametrize("value", ["[],", "0,", '{"a":0},'])
+def test_a_metadata_of_endless_values_is_refused(value: str, core: Arrays, tmp_path: Path) -> None:
+    save(tmp_path / "it", core, cut_by(TENSOR_PARALLEL), ranks=2)
+    text = '{"state_dict_metadata": {"x": [' + 1_400_000 * value + "0]}}"
+    (tmp_path / "it/metadata.json").write_text(text)
+    with pytest.raises(BadInput, match=r"metadata\.json: the index is not JSON: it holds more than"):
+        facts_of(tmp_path / "it", VOCABULARY)

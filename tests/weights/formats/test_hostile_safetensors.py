@@ -38,7 +38,7 @@ HEADERS: dict[str, tuple[bytes, str]] = {
     "a number of 10,000 digits": (file_of(b'{"w": ' + b"9" * 10_000 + b"}"), "is not JSON"),
     "a key twice": (file_of(b'{"w": 1, "w": 2}'), "'w' appears twice"),
     "5 MB": (file_of({"__metadata__": {"a": "b" * (5 << 20)}}), "allowed: at most 4194304"),
-    "4 MB of brackets": (file_of(b'{"a":[' + b"[]," * 1_300_000 + b"[]]}"), "malformed"),
+    "4 MB of brackets": (file_of(b'{"a":[' + b"[]," * 1_300_000 + b"[]]}"), "it holds more than"),
     "3 MB of zero-size tensors": (
         file_of(
             {f"{n:x}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for n in range(49_000)}, b"x"
