@@ -98,11 +98,12 @@ def train(
     `force` starts a run also where its estimate exceeds the memory at hand.
     """
     from gptbridge.training.run import train as train_run
-    from gptbridge.training.start import choose_backend, resolve
+    from gptbridge.training.start import choose_backend, require_data, resolve
 
     named = str(spec) if isinstance(spec, Path) else spec
     folder = Path(run) if run is not None else None
     plan = resolve(named, _lines(overrides), folder, str(resume) if resume is not None else None)
+    require_data(plan, named if isinstance(named, str) else None)
     return train_run(
         plan.spec,
         backend=backend or choose_backend(plan),

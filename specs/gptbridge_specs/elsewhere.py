@@ -23,7 +23,8 @@ _FIELDS = {
         "max_iters",
     ),
     "training.seq_length=1024": ("block_size", "max_seq_len", "max_length", "context_length", "n_ctx"),
-    "training.device=gpu": ("device_target", "device", "cuda", "gpu", "place"),
+    "training.device=gpu": ("device", "cuda", "gpu", "place"),
+    "training.device=ascend": ("device_target", "npu"),
     "parallel.data=1": ("gpus", "devices", "num_gpus", "dp_degree", "nproc_per_node"),
     "parallel.tensor=1": ("mp_degree", "tensor_parallel", "tensor_model_parallel_size", "model_parallel"),
     "parallel.pipeline=1": ("pp_degree", "pipeline_parallel", "pipeline_stage"),
@@ -41,12 +42,12 @@ _FIELDS = {
     "generation.strategy=sample": ("do_sample", "decode_strategy"),
 }
 _WORDS = {
-    "run_mode": "the command says it: gptbridge train, generate or convert",
-    "epochs": "a run is counted in steps: -o training.max_steps=300",
-    "num_train_epochs": "a run is counted in steps: -o training.max_steps=300",
-    "config": "the spec stands by itself: gptbridge train FILE.yaml",
-    "c": "the spec stands by itself: gptbridge train FILE.yaml",
-    "spec": "the spec stands by itself: gptbridge train FILE.yaml",
+    "run_mode": "The command says it: gptbridge train, generate or convert",
+    "epochs": "A run is counted in steps: -o training.max_steps=300",
+    "num_train_epochs": "A run is counted in steps: -o training.max_steps=300",
+    "config": "The spec stands by itself: gptbridge train FILE.yaml",
+    "c": "The spec stands by itself: gptbridge train FILE.yaml",
+    "spec": "The spec stands by itself: gptbridge train FILE.yaml",
     "output_dir": "--run FOLDER names the run's folder",
     "output": "--run FOLDER names the run's folder",
     "load_checkpoint": "--resume FOLDER goes on from a checkpoint",
@@ -100,7 +101,8 @@ def value_instead(value: object, allowed: Iterable[str]) -> str:
     """Return " Did you mean X?" for a value that none of the allowed ones is, or nothing."""
     plain = str(value).lower().partition(":")[0]
     known = list(allowed)
-    near = [_VALUES.get(plain, plain), *difflib.get_close_matches(plain, known, n=1, cutoff=0.6)]
+    part = [name for name in known if name in plain]  # CosineAnnealing
+    near = [_VALUES.get(plain, plain), *part, *difflib.get_close_matches(plain, known, n=1, cutoff=0.6)]
     return next((f". Did you mean {name}?" for name in near if name in known), "")
 
 
@@ -114,9 +116,11 @@ def preset_instead(name: str, known: Iterable[str]) -> str | None:
     names = list(known)
     if (alias := _MODELS.get(name.lower().rpartition("/")[2])) in names:
         return alias
-    parts = set(name.lower().replace("_", "-").split("-"))
-    whole = [preset for preset in names if parts <= set(preset.split("-"))]
-    return next(iter([*whole, *difflib.get_close_matches(name, names, n=1, cutoff=0.6)]), None)
+    plain = name.lower().replace("_", "-")
+    whole = [preset for preset in names if set(plain.split("-")) <= set(preset.split("-"))]
+    return next(
+        iter([*sorted(whole, key=len), *difflib.get_close_matches(name, names, n=1, cutoff=0.6)]), None
+    )
 
 
 @dataclass(frozen=True)
