@@ -106,7 +106,7 @@ def compare_backends(
     for name in backends:
         plugin = load_backend(name)
         plugin.check(plain)
-        require_room(plain, plugin.info)
+        require_room(plain, plugin.info, overrule="")
     found = [measure_in_worker(plain, name, steps=steps, progress=progress) for name in backends]
     return compare(plain, found, tolerance=tolerance, notes=notes)
 
