@@ -105,7 +105,7 @@ def train(
     """
     from gptbridge.training.beginning import Beginning
     from gptbridge.training.run import train as train_run
-    from gptbridge.training.start import choose_backend, resolve
+    from gptbridge.training.start import choose_backend, require_data, resolve
     from gptbridge.weights.opening import hints_of
 
     named = str(spec) if isinstance(spec, Path) else spec
@@ -113,6 +113,7 @@ def train(
     beginning = Beginning(Path(init_from), hints_of(**hints)) if init_from is not None else None
     resumed = str(resume) if resume is not None else None
     plan = resolve(named, _lines(overrides), folder, resumed, beginning)
+    require_data(plan, named if isinstance(named, str) else None)
     return train_run(
         plan.spec,
         backend=backend or choose_backend(plan),

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gptbridge import reference
 from gptbridge.data.batches import open_data
 from gptbridge.errors import RunFailed, UsageError
+from gptbridge.plan.fitting import require_room
 from gptbridge.plugins.backend import load_backend
 from gptbridge.process.worker import run_worker
 from gptbridge.rules.schedule import learning_rate
@@ -103,7 +104,9 @@ def compare_backends(
     plain = without_dropout(spec)
     notes = () if plain == spec else ("dropout is set to 0: each framework draws its own",)
     for name in backends:
-        load_backend(name).check(plain)
+        plugin = load_backend(name)
+        plugin.check(plain)
+        require_room(plain, plugin.info, overrule="")
     found = [measure_in_worker(plain, name, steps=steps, progress=progress) for name in backends]
     return compare(plain, found, tolerance=tolerance, notes=notes)
 

@@ -91,7 +91,7 @@ def _lines(error: Exception) -> list[str]:
 
         meant = typed_instead(option) or _as_override(option)
         words += (
-            f". Did you mean {meant}?" if meant and meant.startswith("-") else f". {meant}" if meant else ""
+            f". Did you mean {meant}?" if meant and meant.startswith("-o ") else f". {meant}" if meant else ""
         )
     hint = f" {context.command_path} --help tells more." if context else ""
     return (
@@ -105,7 +105,7 @@ def _as_override(option: str) -> str | None:
     from gptbridge_specs.run import RunSpec
 
     name = option.lstrip("-").replace("-", "_")
-    found = [row for row in describe_fields(RunSpec) if row.name.rpartition(".")[2] == name]
+    found = [row for row in describe_fields(RunSpec) if name in (row.name, row.name.rpartition(".")[2])]
     return f"-o {found[0].name}={found[0].default or 'VALUE'}" if found else None
 
 

@@ -79,8 +79,13 @@ def plan_memory(spec: RunSpec, info: BackendInfo, device: Device | None = None) 
     return MemoryPlan(kind, estimate_training(spec, use), peaks_by_recompute(spec, use), at_hand)
 
 
-def require_room(spec: RunSpec, info: BackendInfo, device: Device | None = None) -> None:
-    """Raise UsageError where a run cannot fit, with what would."""
+def require_room(
+    spec: RunSpec,
+    info: BackendInfo,
+    device: Device | None = None,
+    overrule: str = "; --force starts it all the same",
+) -> None:
+    """Raise UsageError where a run cannot fit, with what would, and how to overrule it."""
     plan = plan_memory(spec, info, device)
     if plan.fits:
         return
@@ -89,7 +94,7 @@ def require_room(spec: RunSpec, info: BackendInfo, device: Device | None = None)
         f"the run needs about {size(need.peak)} of {plan.device} memory, and {size(plan.at_hand or 0)} are "
         f"at hand: weights {size(need.weights)}, moments {size(need.moments)}, "
         f"gradients {size(need.gradients)}, activations {size(need.activations)}",
-        hint=f"{_what_fits(spec, info, plan)}; --force starts it all the same",
+        hint=_what_fits(spec, info, plan) + overrule,
     )
 
 

@@ -21,7 +21,9 @@ _FIELDS = {
     "training.micro_batch_size=8": "per_device_train_batch_size local_batch_size device_batch_size",
     "training.max_steps=300": "steps num_steps train_steps total_steps train_iters max_iters",
     "training.seq_length=1024": "block_size max_seq_len max_length context_length n_ctx",
-    "training.device=gpu": "device_target device cuda gpu place",
+    "training.device=gpu": "device cuda gpu place",
+    "training.device=ascend": "device_target npu",
+    "training.epochs=1": "epochs epoch num_epochs num_train_epochs max_epochs",
     "parallel.data=1": "gpus devices num_gpus dp_degree nproc_per_node",
     "parallel.tensor=1": "mp_degree tensor_parallel tensor_model_parallel_size model_parallel",
     "parallel.pipeline=1": "pp_degree pipeline_parallel pipeline_stage",
@@ -31,7 +33,7 @@ _FIELDS = {
     "evaluation.interval=100": "eval_steps eval_interval eval_freq",
     "data.path=PREFIX": "input_dir dataset data_path dataset_dir train_data data_dir",
     "data.tokenizer=FOLDER": "tokenizer tokenizer_path tokenizer_name",
-    "model=gpt2-small": "model_name_or_path model_name model_type",
+    "model=gpt2-small": "model_name model_type",
     "model.num_layers=12": "n_layer n_layers num_hidden_layers layers",
     "model.hidden_size=768": "n_embd d_model embedding_size hidden",
     "model.num_attention_heads=12": "n_head n_heads num_heads heads",
@@ -39,11 +41,11 @@ _FIELDS = {
     "generation.strategy=sample": "do_sample decode_strategy",
 }
 _ADVICE = {
-    "the command says it: gptbridge train, generate or convert": "run_mode",
-    "a run is counted in steps: -o training.max_steps=300": "epochs num_train_epochs",
-    "the spec stands by itself: gptbridge train FILE.yaml": "config c spec",
+    "The command says it: gptbridge train, generate or convert": "run_mode",
+    "The spec stands by itself: gptbridge train FILE.yaml": "config c spec",
     "--run FOLDER names the run's folder": "output_dir output",
-    "--resume FOLDER goes on from a checkpoint": "load_checkpoint resume_from_checkpoint ckpt_dir",
+    "--resume FOLDER goes on from a checkpoint": "resume_from_checkpoint",
+    "--init-from FOLDER begins with the weights of a checkpoint": "load_checkpoint ckpt_dir model_name_or_path",
 }
 _TYPED = {name: f"-o {ours}" for name, ours in _inverted(_FIELDS).items()} | _inverted(_ADVICE)
 
@@ -90,7 +92,8 @@ def value_instead(value: object, allowed: Iterable[str]) -> str:
     """Return " Did you mean X?" for a value that none of the allowed ones is, or nothing."""
     plain = str(value).lower().partition(":")[0]
     known = list(allowed)
-    near = [_VALUES.get(plain, plain), *difflib.get_close_matches(plain, known, n=1, cutoff=0.6)]
+    part = [name for name in known if name in plain]  # CosineAnnealing
+    near = [_VALUES.get(plain, plain), *part, *difflib.get_close_matches(plain, known, n=1, cutoff=0.6)]
     return next((f". Did you mean {name}?" for name in near if name in known), "")
 
 
@@ -106,7 +109,8 @@ def preset_instead(name: str, known: Iterable[str]) -> str | None:
         return alias
     parts = set(name.lower().replace("_", "-").split("-"))
     whole = [preset for preset in names if parts <= set(preset.split("-"))]
-    return next(iter([*whole, *difflib.get_close_matches(name, names, n=1, cutoff=0.6)]), None)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return next(iter([*sorted(whole, key=len), *near]), None)
 
 
 # Whose file it is, the preset that is nearest to what its users have, and keys that ours lack: two say it.

@@ -125,6 +125,9 @@ def _read(name_or_file: str, kind: Kind, chain: tuple[str, ...]) -> dict[str, An
         content = {"model": name_or_file}
     elif Path(name_or_file).suffix in (".yaml", ".yml") or Path(name_or_file).is_file():
         content = _read_file(Path(name_or_file))
+    elif "=" in name_or_file:
+        typed = typed_instead(name_or_file.partition("=")[0]) or f"-o {name_or_file}"
+        raise SpecError([f"{name_or_file}: a field is set with -o. Did you mean {typed}?"])
     else:
         names = [*preset_names(kind), *preset_names("models")]
         what = "model preset" if kind == "models" else "preset or YAML file"

@@ -1,4 +1,4 @@
-"""Freed memory stays in the process, so that a block causes no page faults again; or it goes back."""
+"""Freed memory stays in the process, so that a block is not faulted in again; or it is returned at once."""
 
 from __future__ import annotations
 

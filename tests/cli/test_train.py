@@ -103,6 +103,16 @@ def test_a_dry_run_says_all_and_launches_nothing(tmp_path: Path) -> None:
         (("-o", "parallel.tensor=2"), 2, "parallel.tensor"),
         (("--backend", "troch"), 3, "Did you mean 'torch'"),
         (("--resume", "nowhere"), 5, "nowhere: no such file or folder"),
+        (("--lr", "1e-4"), 2, "Did you mean -o schedule.max_lr=1e-4?"),
+        (("--device", "cuda"), 2, "Did you mean -o training.device=gpu?"),
+        (("--training.max_steps", "3"), 2, "Did you mean -o training.max_steps=300?"),
+        (("-c", "a.yaml"), 2, "The spec stands by itself: gptbridge train FILE.yaml."),
+        (("--output_dir", "x"), 2, "--output_dir. --run FOLDER names the run's folder."),
+        (
+            ("fleetx-345m-single-card",),
+            2,
+            "data.path: fleetx-345m-single-card is a recipe for data of its own",
+        ),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(

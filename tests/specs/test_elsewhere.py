@@ -68,6 +68,8 @@ def test_what_is_to_be_typed_can_be_typed(typed: str) -> None:
         ("training.device=GPU", "Did you mean gpu?"),
         ("training.device=npu", "Did you mean ascend?"),
         ("precision.compute=float16", "Did you mean fp16?"),
+        ("schedule.name=CosineAnnealing", "Did you mean cosine?"),
+        ("device_target=Ascend", "Did you mean -o training.device=ascend?"),
         ("model.activation=gelu", "Did you mean gelu_erf?"),
         ("schedule.name=cosin", "Did you mean cosine?"),
         ("generation.temperature=0", "generation.strategy=greedy"),
@@ -87,6 +89,11 @@ def test_other_words_are_answered(override: str, said: str) -> None:
         ("gpt2-medium-en", "gpt2-medium"),
         ("fleetx-345m-singl-card", "fleetx-345m-single-card"),
         ("gpt3-1.3b-poetry", "modelscope-gpt3-1.3b-poetry"),
+        ("gpt3-1.3b", "modelscope-gpt3-1.3b"),
+        ("GPT2_small", "gpt2-small"),
+        ("fleetx-345M", "fleetx-345m"),
+        ("lr=1e-4", "-o schedule.max_lr=1e-4"),
+        ("training.max_steps=5", "-o training.max_steps=5"),
     ],
 )
 def test_models_by_other_names(name: str, meant: str) -> None:
