@@ -33,8 +33,8 @@ import json, sys, gptbridge
 folder, backend, prompts, jobs = json.loads(sys.stdin.read())
 found = []
 for job in jobs:
-    words = dict(backend=backend, tokenizer="byte", overrides={"training.device": "cpu"}, warn=lambda text: None)
-    texts = gptbridge.generate(folder, prompts, **words, **job)
+    words = dict(backend=backend, tokenizer="byte", overrides={"training.device": "cpu"})
+    texts = gptbridge.generate(folder, prompts, warn=lambda message: None, **words, **job)
     found.append([[each.tokens, each.log_probs] for each in texts])
 print(json.dumps(found))
 """
