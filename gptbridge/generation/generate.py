@@ -119,15 +119,14 @@ class Writer:
         return request(context, spec, ending, hear)
 
     def _ended(self, requests: Sequence[Request]) -> Iterator[Request]:
-        longest = (
-            max((len(each.prompt) for each in requests), default=0) + self.spec.generation.max_new_tokens
-        )
+        widths = [each.width for each in requests]
+        longest = max((len(each.prompt) for each in requests), default=0)
         engine = Engine(
             self.model,
-            rows=max(self.rows, *(each.width for each in requests)),
+            rows=max(min(self.rows, sum(widths)), *widths, 1),
             window=self.window,
             vocab_size=min(self.tokenizer.vocab_size, self.spec.model.vocab_size),
-            capacity=longest,
+            capacity=longest + self.spec.generation.max_new_tokens,
         )
         for each in requests:
             engine.submit(each)

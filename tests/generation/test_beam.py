@@ -21,6 +21,7 @@ class HuggingFace:
     """Hugging Face's model behind the engine: no cache, one row at a time."""
 
     def __init__(self) -> None:
+        torch.set_num_threads(1)  # many processes share few cores
         torch.manual_seed(3)
         config = GPT2Config(
             vocab_size=V, n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.5,

@@ -33,9 +33,8 @@ import json, sys, gptbridge
 folder, backend, prompts, jobs = json.loads(sys.stdin.read())
 found = []
 for job in jobs:
-    words = dict(backend=backend, tokenizer="byte", warn=lambda text: None)
-    words["overrides"] = {"training.device": "cpu"}
-    texts = gptbridge.generate(folder, prompts, **words, **job)
+    words = dict(backend=backend, tokenizer="byte", overrides={"training.device": "cpu"})
+    texts = gptbridge.generate(folder, prompts, warn=lambda message: None, **words, **job)
     found.append([[each.tokens, each.log_probs] for each in texts])
 print(json.dumps(found))
 """
@@ -43,6 +42,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def peer() -> GPT2LMHeadModel:
+    torch.set_num_threads(1)  # many processes share few cores
     torch.manual_seed(8)
     config = GPT2Config(
         vocab_size=257, n_positions=192, n_embd=48, n_layer=2, n_head=3, initializer_range=0.3,
@@ -69,8 +69,7 @@ def written(row: torch.Tensor, prompt: str) -> list[int]:
 
 def sampled(peer: GPT2LMHeadModel, prompt: str, sequence: int) -> list[int]:
     """Draw again from Hugging Face's logits of the whole text, without a cache."""
-    spec = GenerationSpec(**SAMPLE)
-    tokens: list[int] = []
+    spec, tokens = GenerationSpec(**SAMPLE), []
     for position in range(SAMPLE["max_new_tokens"]):
         seen = [*prompt.encode(), *tokens]
         with torch.inference_mode():
@@ -82,9 +81,51 @@ def sampled(peer: GPT2LMHeadModel, prompt: str, sequence: int) -> list[int]:
     return tokens
 
 
+@pytest.fixture(scope="module")
+def greedy(peer: GPT2LMHeadModel) -> list[list[int]]:
+    found = [
+        written(peer.generate(ids(prompt), max_new_tokens=NEW, do_sample=False)[0], prompt)
+        for prompt in PROMPTS
+    ]
+    assert min(len(set(tokens)) for tokens in found if len(tokens) == NEW) > 8, "too dull to tell much"
+    return found
+
+
+@pytest.fixture(scope="module")
+def log_probs(peer: GPT2LMHeadModel, greedy: list[list[int]]) -> list[list[float]]:
+    """Hugging Face's log-probability of each greedy token."""
+    found = []
+    for prompt, tokens in zip(PROMPTS, greedy, strict=True):
+        with torch.inference_mode():
+            logits = peer(torch.tensor([[*prompt.encode(), *tokens]])).logits[0]
+        rows = logits.log_softmax(-1)[len(prompt.encode()) - 1 : -1]
+        found.append([float(row[token]) for row, token in zip(rows, tokens, strict=True)])
+    return found
+
+
+@pytest.fixture(scope="module")
+def drawn(peer: GPT2LMHeadModel) -> list[list[int]]:
+    found = [sampled(peer, prompt, sequence) for prompt in PROMPTS for sequence in range(2)]
+    assert found[0] != found[1]
+    return found
+
+
+@pytest.fixture(scope="module")
+def searched(peer: GPT2LMHeadModel) -> list[list[int]]:
+    options = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.7, "max_new_tokens": 40}
+    return [written(row, prompt) for prompt in PROMPTS for row in peer.generate(ids(prompt), **options)]
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("backend", ["torch", "paddle", "mindspore"])
-def test_the_tokens_are_those_of_hugging_face(backend: str, peer: GPT2LMHeadModel, folder: Path) -> None:
+def test_the_tokens_are_those_of_hugging_face(
+    backend: str,
+    folder: Path,
+    greedy: list[list[int]],
+    log_probs: list[list[float]],
+    drawn: list[list[int]],
+    searched: list[list[int]],
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         input=json.dumps([str(folder), backend, PROMPTS, JOBS]),
@@ -94,32 +135,10 @@ def test_the_tokens_are_those_of_hugging_face(backend: str, peer: GPT2LMHeadMode
         env=ENVIRONMENT,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    together, alone, drawn, searched = json.loads(done.stdout.splitlines()[-1])
-    greedy = [
-        written(peer.generate(ids(prompt), max_new_tokens=NEW, do_sample=False)[0], prompt)
-        for prompt in PROMPTS
-    ]
+    together, alone, draws, beams = json.loads(done.stdout.splitlines()[-1])
     assert [tokens for tokens, _ in together] == greedy
     assert [tokens for tokens, _ in alone] == greedy
-    assert min(len(set(tokens)) for tokens in greedy if len(tokens) == NEW) > 8, "too dull to tell much"
-    for (_, found), prompt, tokens in zip(together, PROMPTS, greedy, strict=True):
-        with torch.inference_mode():
-            logits = peer(torch.tensor([[*prompt.encode(), *tokens]])).logits[0]
-        expected = logits.log_softmax(-1)[len(prompt.encode()) - 1 : -1]
-        np.testing.assert_allclose(found, [row[token] for row, token in zip(expected, tokens)], atol=1e-4)  # noqa: B905
-    again = [sampled(peer, prompt, sequence) for prompt in PROMPTS for sequence in range(2)]
-    assert [tokens for tokens, _ in drawn] == again
-    assert again[0] != again[1]
-    beams = [
-        written(row, prompt)
-        for prompt in PROMPTS
-        for row in peer.generate(
-            ids(prompt),
-            num_beams=3,
-            num_return_sequences=2,
-            length_penalty=0.7,
-            max_new_tokens=40,
-            do_sample=False,
-        )
-    ]
-    assert [tokens for tokens, _ in searched] == beams
+    for (_, found), expected in zip(together, log_probs, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert [tokens for tokens, _ in draws] == drawn
+    assert [tokens for tokens, _ in beams] == searched
