@@ -78,6 +78,7 @@ bench: .venv/all
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/convert.py
+	@echo "benchmarks/evaluate.py needs GPT-2's vocabulary: python benchmarks/evaluate.py --help"
 
 fuzz: .venv/all
 	$(PIP) atheris
