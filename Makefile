@@ -82,6 +82,7 @@ bench: .venv/all
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/memory.py
+	@echo "benchmarks/evaluate.py needs GPT-2's vocabulary: python benchmarks/evaluate.py --help"
 
 fuzz: .venv/all
 	@mkdir -p runs/fuzz

@@ -205,9 +205,8 @@ def main() -> None:
         prepare(options.vocabulary, Path(scratch))
         tables = "\n\n".join(table(task, Path(scratch), options.rounds) for task in AIMS)
     what = (
-        f"Six layers of 512, GPT-2's vocabulary, one thread, fp32. "
-        f"Perplexity: {WINDOWS} windows of {WINDOW}. "
-        f"Cloze: one token after each of {CLOZES} contexts of 20 to 140."
+        f"Six layers of 512, GPT-2's vocabulary, one thread, fp32. Perplexity: {WINDOWS} windows of "
+        f"{WINDOW} tokens. Cloze: one token after each of {CLOZES} contexts of 20 to 140."
     )
     reports.publish("Evaluation", what, tables, options.output)
 

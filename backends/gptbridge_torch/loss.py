@@ -39,8 +39,9 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     # Losses of their own for each block would lie between the freed logits, which then fit no other block.
     losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     for rows in _blocks(hidden, weight, SCORED_LOGITS):
-        log_probs = _log_probs(hidden[rows], projection, len(weight))
-        losses[rows] = _negative_log_likelihood(log_probs, labels[rows])
+        losses[rows] = _negative_log_likelihood(
+            _log_probs(hidden[rows], projection, len(weight)), labels[rows]
+        )
     return losses
 
 

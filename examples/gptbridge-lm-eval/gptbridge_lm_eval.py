@@ -79,7 +79,7 @@ class GptbridgeLM(TemplateLM):  # type: ignore[misc]
         return [int(token) for token in self._encoder.encode(string, "a request")]
 
     def _loglikelihood_tokens(
-        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **options: Any
     ) -> list[tuple[float, bool]]:
         """Return the log likelihood of each continuation, and whether it is what greedy would write."""
         rows = [self._row(context, continuation) for _, context, continuation in requests]
