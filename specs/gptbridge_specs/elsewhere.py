@@ -45,7 +45,7 @@ _ADVICE = {
     "The spec stands by itself: gptbridge train FILE.yaml": "config c spec",
     "--run FOLDER names the run's folder": "output_dir output",
     "--resume FOLDER goes on from a checkpoint": "resume_from_checkpoint",
-    "--init-from FOLDER begins with the weights of a checkpoint": "load_checkpoint ckpt_dir model_name_or_path",
+    "--init-from FOLDER begins with its weights": "load_checkpoint ckpt_dir model_name_or_path",
 }
 _TYPED = {name: f"-o {ours}" for name, ours in _inverted(_FIELDS).items()} | _inverted(_ADVICE)
 
