@@ -78,11 +78,12 @@ CHILD = """
 import json, sys, tempfile
 from pathlib import Path
 from gptbridge.training.run import train
+from gptbridge.training.start import RunPlan
 from gptbridge_specs import RunSpec
 
 spec = RunSpec.model_validate(json.loads(sys.argv[2]))
 with tempfile.TemporaryDirectory() as folder:
-    train(spec, backend=sys.argv[1], run=Path(folder) / "run", force=True)
+    train(RunPlan(spec, Path(folder) / "run"), backend=sys.argv[1], force=True)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 

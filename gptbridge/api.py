@@ -114,15 +114,7 @@ def train(
     resumed = str(resume) if resume is not None else None
     plan = resolve(named, _lines(overrides), folder, resumed, beginning)
     require_data(plan, named if isinstance(named, str) else None)
-    return train_run(
-        plan.spec,
-        backend=backend or choose_backend(plan),
-        run=plan.run,
-        resume=plan.resume,
-        beginning=plan.beginning,
-        observers=observers,
-        force=force,
-    )
+    return train_run(plan, backend=backend or choose_backend(plan), observers=observers, force=force)
 
 
 def generate(

@@ -11,7 +11,7 @@ import typer
 from gptbridge_cli import evaluate_options as options
 from gptbridge_cli import generate_options as common
 from gptbridge_cli.hint_options import HINTS
-from gptbridge_cli.lines import say
+from gptbridge_cli.lines import say, warn
 from gptbridge_cli.passing import passing
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def evaluate(
         backend=backend,
         tokenizer=tokenizer,
         overrides=overrides or (),
-        warn=lambda message: say(f"warning: {message}", err=True),
+        warn=warn,
         progress=_show_progress,
         **hints,
     )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from gptbridge_cli import generate_options as options
 from gptbridge_cli.hint_options import HINTS
-from gptbridge_cli.lines import say
+from gptbridge_cli.lines import note, say, warn
 from gptbridge_cli.passing import passing
 
 if TYPE_CHECKING:
@@ -35,18 +36,12 @@ def generate(
     **said: Any,
 ) -> None:
     """Continue texts: greedy, drawn with -o generation.strategy=sample, or =beam."""
-    from dataclasses import asdict
-
     from gptbridge import api
 
     _refuse(("--json", as_json), ("--interactive", interactive), ("--stream", stream is not None))
     _refuse(("--interactive", interactive), ("--prompt", prompts), ("--prompt-file", prompt_file))
     given = [] if interactive else _prompts(prompts or [], prompt_file or [])
-    decoding: api.DecodingWords = {
-        **({"preset": preset} if preset is not None else {}),
-        **({"stop": stop} if stop else {}),
-        **said,  # type: ignore[typeddict-item]
-    }
+    said |= {name: word for name, word in (("preset", preset), ("stop", stop)) if word}
     opened = api.open_writer(
         checkpoint,
         backend=backend,
@@ -54,9 +49,9 @@ def generate(
         overrides=overrides or (),
         rows=rows,
         prompts=given,
-        warn=lambda message: say(f"warning: {message}", err=True),
-        note=lambda message: say(f"note: {message}", err=True),
-        **decoding,
+        warn=warn,
+        note=note,
+        **said,
     )
     with opened as writer:
         if interactive:

@@ -12,3 +12,13 @@ LONGEST = 2000  # characters
 def say(line: object, *, err: bool = False) -> None:
     """Print one line to stdout or stderr, with control characters escaped."""
     typer.echo(printable(line, LONGEST), err=err)
+
+
+def warn(message: str) -> None:
+    """Print a warning to stderr."""
+    say(f"warning: {message}", err=True)
+
+
+def note(message: str) -> None:
+    """Print to stderr what is worth knowing and no reason to worry."""
+    say(f"note: {message}", err=True)

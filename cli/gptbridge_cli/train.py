@@ -48,7 +48,8 @@ def train(
     from gptbridge.plugins.backend import load_backend
     from gptbridge.training.beginning import Beginning
     from gptbridge.training.run import train as run_training
-    from gptbridge.training.start import choose_backend, require_data, resolve
+    from gptbridge.training.start import require_data, resolve
+    from gptbridge.training.tensorboard import TensorBoard, is_written
     from gptbridge.weights.opening import hints_of
     from gptbridge_cli.displays import choose_display
 
@@ -61,27 +62,23 @@ def train(
     if dry_run:
         _tell(plan, backend, as_json=as_json)
         return
-    if backend is None:
-        backend = choose_backend(plan)
-        if not quiet and not as_json:
-            typer.echo(f"no --backend: {backend} is taken")
+    backend = backend or _chosen(plan, quiet=quiet or as_json)
     observers = choose_display(plan.spec.training.log_interval, quiet=quiet, as_json=as_json)
-    from gptbridge.training.tensorboard import TensorBoard, is_written
-
     if tensorboard or (plan.resume and is_written(plan.run)):
         observers.append(TensorBoard(plan.run))
-    done = run_training(
-        plan.spec,
-        backend=backend,
-        run=plan.run,
-        resume=plan.resume,
-        beginning=plan.beginning,
-        observers=observers,
-        force=force,
-    )
+    done = run_training(plan, backend=backend, observers=observers, force=force)
     if not quiet and not as_json:
         for line in _next(done, plan.spec.training.max_steps):
             say(line)
+
+
+def _chosen(plan: RunPlan, *, quiet: bool) -> str:
+    from gptbridge.training.start import choose_backend
+
+    backend = choose_backend(plan)
+    if not quiet:
+        typer.echo(f"no --backend: {backend} is taken")
+    return backend
 
 
 def _next(done: Outcome, max_steps: int) -> list[str]:

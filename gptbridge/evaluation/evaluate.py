@@ -53,9 +53,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure the model in `checkpoint`, a run folder or a checkpoint of any dialect, on a file.
 
-    An adapter beside the weights is added to them. `tokenizer` is a folder or `byte`; None for the one that
-    lies beside the weights. `overrides` set fields of the spec that say how to compute. `warn` hears of a
-    damaged checkpoint that is passed over and of what was taken for granted.
+    `tokenizer` is a folder or `byte`; None for the one that
+    lies beside the weights. `overrides` say how to compute. `warn` hears of a damaged checkpoint that is
+    passed over and of what was taken for granted.
     BadInput for a file, checkpoint or tokenizer that does not fit, UsageError for options that do not.
     """
     protocol = _protocol(asked)
@@ -65,15 +65,14 @@ def evaluate(
         spec_of(subject.model, plan.window, plan.batch_size, overrides)
         encoder = Encoder(subject.tokenizer, subject.model.vocab_size, protocol.special_tokens)
         job = TASKS[asked.task](asked.data, plan, encoder)
-        sizes = {"window": plan.window, "rows": plan.batch_size}
-        with subject.scorer(backend, **sizes, overrides=overrides, progress=progress) as scorer:
+        with subject.scorer(backend, plan.window, plan.batch_size, overrides, progress) as scorer:
             found = job.measure(scorer.score(job.rows, hits=job.hits))
     return Evaluation(
-        task=asked.task,
-        protocol=protocol.name,
-        checkpoint=str(checkpoint),
-        backend=backend,
-        data=str(asked.data),
+        asked.task,
+        protocol.name,
+        str(checkpoint),
+        backend,
+        str(asked.data),
         tokenizer=subject.tokenizer.identity,
         window=plan.window,
         stride=plan.stride,

@@ -42,7 +42,6 @@ class Subject:
     def scorer(
         self,
         backend: str,
-        *,
         window: int,
         rows: int,
         overrides: Sequence[str] = (),

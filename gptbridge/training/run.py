@@ -18,14 +18,14 @@ from gptbridge.process.signals import StopRequest
 from gptbridge.rules.loss_scale import continued, initial_state
 from gptbridge.session import Trainer
 from gptbridge.training.advice import advise
-from gptbridge.training.beginning import Beginning, BegunWeights, advise_beginning, origin_of
+from gptbridge.training.beginning import BegunWeights, advise_beginning, origin_of
 from gptbridge.training.environment import describe_environment
 from gptbridge.training.events import EVENTS_FILE, Event, EventLog, Events, Observer, history, read_events
 from gptbridge.training.facts import spec_facts
 from gptbridge.training.loop import Loop, Reason
 from gptbridge.training.resume import allow_resume
 from gptbridge.training.run_folder import locked
-from gptbridge.training.start import choose_checkpoint
+from gptbridge.training.start import RunPlan, choose_checkpoint
 from gptbridge.weights.initial import InitialWeights
 from gptbridge.weights.shards import load
 from gptbridge_specs import RunSpec
@@ -44,50 +44,31 @@ class Outcome:
         return history(read_events(self.run / EVENTS_FILE))
 
 
-def train(
-    spec: RunSpec,
-    *,
-    backend: str,
-    run: Path,
-    resume: str | None = None,
-    beginning: Beginning | None = None,
-    observers: Sequence[Observer] = (),
-    force: bool = False,
-) -> Outcome:
-    """Train `spec` on `backend` in the folder `run`, and return how it ended.
+def train(plan: RunPlan, *, backend: str, observers: Sequence[Observer] = (), force: bool = False) -> Outcome:
+    """Train as `plan` says on `backend`, and return how it ended.
 
-    `resume` is None for a new run, "auto" for the newest good checkpoint in `run` (or a new run
-    where there is none), or the path of a run or checkpoint folder to continue from. A new run has the
-    weights of `beginning`, from whose model `spec` was made; without it they are drawn. `observers` see
-    each event after it is written to events.jsonl. `force` starts a run also where its estimate exceeds the
-    memory at hand. Raises a BridgeError: UsageError for what cannot be, RunFailed when the run breaks,
-    Interrupted when a signal ended it after saving.
+    `observers` see each event after it is written to events.jsonl. `force` starts a run also where its
+    estimate exceeds the memory at hand. Raises a BridgeError: UsageError for what cannot be, RunFailed when
+    the run breaks, Interrupted when a signal ended it after saving.
     """
     plugin = load_backend(backend)
-    plugin.check(spec)
+    plugin.check(plan.spec)
     if not force:
-        require_room(spec, plugin.info)
+        require_room(plan.spec, plugin.info)
     try:
         with ExitStack() as stack:
-            return _train(stack, spec, plugin, run, resume, beginning, observers, force)
+            return _train(stack, plan, plugin, observers, force)
     except KeyboardInterrupt as error:
         # While the loop runs, StopRequest has the signals: this one came before or after it.
-        raise Interrupted(f"{run}: interrupted outside the training loop", exit_code=130) from error
+        raise Interrupted(f"{plan.run}: interrupted outside the training loop", exit_code=130) from error
 
 
 def _train(
-    stack: ExitStack,
-    spec: RunSpec,
-    plugin: Backend,
-    run: Path,
-    resume: str | None,
-    beginning: Beginning | None,
-    observers: Sequence[Observer],
-    force: bool,
+    stack: ExitStack, plan: RunPlan, plugin: Backend, observers: Sequence[Observer], force: bool
 ) -> Outcome:
-    warnings: list[str] = []
+    spec, run, warnings = plan.spec, plan.run, list[str]()
     folder = stack.enter_context(locked(run))
-    source = choose_checkpoint(folder, resume, warnings.append)
+    source = choose_checkpoint(folder, plan.resume, warnings.append)
     data = stack.enter_context(open_data(spec))
     checkpoint = None if source is None else _open_allowed(source, stack, spec, data, warnings)
     trainer, device, world = plugin.open_trainer(spec)
@@ -98,7 +79,7 @@ def _train(
     if checkpoint is not None:
         done, origin = _go_on(trainer, spec, checkpoint), checkpoint.state.origin
     else:
-        done, origin = 0, _begin(trainer, spec, beginning, data.tokenizer.identity, warnings)
+        done, origin = 0, _begin(trainer, plan, data.tokenizer.identity, warnings)
     warnings += advise(spec, tokenizer_vocab_size=data.tokenizer.vocab_size, done=done)
     environment = describe_environment(plugin, device)
     folder.describe(spec, environment)
@@ -129,10 +110,9 @@ def _open_allowed(
     return checkpoint
 
 
-def _begin(
-    trainer: Trainer, spec: RunSpec, beginning: Beginning | None, tokenizer: str, warnings: list[str]
-) -> Origin | None:
+def _begin(trainer: Trainer, plan: RunPlan, tokenizer: str, warnings: list[str]) -> Origin | None:
     """Fill the trainer with drawn weights, or with those of a checkpoint, and return where they are from."""
+    spec, beginning = plan.spec, plan.beginning
     trainer.state = initial_state(spec.precision)
     if beginning is None:
         load(trainer.shards(), InitialWeights(spec.model, spec.training.seed).read)

@@ -33,11 +33,16 @@ _NOT_INHERITED = ("training.stop_after_steps=null",)
 
 @dataclass(frozen=True, slots=True)
 class RunPlan:
-    """A run that can begin: `resume` is None, "auto" or a path, `beginning` whose weights it begins with."""
+    """A run that can begin, in the folder `run`.
+
+    `resume` is None for a new run, "auto" for the newest good checkpoint in `run`, or a new run where there
+    is none, or the path of a run or checkpoint folder to go on from. A new run has the weights of
+    `beginning`, from whose model `spec` was made; without it they are drawn.
+    """
 
     spec: RunSpec
     run: Path
-    resume: str | None
+    resume: str | None = None
     beginning: Beginning | None = None
 
 

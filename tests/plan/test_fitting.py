@@ -172,9 +172,10 @@ def test_a_dry_run_tells_and_refuses_nothing() -> None:
 
 def test_force_overrules(tmp_path: Path, at_hand: pytest.MonkeyPatch) -> None:
     from gptbridge.training.run import train
+    from gptbridge.training.start import RunPlan
 
     at_hand.setattr(fitting, "memory_of", lambda kind: 1 << 20)
     spec = load_run("gpt2-tiny", [*TINY, "training.max_steps=1"])
     with pytest.raises(UsageError, match="the run needs about"):
-        train(spec, backend="torch", run=tmp_path / "run")
-    assert train(spec, backend="torch", run=tmp_path / "run", force=True).step == 1
+        train(RunPlan(spec, tmp_path / "run"), backend="torch")
+    assert train(RunPlan(spec, tmp_path / "run"), backend="torch", force=True).step == 1

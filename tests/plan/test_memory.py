@@ -30,9 +30,11 @@ CHILD = """
 import json, sys
 from pathlib import Path
 from gptbridge.training.run import train
+from gptbridge.training.start import RunPlan
 from gptbridge_specs import RunSpec
 
-train(RunSpec.model_validate(json.loads(sys.argv[2])), backend=sys.argv[1], run=Path(sys.argv[3]))
+spec = RunSpec.model_validate(json.loads(sys.argv[2]))
+train(RunPlan(spec, Path(sys.argv[3])), backend=sys.argv[1])
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 

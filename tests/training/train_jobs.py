@@ -17,4 +17,4 @@ from gptbridge.weights.opening import Hints
 for job in json.loads(Path(sys.argv[1]).read_text()):
     beginning = Beginning(Path(job["init_from"]), Hints()) if "init_from" in job else None
     plan = resolve(job.get("spec"), job.get("overrides", []), Path(job["run"]), job.get("resume"), beginning)
-    train(plan.spec, backend=job["backend"], run=plan.run, resume=plan.resume, beginning=plan.beginning)
+    train(plan, backend=job["backend"])

@@ -44,10 +44,10 @@ def finite_chunks(file: WeightFile, name: str) -> Iterator[NDArray[Any]]:
     rest = np.empty(0, np.uint8)
     for chunk in file.chunks(name):
         yield chunk
-        refuse_shrunk()
         raw = chunk.reshape(-1).view(np.uint8)
         whole = np.concatenate([rest, raw]) if len(rest) else raw
         end = len(whole) - len(whole) % storage.itemsize
         if not all_finite(whole[:end].view(storage), dtype):
             raise BadInput(f"{printable(name)} holds NaN or infinity", where=file.path, hint=NO_WEIGHTS)
         rest = whole[end:]
+        refuse_shrunk()
