@@ -12,7 +12,7 @@ from gptbridge.evaluation.cloze import cloze
 from gptbridge.evaluation.encoding import Encoder
 from gptbridge.evaluation.perplexity import perplexity
 from gptbridge.evaluation.protocols import Plan, Protocol, find_protocol
-from gptbridge.evaluation.result import Evaluation
+from gptbridge.evaluation.result import Evaluation, Measures
 from gptbridge.evaluation.scoring import Job, Progress
 from gptbridge.evaluation.subject import Subject, Tell, open_subject, spec_of
 from gptbridge.plugins.backend import load_backend
@@ -67,13 +67,15 @@ def evaluate(
         job = TASKS[asked.task](asked.data, plan, encoder)
         with subject.scorer(backend, plan.window, plan.batch_size, overrides, progress) as scorer:
             found = job.measure(scorer.score(job.rows, hits=job.hits))
+        identity = subject.tokenizer.identity
+    return _evaluation(asked, plan, found, checkpoint=str(checkpoint), backend=backend, tokenizer=identity)
+
+
+def _evaluation(asked: Asked, plan: Plan, found: Measures, **where: str) -> Evaluation:
     return Evaluation(
-        asked.task,
-        protocol.name,
-        str(checkpoint),
-        backend,
-        str(asked.data),
-        tokenizer=subject.tokenizer.identity,
+        task=asked.task,
+        protocol=plan.protocol.name,
+        data=str(asked.data),
         window=plan.window,
         stride=plan.stride,
         batch_size=plan.batch_size,
@@ -81,7 +83,8 @@ def evaluate(
         detokenizer=plan.cleaning,
         measures=found.measures,
         counts=found.counts,
-        quirks=protocol.quirks[asked.task],
+        quirks=plan.protocol.quirks[asked.task],
+        **where,
     )
 
 

@@ -15,7 +15,7 @@ from gptbridge.checkpoint.locating import locate
 from gptbridge.checkpoint.state import Origin
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.weights.architecture import sizes
-from gptbridge.weights.conversion.digest import digest
+from gptbridge.weights.conversion.facts import digest
 from gptbridge.weights.initial import InitialWeights
 from gptbridge.weights.layouts.boxes import Box
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
