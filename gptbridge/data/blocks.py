@@ -217,7 +217,8 @@ class _TextCutter(_Cutter):
             line += buffer.count(b"\n", begin, match.end())
             begin = min(match.end(), size)
         if final:
-            if begin < size or self._separator is None:
+            # after a stop at its end a file without separator has no second, empty document
+            if begin < size or (self._separator is None and self.position.offset == 0):
                 texts.append((line, self._buffer[begin:]))
             begin = size
         return PlainTexts(tuple(texts)), begin

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from gptbridge.data.blocks import PlainTexts, Position, read_blocks
 from gptbridge.data.prepare import TextOptions, prepare
+from gptbridge.data.sources import find_sources
 from gptbridge.errors import BadInput, RunFailed, UsageError
 from tests.conftest import Spawn
 
@@ -243,3 +245,12 @@ def test_an_input_that_vanished_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"gone\.txt"):
         prepare([str(tmp_path / "gone.txt")], "byte", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_text_that_was_read_whole_has_no_second_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one")
+    (source,) = find_sources([str(tmp_path / "a.txt")]).sources
+    blocks = [*read_blocks([source], Position(0), json_key="text", separator=None)][:-1]
+    assert sum(len(block.payload.texts) for block in blocks if isinstance(block.payload, PlainTexts)) == 1
+    rest = read_blocks([source], blocks[-1].end, json_key="text", separator=None)
+    assert all(block.payload == PlainTexts(()) for block in rest)
