@@ -69,7 +69,8 @@ def written(row: torch.Tensor, prompt: str) -> list[int]:
 
 def sampled(peer: GPT2LMHeadModel, prompt: str, sequence: int) -> list[int]:
     """Draw again from Hugging Face's logits of the whole text, without a cache."""
-    spec, tokens = GenerationSpec(**SAMPLE), []
+    spec = GenerationSpec(**SAMPLE)
+    tokens: list[int] = []
     for position in range(SAMPLE["max_new_tokens"]):
         seen = [*prompt.encode(), *tokens]
         with torch.inference_mode():
