@@ -62,9 +62,10 @@ class Table:
     def decoder(self, rows: int, capacity: int) -> CachedDecoder[_Cache]:
         def decode(tokens: NDArray[np.int32], cache: _Cache) -> NDArray[np.float32]:
             self.widest = max(self.widest, len(cache.tokens))
-            for held, row, length in zip(cache.tokens, tokens, cache.lengths, strict=True):
-                held.extend(int(token) for token in row[:length])
-            return np.stack([self.logits_after(held) for held in cache.tokens])
+            growing = np.flatnonzero(cache.lengths)
+            for place, row in zip(growing, tokens, strict=True):
+                cache.tokens[place].extend(int(token) for token in row[: cache.lengths[place]])
+            return np.stack([self.logits_after(cache.tokens[place]) for place in growing])
 
         return CachedDecoder(decode, _Cache(rows, capacity))
 
