@@ -39,7 +39,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     few = x.device.type == "cpu" and x.dtype == torch.float32 and 4 <= rows <= 32
     if not few or torch.is_grad_enabled() or weight.dtype != torch.float32:
         return F.linear(x, weight, bias)
-    y = (weight @ x.reshape(rows, -1).t()).t().reshape(*x.shape[:-1], -1)
+    y = (weight @ x.reshape(rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
     return y if bias is None else y + bias
 
 

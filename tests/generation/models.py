@@ -41,7 +41,6 @@ class _Cache:
 
     def place(self, lengths: NDArray[np.int32], width: int) -> None:
         self.lengths = lengths
-        self.growing = np.flatnonzero(lengths)
         self.rows.place(lengths, width)
 
     def keep(self, rows: NDArray[np.int32]) -> None:
@@ -63,9 +62,10 @@ class Table:
     def decoder(self, rows: int, capacity: int) -> CachedDecoder[_Cache]:
         def decode(tokens: NDArray[np.int32], cache: _Cache) -> NDArray[np.float32]:
             self.widest = max(self.widest, len(cache.tokens))
-            for number, row in zip(cache.growing, tokens, strict=True):
-                cache.tokens[number].extend(int(token) for token in row[: cache.lengths[number]])
-            return np.stack([self.logits_after(cache.tokens[number]) for number in cache.growing])
+            growing = np.flatnonzero(cache.lengths)
+            for place, row in zip(growing, tokens, strict=True):
+                cache.tokens[place].extend(int(token) for token in row[: cache.lengths[place]])
+            return np.stack([self.logits_after(cache.tokens[place]) for place in growing])
 
         return CachedDecoder(decode, _Cache(rows, capacity))
 

@@ -92,7 +92,7 @@ def test_beams_are_those_of_hugging_face(peer: HuggingFace, options: dict[str, A
         (found,) = through_engine(peer, [ask(prompt, spec, end_of_text=END)], window=64)
         assert [each.tokens for each in found] == [up_to_end(text) for text in texts]
         if scores is not None:
-            np.testing.assert_allclose(np.array([each.score for each in found], float), scores, rtol=1e-4)
+            assert [each.score for each in found] == pytest.approx(scores, rel=1e-4)
         ended += sum(each.reason == "end_of_text" for each in found)
     assert ended, "no text ends: weak"
 
