@@ -39,7 +39,7 @@ def generate(
     from gptbridge import api
 
     _refuse(("--json", as_json), ("--interactive", interactive), ("--stream", stream is not None))
-    _refuse(("--interactive", interactive), ("--prompt", prompts), ("--prompt-file", prompt_file))
+    _refuse(("--interactive", interactive), ("a prompt", prompts or prompt_file))
     given = [] if interactive else _prompts(prompts or [], prompt_file or [])
     said |= {name: word for name, word in (("preset", preset), ("stop", stop)) if word}
     opened = api.open_writer(

@@ -141,7 +141,7 @@ def test_a_hugging_face_folder_is_enough(run: Path, tmp_path: Path) -> None:
         (("{run}", "-p", "x", "-o", "generation.top_k=-1"), 2, "generation.top_k"),
         (("{run}", "-p", "x", "-b", "torhc"), 3, "Did you mean 'torch'"),
         (("{run}",), 2, "--prompt"),
-        (("{run}", "-p", "x", "--interactive"), 2, "--interactive and --prompt exclude each other"),
+        (("{run}", "-p", "x", "--interactive"), 2, "--interactive and a prompt exclude each other"),
         (("{run}", "--json", "--interactive"), 2, "--json and --interactive exclude each other"),
         (("{run}", "-p", "x", "--json", "--stream"), 2, "--json and --stream exclude each other"),
         (("{run}", "--prompt-file", "no.txt"), 5, "no.txt: no such file or directory"),
