@@ -76,8 +76,8 @@ def read_json(path: Path, *, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
 def decode_object(text: bytes) -> dict[str, Any]:
     """Return the JSON object that `text` is.
 
-    ValueError for anything else: another type, bad UTF-8, a lone surrogate, a key twice, NaN, deep nesting.
-    ValueError for anything else: another type, bad UTF-8, a key twice, NaN, endless nesting or values.
+    ValueError for anything else: another type, bad UTF-8, a lone surrogate, a key twice, NaN, endless nesting
+    or values.
     """
     if sum(map(text.count, (b",", b"[", b"{"))) > _MAX_VALUES:
         raise ValueError(f"it holds more than {_MAX_VALUES} values")
@@ -87,6 +87,8 @@ def decode_object(text: bytes) -> dict[str, Any]:
             json.dumps(content, ensure_ascii=False).encode()  # escapes that make no pair are refused here
     except RecursionError as error:
         raise ValueError("it nests too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it holds a lone surrogate") from error
     if not isinstance(content, dict):
         raise ValueError("it is not a JSON object")
     return content

@@ -70,7 +70,7 @@ class CheckpointStore:
         RunFailed when the disk does not take it: then nothing of it is left, and the checkpoints
         from before are untouched; or when the run's folder has gone, by a new name or for good.
         """
-        if identity(self.folder.parent) != self._run:
+        if self._run not in (None, identity(self.folder.parent)):
             raise RunFailed(MOVED, where=self.folder.parent, hint=FOLLOW)
         final = self.path(step)
         saving = final.with_name(_SAVING + final.name)

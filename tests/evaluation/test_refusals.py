@@ -86,7 +86,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ((*CLOZE, "--data", "number.jsonl"), 5, "number.jsonl, record 2: text is 3 (allowed: a string)"),
         ((*CLOZE, "--data", "blank.jsonl"), 5, "blank.jsonl, record 2: not a JSON object"),
         ((*CLOZE, "--data", "nothing.jsonl"), 5, "nothing.jsonl, record 1: text is empty"),
-        ((*CLOZE, "--data", "surrogate.jsonl"), 5, "surrogate.jsonl, record 1: a lone surrogate"),
+        ((*CLOZE, "--data", "surrogate.jsonl"), 5, "record 1: not a JSON object: it holds a lone surrogate"),
         ((*CLOZE, "--data", "longest.jsonl"), 5, "record 1: 41 tokens to predict (allowed: up to 16"),
         ((*CLOZE, "--data", "long.jsonl", "--protocol", "paddlenlp"), 5, "paddlenlp fails beyond 17"),
         ((*CHOICE, "--data", "label.jsonl"), 5, "record 1: label is 2 (allowed: 0 to 1)"),

@@ -72,7 +72,7 @@ HEADERS: dict[str, tuple[bytes, str]] = {
     "a name of 1 MB": (file_of({"n" * (1 << 20): one()["w"]}), "1048576 characters"),
     "NUL in a name": (file_of({"a\0b": one()["w"]}), "control characters"),
     "an escape in a name": (file_of({"a\x1b[31mb": one()["w"]}), "control characters"),
-    "a surrogate in a name": (file_of(b'{"\\ud800":' + json.dumps(one()["w"]).encode() + b"}"), "control"),
+    "a surrogate in a name": (file_of(b'{"\\ud800":' + json.dumps(one()["w"]).encode() + b"}"), "surrogate"),
 }
 
 
