@@ -11,7 +11,6 @@ import ctypes
 import mmap
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
@@ -57,8 +56,10 @@ def guard(memory: mmap.mmap, path: Path) -> None:
 
 def refuse_shrunk() -> None:
     """Raise BadInput if a file became shorter than what was read of it."""
-    with suppress(IndexError):
-        raise BadInput("became shorter while it was read", where=_shrunk.pop())
+    if _shrunk:
+        path = _shrunk[0]
+        _shrunk.clear()  # a file may be met on several of its pages
+        raise BadInput("became shorter while it was read", where=path)
 
 
 def _fill(number: int, info: int, context: int) -> None:
