@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from gptbridge.weights.formats.ckpt import CRC_MARK, read_ckpt
@@ -89,8 +90,8 @@ def _contents(path: Path) -> list[Contents]:
             return read_slices(source, content)
         contents = read_shards(source, content, _read)
     except BaseException:
-        source.close()
-        refuse_shrunk()
+        with closing(source):
+            refuse_shrunk()
         raise
     source.close()
     return contents

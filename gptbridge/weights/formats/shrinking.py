@@ -58,8 +58,13 @@ def refuse_shrunk() -> None:
     """Raise BadInput if a file became shorter than what was read of it."""
     if _shrunk:
         path = _shrunk[0]
-        _shrunk.clear()  # a file may be met on several of its pages
+        forget_shrunk(path)  # it may have been met on several of its pages
         raise BadInput("became shorter while it was read", where=path)
+
+
+def forget_shrunk(path: Path) -> None:
+    """Let go of what nobody reads any more: a thread may have gone on when the others had given up."""
+    _shrunk[:] = [shrunk for shrunk in _shrunk if shrunk != path]
 
 
 def _fill(number: int, info: int, context: int) -> None:

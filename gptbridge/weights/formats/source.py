@@ -18,7 +18,7 @@ from isal.isal_zlib import crc32
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
-from gptbridge.weights.formats.shrinking import guard
+from gptbridge.weights.formats.shrinking import forget_shrunk, guard
 
 _CHECKSUM_STEP = 1 << 20
 _VIEW_BYTES = 512 << 10
@@ -140,6 +140,7 @@ class SourceFile:
     def close(self) -> None:
         """Close the file. The map goes with its last user, for an array does not keep it from closing."""
         os.close(self.fd)
+        forget_shrunk(self.path)
 
 
 _KINDS = {
