@@ -18,6 +18,7 @@ from typing import Any
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
+from mindspore.ops.operations._grad_ops import SigmoidGrad
 
 from gptbridge.session import DeviceKind
 from gptbridge_mindspore.dropout import DeviceDrop, DeviceDropout, HostDrop, HostDropout, Masks
@@ -26,11 +27,6 @@ from gptbridge_specs import ModelSpec
 HIDDEN = -1e9  # added to the score of a key that a token must not see
 _TANH_1 = 2 * math.sqrt(2 / math.pi)
 _TANH_3 = 0.044715 * _TANH_1
-
-
-def gelu_tanh(x: Tensor) -> Tensor:
-    """Return 0.5 x (1 + tanh u), which is x sigmoid(2 u)."""
-    return x * ops.sigmoid(x * (_TANH_1 + _TANH_3 * (x * x)))
 
 
 def gelu_erf(x: Tensor) -> Tensor:
@@ -43,8 +39,26 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * ops.sigmoid(1.702 * x)
 
 
+class GeluTanh(nn.Cell):
+    """0.5 x (1 + tanh u), which is x sigmoid(2 u). The derived gradient takes twice as long."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_sigmoid = SigmoidGrad()
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Activate numbers of any shape."""
+        return x * ops.sigmoid(x * (_TANH_1 + _TANH_3 * (x * x)))
+
+    def bprop(self, x: Tensor, out: Tensor, dy: Tensor) -> tuple[Tensor]:
+        """Return the gradient of x."""
+        square = x * x
+        gate = ops.sigmoid(x * (_TANH_1 + _TANH_3 * square))
+        return (dy * (gate + self.of_sigmoid(gate, x * (_TANH_1 + 3 * _TANH_3 * square))),)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "gelu_tanh": gelu_tanh,
+    "gelu_tanh": GeluTanh(),
     "gelu_erf": gelu_erf,
     "quick_gelu": quick_gelu,
 }
@@ -101,13 +115,15 @@ class Embedding(nn.Cell):
 class Softmax(nn.Cell):
     """Softmax along the last axis. Its gradient as MindSpore derives it broadcasts; this one does not.
 
+    On CPU two products with ones add up rows and spread the sums in a third of the time of `ReduceSum`
+    and `broadcast_to`.
     exp(LogSoftmax(x)) is no way out: on CPU it is off by 1e-5, and a row no longer adds up to 1.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.softmax = ops.Softmax(-1)
-        self.sum = ops.ReduceSum(keep_dims=True)
+        self.product = ops.MatMul()
 
     def construct(self, x: Tensor) -> Tensor:
         """Return numbers of the shape of x of which each row adds up to 1."""
@@ -115,7 +131,10 @@ class Softmax(nn.Cell):
 
     def bprop(self, x: Tensor, out: Tensor, dy: Tensor) -> tuple[Tensor]:
         """Return the gradient of x."""
-        return (out * (dy - ops.broadcast_to(self.sum(out * dy, -1), dy.shape)),)
+        width = out.shape[-1]
+        sums = self.product((out * dy).reshape(-1, width), ops.ones((width, 1), ms.float32))
+        spread = self.product(sums, ops.ones((1, width), ms.float32))
+        return (out * (dy - spread.reshape(dy.shape)),)
 
 
 class Core(nn.Cell):
