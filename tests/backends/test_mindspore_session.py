@@ -52,9 +52,9 @@ from gptbridge.plugins.backend import load_backend
 from gptbridge.session import Batch
 from gptbridge_specs import load_run
 fields = ("model.vocab_size=64", "model.hidden_size=128", "model.num_layers=6", "training.device=cpu",
-          "training.seq_length=256", "training.global_batch_size=16", "training.recompute=" + sys.argv[1])
+          "training.seq_length=256", "training.global_batch_size=32", "training.recompute=" + sys.argv[1])
 trainer, _, _ = load_backend("mindspore").open_trainer(load_run("gpt2-tiny", fields))
-tokens = np.zeros((1, 16, 256), np.int32)
+tokens = np.zeros((1, 32, 256), np.int32)
 trainer.step(Batch(tokens, tokens, np.ones(tokens.shape, bool), tokens.size, (1,)), 0.0)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 """
@@ -71,8 +71,8 @@ class TestMindSpore(SessionTests):
 
     def test_recompute_keeps_less_at_each_granularity(self) -> None:
         peaks = {recompute: peak_mebibytes(recompute) for recompute in sessions.GRANULARITIES}
-        assert peaks["none"] > peaks["core_attn"] + 20 > peaks["full"] + 70
-        assert peaks["none"] > peaks["full_attn"] + 20 > peaks["full"] + 70
+        assert peaks["none"] > peaks["core_attn"] + 80
+        assert peaks["core_attn"] > peaks["full_attn"] > peaks["full"] + 50
 
 
 def test_masks_drop_the_share_that_the_spec_says() -> None:
