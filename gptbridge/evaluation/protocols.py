@@ -149,14 +149,13 @@ class Plan:
     window: int
     stride: int | None
     batch_size: int
-    logging_interval: int | None
+    logging_interval: int | None  # of a protocol whose mean is that of a log
     cleaning: Cleaning
 
     def total(self, sums: Sequence[float]) -> float:
         """Return the sum over rows as the protocol adds up."""
-        if self.protocol.mean != "log":
+        if self.logging_interval is None:
             return math.fsum(sums)
-        assert self.logging_interval is not None
         return logged_sum([math.fsum(part) for part in batched(sums, self.batch_size)], self.logging_interval)
 
 

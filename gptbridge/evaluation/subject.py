@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gptbridge.checkpoint.locating import locate
 from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
-from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
+from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.evaluation.scoring import Progress, Scorer
 from gptbridge.plan.fitting import require_room_to_open
@@ -85,11 +85,7 @@ def spec_of(model: ModelSpec, window: int, rows: int, overrides: Sequence[str]) 
 
 
 def _tokenizer(opened: Opened, state: TrainingState | None, named: str | None) -> Tokenizer:
-    try:
-        tokenizer = load_tokenizer(named) if named is not None else opened.tokenizer()
-    except BadInput as error:
-        error.hint = error.hint or "Name another: --tokenizer FOLDER, or --tokenizer byte"
-        raise
+    tokenizer = opened.tokenizer(named)
     if state is not None and state.data.tokenizer != tokenizer.identity:
         raise BadInput(
             f"is not the tokenizer that the run was trained with: {tokenizer.identity[:16]}, "

@@ -11,7 +11,7 @@ from typing import Any
 
 from gptbridge.checkpoint.locating import locate
 from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
-from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
+from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.generation.advice import advise, length_advice, parts_used
 from gptbridge.generation.engine import Engine
@@ -20,7 +20,7 @@ from gptbridge.generation.texts import Stream, Texts
 from gptbridge.plan.fitting import require_room_to_open
 from gptbridge.plugins.backend import load_backend
 from gptbridge.session import LanguageModel
-from gptbridge.weights.opening import Hints, Opened, open_checkpoint
+from gptbridge.weights.opening import Hints, open_checkpoint
 from gptbridge.weights.shards import load
 from gptbridge_specs import ModelSpec, RunSpec
 from gptbridge_specs.loading import build
@@ -168,7 +168,7 @@ def open_writer(
         weights = opened.merged()
         state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
         spec = _spec(opened.model, state, overrides)
-        words = load_tokenizer(tokenizer) if tokenizer is not None else _tokenizer_of(opened)
+        words = opened.tokenizer(tokenizer)
         _require_known(spec.generation.stop_tokens, words, spec.model)
         window = _window(spec, state)
         for message in (*opened.warnings, *opened.assumed, *advise(spec, overrides)):
@@ -185,15 +185,6 @@ def open_writer(
 def visible(text: str) -> str:
     """Return `text` with control characters escaped, but for line ends and tabs: fit for a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
-
-
-def _tokenizer_of(opened: Opened) -> Tokenizer:
-    """Return the tokenizer beside the weights; BadInput says what to do where there is none."""
-    try:
-        return opened.tokenizer()
-    except BadInput as error:
-        error.hint = error.hint or "Name another: --tokenizer FOLDER, or --tokenizer byte"
-        raise
 
 
 def _contexts(

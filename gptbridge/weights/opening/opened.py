@@ -106,11 +106,15 @@ class Opened:
                 hint="gptbridge inspect shows it, gptbridge convert carries it to other systems",
             )
 
-    def tokenizer(self) -> Tokenizer:
-        """Return the tokenizer whose files lie in the folder; BadInput where there is none."""
+    def tokenizer(self, named: str | None = None) -> Tokenizer:
+        """Return the tokenizer `named`, or whose files lie in the folder; BadInput where there is none."""
         from gptbridge.data.tokenizers import load_tokenizer
 
-        return load_tokenizer(str(self.folder))
+        try:
+            return load_tokenizer(str(self.folder) if named is None else named)
+        except BadInput as error:
+            error.hint = error.hint or "Name another: --tokenizer FOLDER, or --tokenizer byte"
+            raise
 
     def close(self) -> None:
         """Close the files; arrays that were read stay."""
