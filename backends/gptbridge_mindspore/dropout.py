@@ -19,9 +19,14 @@ from mindspore import Tensor, nn
 from mindspore.ops.auto_generate import dropout_do_mask_ext_op, dropout_gen_mask_ext_op
 from numpy.typing import NDArray
 
+from gptbridge.weights.layouts.gpt2 import ADAPTED
 from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import LoraSpec
 
 Masks = tuple[Tensor, ...]
+# Of one block: on the probabilities, after attention, after the feed-forward layer; before the adapters of
+# attention, and of the feed-forward layer.
+BlockMasks = tuple[Masks, ...]
 
 _LEVELS = 2**16
 _EMBEDDING, _PROBABILITIES, _ATTENTION, _MLP = range(4)
@@ -34,31 +39,54 @@ class Place:
     kind: int
     layer: int
     probability: float
+    width: int
 
     def stream(self, seed: int) -> np.random.SeedSequence:
         """Return where the place's bits in the micro-batch of `seed` come from."""
         return np.random.SeedSequence((seed, self.kind, self.layer))
 
 
-def places(model: ModelSpec) -> list[Place]:
+def places(model: ModelSpec, lora: LoraSpec | None = None) -> list[Place]:
     """Return every place that drops something: that of the embeddings, then each block's."""
     hidden, attention = model.hidden_dropout_prob, model.attention_probs_dropout_prob
-    kinds = ((_PROBABILITIES, attention), (_ATTENTION, hidden), (_MLP, hidden))
-    blocks = (Place(kind, n, p) for n in range(model.num_layers) for kind, p in kinds)
-    return [place for place in (Place(_EMBEDDING, 0, hidden), *blocks) if place.probability > 0]
+    wide = model.hidden_size
+    kinds = [(_PROBABILITIES, attention, wide), (_ATTENTION, hidden, wide), (_MLP, hidden, wide)]
+    if lora is not None:
+        adapted = set(adapted_layers(lora))
+        kinds += [
+            (kind, lora.dropout, model.ffn_size if name == "mlp.c_proj" else wide)
+            for kind, name in enumerate(ADAPTED, start=_MLP + 1)
+            if name in adapted
+        ]
+    blocks = (Place(kind, n, p, width) for n in range(model.num_layers) for kind, p, width in kinds)
+    return [place for place in (Place(_EMBEDDING, 0, hidden, wide), *blocks) if place.probability > 0]
+
+
+def adapted_layers(lora: LoraSpec) -> list[str]:
+    """Return the linear layers of a block that have adapters, in the order in which their masks are drawn."""
+    return [name for name, parts in ADAPTED.items() if set(parts) & set(lora.targets)]
+
+
+def masks_of_block(model: ModelSpec, lora: LoraSpec | None = None) -> tuple[int, ...]:
+    """Return how many masks each part of BlockMasks has."""
+    adapted = adapted_layers(lora) if lora is not None and lora.dropout > 0 else []
+    hidden = int(model.hidden_dropout_prob > 0)
+    before = (sum(name.startswith(branch) for name in adapted) for branch in ("attn.", "mlp."))
+    return (int(model.attention_probs_dropout_prob > 0), hidden, hidden, *before)
 
 
 class HostDropout(nn.Cell):
     """The host draws, 16 bits a number; a graph is given bool masks, True where a number stays."""
 
-    def __init__(self, model: ModelSpec) -> None:
+    def __init__(self, model: ModelSpec, lora: LoraSpec | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.heads = model.num_attention_heads
+        self.places = places(model, lora)
 
     def arguments(self, seed: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
         """Yield what a graph takes for each place, for the (B, T) tokens of the micro-batch of `seed`."""
-        for place in places(self.model):
-            whole = _shape(place.kind, self.model.num_attention_heads, self.model.hidden_size, *shape)
+        for place in self.places:
+            whole = _shape(place.kind, self.heads, place.width, *shape)
             yield Tensor.from_numpy(_drawn(place, seed, whole))
 
     def construct(self, tokens: Tensor, *arguments: Tensor) -> Masks:
@@ -69,12 +97,13 @@ class HostDropout(nn.Cell):
 class DeviceDropout(nn.Cell):
     """The device draws, from a seed for each place; a mask is one bit a number, in bytes."""
 
-    def __init__(self, model: ModelSpec) -> None:
+    def __init__(self, model: ModelSpec, lora: LoraSpec | None = None) -> None:
         super().__init__()
-        self.places = places(model)
+        self.places = places(model, lora)
         self.kinds = tuple(place.kind for place in self.places)
         self.probabilities = tuple(place.probability for place in self.places)
-        self.heads, self.width = model.num_attention_heads, model.hidden_size
+        self.widths = tuple(place.width for place in self.places)
+        self.heads = model.num_attention_heads
         self.offset = Tensor(0, ms.int64)
 
     def arguments(self, seed: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
@@ -87,7 +116,7 @@ class DeviceDropout(nn.Cell):
         masks = ()
         b, t = tokens.shape
         for n in range(len(arguments)):
-            shape = _shape(self.kinds[n], self.heads, self.width, b, t)
+            shape = _shape(self.kinds[n], self.heads, self.widths[n], b, t)
             drawn = dropout_gen_mask_ext_op(
                 shape, self.probabilities[n], arguments[n], self.offset, ms.float32
             )

@@ -1,4 +1,4 @@
-"""The loss of a model and the gradients of its weights, in one graph.
+"""The loss of a model and the gradients of its weights that are trained, in one graph.
 
 MindSpore derives every gradient, piece by piece: a piece is a block or a branch of one. From a piece
 whose input waits for the gradient that comes back (`depend`) the graph keeps its input alone, and
@@ -11,28 +11,31 @@ from typing import Any
 
 from mindspore import ParameterTuple, Tensor, nn, ops
 
-from gptbridge_mindspore.dropout import Masks
+from gptbridge_mindspore.dropout import BlockMasks, Masks, masks_of_block
 from gptbridge_mindspore.loss import LinearCrossEntropy
 from gptbridge_mindspore.model import GPT
-from gptbridge_specs import ModelSpec
+from gptbridge_specs import RunSpec
 
 
 class LossAndGradients(nn.Cell):
     """Called with a micro-batch; the gradients come in the order of `weights`."""
 
-    def __init__(self, model: ModelSpec, net: GPT, recompute: str, dtype: Any, dropout: nn.Cell) -> None:
+    def __init__(self, spec: RunSpec, net: GPT, dtype: Any, dropout: nn.Cell) -> None:
         super().__init__()
         self.net = net
         self.dropout = dropout
-        self.loss = LinearCrossEntropy(dtype)
-        self.recompute = recompute == "full"
-        self.recompute_attention = recompute == "full_attn"
-        self.on_hidden = int(model.hidden_dropout_prob > 0)
-        self.on_attention = int(model.attention_probs_dropout_prob > 0)
+        self.head_trained = net.head.requires_grad
+        self.rest_trained = net.ln_f.weight.requires_grad
+        self.loss = LinearCrossEntropy(dtype, frozen=not self.head_trained)
+        self.recompute = spec.training.recompute == "full"
+        self.recompute_attention = spec.training.recompute == "full_attn"
+        self.on_hidden = int(spec.model.hidden_dropout_prob > 0)
+        self.of_block = masks_of_block(spec.model, spec.task.lora)
         self.tied = net.tied
         self.gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+        self.of_inputs = ops.GradOperation(get_all=True, sens_param=True)
         self.embeddings = ParameterTuple([net.wte.weight, net.wpe.weight])
-        self.whole = [ParameterTuple(list(block.get_parameters())) for block in net.h]
+        self.whole = [_parameters(block) for block in net.h]
         self.first = [_parameters(block.ln_1, block.attn) for block in net.h]
         self.second = [_parameters(block.ln_2, block.mlp) for block in net.h]
         self.last = _parameters(net.ln_f)
@@ -50,12 +53,14 @@ class LossAndGradients(nn.Cell):
         width = x.shape[-1]
         hidden = self.net.ln_f(x).reshape(-1, width)
         loss, dy, of_head = self.loss(hidden, self.net.head, labels.reshape(-1), share.reshape(-1))
-        of_x, of_last = self.gradient(self.net.ln_f, self.last)(x, dy.reshape(x.shape))
+        of_x, of_last = self.of_both(self.net.ln_f, self.last, x, dy.reshape(x.shape))
         dy = of_x[0]
         of_blocks = ()
         for n in range(len(self.net.h) - 1, -1, -1):
             dy, of_block = self.backward(n, inputs[n], dy, bias, self.of_layer(n, masks))
             of_blocks = (*of_block, *of_blocks)
+        if not self.rest_trained:
+            return (loss, *of_blocks, of_head) if self.head_trained else (loss, *of_blocks)
         _, (of_words, of_positions) = self.gradient(self.net.embed, self.embeddings)(
             tokens, positions, *masks[: self.on_hidden], dy
         )
@@ -64,33 +69,37 @@ class LossAndGradients(nn.Cell):
         return (loss, of_words, of_positions, *of_blocks, *of_last, of_head)
 
     def backward(
-        self, n: int, x: Tensor, dy: Tensor, bias: Tensor, masks: tuple[Masks, Masks, Masks]
+        self, n: int, x: Tensor, dy: Tensor, bias: Tensor, masks: BlockMasks
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the gradients of a block: of its input x, and of its weights."""
         block = self.net.h[n]
         if self.recompute_attention:
             middle = block.attention(x, bias, masks)
-            of_middle, of_second = self.gradient(block.feed_forward, self.second[n])(middle, bias, masks, dy)
+            of_middle, of_second = self.of_both(block.feed_forward, self.second[n], middle, bias, masks, dy)
             dy = of_middle[0]
             x = ops.depend(x, dy)
-            of_x, of_first = self.gradient(block.attention, self.first[n])(x, bias, masks, dy)
+            of_x, of_first = self.of_both(block.attention, self.first[n], x, bias, masks, dy)
             return of_x[0], (*of_first, *of_second)
         if self.recompute:
             x = ops.depend(x, dy)
         of_x, of_block = self.gradient(block, self.whole[n])(x, bias, masks, dy)
         return of_x[0], of_block
 
-    def of_layer(self, n: int, masks: Masks) -> tuple[Masks, Masks, Masks]:
+    def of_both(self, cell: Any, weights: ParameterTuple, *inputs: Any) -> tuple[Any, tuple[Tensor, ...]]:
+        """Return the gradients of the inputs of `cell` and of its weights; the last input is its result's."""
+        if len(weights) == 0:
+            return self.of_inputs(cell)(*inputs), ()
+        return self.gradient(cell, weights)(*inputs)  # type: ignore[no-any-return]
+
+    def of_layer(self, n: int, masks: Masks) -> BlockMasks:
         """Return the masks of one block, out of them all in the order in which they are drawn."""
-        hidden, attention = self.on_hidden, self.on_attention
-        start = hidden + n * (attention + 2 * hidden)
-        middle = start + attention
-        return (
-            masks[start:middle],
-            masks[middle : middle + hidden],
-            masks[middle + hidden : middle + 2 * hidden],
-        )
+        start = self.on_hidden + n * sum(self.of_block)
+        parts = ()
+        for count in self.of_block:
+            parts = (*parts, masks[start : start + count])  # type: ignore[assignment]
+            start = start + count
+        return parts
 
 
 def _parameters(*cells: nn.Cell) -> ParameterTuple:
-    return ParameterTuple([weight for cell in cells for weight in cell.get_parameters()])
+    return ParameterTuple([weight for cell in cells for weight in cell.trainable_params()])

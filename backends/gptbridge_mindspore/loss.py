@@ -17,11 +17,15 @@ LOGITS_AT_ONCE = 2**23  # numbers
 
 
 class LinearCrossEntropy(nn.Cell):
-    """Logits, losses and gradients of rows under an output projection, the products in the compute type."""
+    """Logits, losses and gradients of rows under an output projection, the products in the compute type.
 
-    def __init__(self, dtype: Any) -> None:
+    A `frozen` projection has no gradient, and the place of it holds nothing that is of use.
+    """
+
+    def __init__(self, dtype: Any, *, frozen: bool = False) -> None:
         super().__init__()
         self.dtype = dtype
+        self.frozen = frozen
         self.nt = ops.MatMul(transpose_b=True)
         self.nn = ops.MatMul()
         self.tn = ops.MatMul(transpose_a=True)
@@ -42,16 +46,19 @@ class LinearCrossEntropy(nn.Cell):
         for start, end in pieces(hidden.shape[0], count):
             rows = hidden[start:end]
             if start > 0:
-                rows = ops.depend(rows, of_weight)  # one piece after the other, or all would be in memory
+                done = of_hidden[-1] if self.frozen else of_weight  # type: ignore[misc]
+                rows = ops.depend(rows, done)  # one piece after the other, or all would be in memory
             log_probs = self.log_softmax(self.nt(rows.astype(self.dtype), projection).astype(ms.float32))
             total = total + self.sum(self.losses(log_probs, labels[start:end]) * share[start:end])
             probs = ops.exp(log_probs).astype(self.dtype)
-            shared = (rows * by_row[start:end]).astype(self.dtype)
             of_hidden = (*of_hidden, self.nn(probs, projection).astype(ms.float32))  # type: ignore[assignment]
-            of_weight = of_weight + self.tn(probs, shared).astype(ms.float32)
-        of_labels = self.scatter(hidden * by_row, labels, count)
+            if not self.frozen:
+                shared = (rows * by_row[start:end]).astype(self.dtype)
+                of_weight = of_weight + self.tn(probs, shared).astype(ms.float32)
+        if not self.frozen:
+            of_weight = of_weight - self.scatter(hidden * by_row, labels, count)
         d_hidden = of_hidden[0] if len(of_hidden) == 1 else ops.concat(of_hidden, 0)
-        return total, (d_hidden - ops.gather(weight, labels, 0)) * by_row, of_weight - of_labels
+        return total, (d_hidden - ops.gather(weight, labels, 0)) * by_row, of_weight
 
     def token_losses(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         """Return the (R,) negative log likelihoods of (R,) labels."""

@@ -21,8 +21,10 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops.operations._grad_ops import SigmoidGrad
 
 from gptbridge.session import DeviceKind
+from gptbridge_mindspore.adapters import NoAdapters
 from gptbridge_mindspore.dropout import DeviceDrop, DeviceDropout, HostDrop, HostDropout, Masks
 from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import LoraSpec
 
 HIDDEN = -1e9  # added to the score of a key that a token must not see
 _TANH_1 = 2 * math.sqrt(2 / math.pi)
@@ -70,7 +72,7 @@ def parameter(*shape: int) -> Parameter:
 
 
 class Linear(nn.Cell):
-    """x W + b with W (in, out), the product in the compute type."""
+    """x W + b with W (in, out), the product in the compute type, with what `adapt` put beside it."""
 
     def __init__(self, inputs: int, outputs: int, dtype: Any) -> None:
         super().__init__()
@@ -78,12 +80,14 @@ class Linear(nn.Cell):
         self.bias = parameter(outputs)
         self.dtype = dtype
         self.product = ops.MatMul()
+        self.adapters: nn.Cell = NoAdapters()
 
-    def construct(self, x: Tensor) -> Tensor:
-        """Return (B, T, out) of (B, T, in)."""
+    def construct(self, x: Tensor, *mask: Tensor) -> Tensor:
+        """Return (B, T, out) of (B, T, in); `mask` is of the dropout before adapters."""
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y = self.product(rows, self.weight.astype(self.dtype)).astype(ms.float32)
-        return (y + ops.broadcast_to(self.bias, y.shape)).reshape(*x.shape[:-1], y.shape[-1])
+        y = (y + ops.broadcast_to(self.bias, y.shape)).reshape(*x.shape[:-1], y.shape[-1])
+        return self.adapters(x, y, *mask)
 
 
 class LayerNorm(nn.Cell):
@@ -209,7 +213,7 @@ class Kernels:
     """What a kind of device computes in its own way."""
 
     core: Callable[[ModelSpec, Any], nn.Cell]
-    dropout: Callable[[ModelSpec], nn.Cell]  # makes the masks
+    dropout: Callable[[ModelSpec, LoraSpec | None], nn.Cell]  # makes the masks
     drop: Callable[[float], nn.Cell]  # applies one
 
 
@@ -255,25 +259,30 @@ class Attention(nn.Cell):
         self.recomputed = Recomputed(self.core) if again else None
         self.split = ops.Split(0, 3)
 
-    def construct(self, x: Tensor, bias: Tensor, mask: Masks) -> Tensor:
-        """Attend; x and the result are (B, T, H), bias (T, T) is added to the scores."""
-        q, k, v = self.by_head(x)
+    def construct(self, x: Tensor, bias: Tensor, mask: Masks, adapted: Masks = ()) -> Tensor:
+        """Attend; x and the result are (B, T, H), bias (T, T) is added to the scores.
+
+        `mask` is of the probabilities, `adapted` are those before adapters.
+        """
+        first = self.c_attn.adapters.masks
+        q, k, v = self.by_head(x, *adapted[:first])
         others = (k, v, ops.broadcast_to(bias, (q.shape[0], *bias.shape)), *mask)
         y = self.core(q, *others) if self.recomputed is None else self.recomputed(q, others)
-        return self.joined(y, x.shape[0])
+        return self.joined(y, x.shape[0], *adapted[first:])
 
-    def by_head(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def by_head(self, x: Tensor, *mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v, (B N, T, D) each, of x (B, T, H)."""
         b, t, h = x.shape
         n, d = self.heads, h // self.heads
-        rows = ops.gather(self.c_attn(x).reshape(-1, d), heads_first(b, t, n), 0)
+        rows = ops.gather(self.c_attn(x, *mask).reshape(-1, d), heads_first(b, t, n), 0)
         return self.split(rows.reshape(3 * b * n, t, d))  # type: ignore[no-any-return]
 
-    def joined(self, y: Tensor, b: int) -> Tensor:
+    def joined(self, y: Tensor, b: int, *mask: Tensor) -> Tensor:
         """Return (B, T, H) from what the heads found, (B N, T, D)."""
         _, t, d = y.shape
         n = self.heads
-        return self.c_proj(ops.gather(y.reshape(-1, d), tokens_first(b, t, n), 0).reshape(b, t, n * d))
+        joined = ops.gather(y.reshape(-1, d), tokens_first(b, t, n), 0).reshape(b, t, n * d)
+        return self.c_proj(joined, *mask)
 
 
 @ms.constexpr  # type: ignore[untyped-decorator]
@@ -299,6 +308,7 @@ class FeedForward(nn.Cell):
         self.activation = ACTIVATIONS[model.activation]
         self.c_proj = Linear(model.ffn_size, model.hidden_size, dtype)
 
-    def construct(self, x: Tensor) -> Tensor:
-        """Widen, activate, narrow; x and the result are (B, T, H)."""
-        return self.c_proj(self.activation(self.c_fc(x)))
+    def construct(self, x: Tensor, *adapted: Tensor) -> Tensor:
+        """Widen, activate, narrow; x and the result are (B, T, H). `adapted` are masks before adapters."""
+        first = self.c_fc.adapters.masks
+        return self.c_proj(self.activation(self.c_fc(x, *adapted[:first])), *adapted[first:])

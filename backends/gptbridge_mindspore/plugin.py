@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
-from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
+from gptbridge.plugins.capabilities import Limit, problems
 from gptbridge_mindspore import parallel
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ INFO = BackendInfo(
 # training.compile is not here: this backend compiles its model always, asked or not.
 LIMITS = (
     *parallel.LIMITS,
-    *LANGUAGE_MODELING_ONLY,
     Limit(
         "training.seq_length",
         lambda spec, device: (

@@ -64,6 +64,7 @@ class MindSporeModel:
             recompute=recompute,
             dtype=self._dtype,
             kernels=self._kernels,
+            task=spec.task,
         )
         self._weights = self._model.weights()
         for weight in self._weights.values():
@@ -77,7 +78,14 @@ class MindSporeModel:
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), self._memory(kind))
+        return shards_of(
+            self._spec.model,
+            LAYOUT,
+            self._tensors(kind),
+            self._memory(kind),
+            task=self._spec.task,
+            trained=kind != "weight",
+        )
 
     def token_losses(
         self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
@@ -151,12 +159,15 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
     def __init__(self, spec: RunSpec, device: Device) -> None:
         MindSporeModel.__init__(self, spec, device)
         Stepper.__init__(self, spec)
-        decays = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer)
-        self._optimizer = Optimizer(spec.optimizer, self._weights, decays)
-        self._dropout = self._kernels.dropout(spec.model)
-        graph = LossAndGradients(spec.model, self._model, spec.training.recompute, self._dtype, self._dropout)
+        decays = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer, spec.task)
+        for name, weight in self._weights.items():
+            weight.requires_grad = name in decays
+        self._trained = tuple(decays)
+        self._optimizer = Optimizer(spec.optimizer, {name: self._weights[name] for name in decays}, decays)
+        self._dropout = self._kernels.dropout(spec.model, spec.task.lora)
+        graph = LossAndGradients(spec, self._model, self._dtype, self._dropout)
         self._loss_and_gradients = ms.jit(graph)
-        self._gradients: list[Tensor] = []  # in the order of the weights
+        self._gradients: list[Tensor] = []  # in the order of the weights that are trained
 
     def clear_gradients(self) -> None:
         """Drop every gradient."""
@@ -206,7 +217,7 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         if kind == "gradient":
-            return dict(zip(self._weights, self._gradients, strict=True)) if self._gradients else {}
+            return dict(zip(self._trained, self._gradients, strict=True)) if self._gradients else {}
         return super()._tensors(kind) if kind == "weight" else self._optimizer.moments(kind)
 
     def _memory(self, kind: Kind) -> MindSporeMemory:

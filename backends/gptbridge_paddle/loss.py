@@ -22,7 +22,8 @@ LARGE_BLOCK_LOGITS = 2**28  # enough to fill any accelerator
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """Return the sum over tokens of mask * -log softmax(hidden @ weight.T)[label], fp32.
 
-    `hidden` is (N, H), `weight` (V, H), `labels` (N,) int32 and in range, `mask` (N,) float32.
+    `hidden` is (N, H), `weight` (V, H), `labels` (N,) int32 and in range, `mask` (N,) float32. A frozen
+    `weight` gets no gradient, and costs none.
     """
     return _LinearCrossEntropy.apply(hidden, weight, labels, mask)
 
@@ -40,22 +41,24 @@ class _LinearCrossEntropy(PyLayer):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         total = paddle.zeros([])
         grad_hidden = []
-        grad_weight = paddle.zeros_like(weight)
+        grad_weight = None if weight.stop_gradient else paddle.zeros_like(weight)
         for rows in _blocks(hidden, weight):
             column = mask[rows].unsqueeze(1)
             loss, gradient = _loss_and_probabilities(hidden[rows], weight, labels[rows])
             total += (loss * column).sum()
             gradient.put_along_axis_(labels[rows].unsqueeze(1), paddle.expm1(-loss), 1, broadcast=False)
             grad_hidden.append(paddle.matmul(gradient, weight) * column)
-            share = paddle.matmul(gradient, hidden[rows] * column, transpose_x=True)
-            grad_weight.add_(share.astype(grad_weight.dtype))
+            if grad_weight is not None:
+                share = paddle.matmul(gradient, hidden[rows] * column, transpose_x=True)
+                grad_weight.add_(share.astype(grad_weight.dtype))
         ctx.save_for_backward(paddle.concat(grad_hidden).astype(hidden.dtype), grad_weight)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensor()
-        return grad_hidden * grad_total, grad_weight * grad_total, None, None
+        of_weight = None if grad_weight is None else grad_weight * grad_total
+        return grad_hidden * grad_total, of_weight, None, None
 
 
 def _blocks(hidden: Tensor, weight: Tensor) -> Iterator[slice]:

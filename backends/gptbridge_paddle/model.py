@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from paddle import Tensor, nn
 
+from gptbridge.rules.dropout import drops_out
+from gptbridge.weights.architecture import head, sizes
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
+from gptbridge_paddle.adapters import adapt
 from gptbridge_paddle.cache import Cache
 from gptbridge_paddle.parts import Attention, FeedForward, Recompute, dropout, embedding, norm
 from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import TaskSpec
 
 LAYOUT = gpt2_in_memory("paddle", out_in=False)  # as nn.Linear has them
 
@@ -38,11 +42,21 @@ class GPT(nn.Layer):
     between the blocks is fp32.
     """
 
-    def __init__(self, model: ModelSpec, layers: range, *, first: bool, last: bool, recompute: str) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        layers: range,
+        *,
+        first: bool,
+        last: bool,
+        recompute: str,
+        task: TaskSpec | None = None,
+    ) -> None:
         super().__init__()
-        self.recompute = Recompute(recompute, model)
+        self.recompute = Recompute(recompute, drops_out(model, task))
         self.first, self.last = first, last
-        self.tied = model.tie_word_embeddings
+        heads = head(model, task)
+        self.tied = not heads
         if first or (last and self.tied):
             self.wte = embedding(model.vocab_size, model.hidden_size)
         if first:
@@ -51,13 +65,17 @@ class GPT(nn.Layer):
         self.h = nn.LayerDict({str(n): Block(model, n, self.recompute) for n in layers})
         if last:
             self.ln_f = norm(model)
-            if not self.tied:
-                self.lm_head = embedding(model.vocab_size, model.hidden_size)
+            for weight in heads:
+                shape = weight.axes.shape(sizes(model, task))
+                setattr(self, weight.name.removesuffix(".weight"), embedding(*shape))
+        self.projection = heads[0].name.removesuffix(".weight") if heads else "wte"
+        if task is not None and task.lora is not None:
+            adapt(self.h.values(), task.lora)
 
     @property
     def head(self) -> Tensor:
-        """The output projection, (V, H)."""
-        return self.wte.weight if self.tied else self.lm_head.weight
+        """The output projection, (V, H); a classifier's has a row for each class."""
+        return getattr(self, self.projection).weight
 
     def forward(self, x: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Return the hidden states (B, T, H) after these layers.

@@ -32,9 +32,18 @@ def dropout(probability: float) -> nn.Layer:
     return nn.Dropout(probability) if probability else nn.Identity()
 
 
-def linear(inputs: int, outputs: int) -> nn.Layer:
-    """Return a linear layer of zeros: no initial weights are drawn, they are written."""
-    return nn.Linear(inputs, outputs, weight_attr=nn.initializer.Constant(0.0))
+class Linear(nn.Linear):
+    """A linear layer, with what `adapt` put beside it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        # zeros: no initial weights are drawn, they are written
+        super().__init__(inputs, outputs, weight_attr=nn.initializer.Constant(0.0))
+        self.adapters: nn.Layer | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., out) of (..., in)."""
+        y = super().forward(x)
+        return y if self.adapters is None else self.adapters(x, y)
 
 
 def embedding(rows: int, width: int) -> nn.Layer:
@@ -45,9 +54,9 @@ def embedding(rows: int, width: int) -> nn.Layer:
 class Recompute:
     """Calls a function and, where the spec says so, forgets its activations until the backward pass."""
 
-    def __init__(self, granularity: str, model: ModelSpec) -> None:
+    def __init__(self, granularity: str, random: bool) -> None:
         self._granularity = granularity
-        self._random = model.hidden_dropout_prob > 0 or model.attention_probs_dropout_prob > 0
+        self._random = random  # there is dropout
 
     def __call__(self, granularity: str, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """Return `function(*inputs)`, recomputed if `granularity` is the one that is asked for."""
@@ -67,8 +76,8 @@ class Attention(nn.Layer):
         self.head_size = model.head_size
         self.dropout_prob = model.attention_probs_dropout_prob
         self.recompute = recompute
-        self.c_attn = linear(model.hidden_size, 3 * model.hidden_size)
-        self.c_proj = linear(model.hidden_size, model.hidden_size)
+        self.c_attn = Linear(model.hidden_size, 3 * model.hidden_size)
+        self.c_proj = Linear(model.hidden_size, model.hidden_size)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """Attend; x and the result are (B, T, H). With a cache, to what it holds as well."""
@@ -121,9 +130,9 @@ class FeedForward(nn.Layer):
 
     def __init__(self, model: ModelSpec) -> None:
         super().__init__()
-        self.c_fc = linear(model.hidden_size, model.ffn_size)
+        self.c_fc = Linear(model.hidden_size, model.ffn_size)
         self.activation = ACTIVATIONS[model.activation]
-        self.c_proj = linear(model.ffn_size, model.hidden_size)
+        self.c_proj = Linear(model.ffn_size, model.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen, activate, narrow; x and the result are (B, T, H)."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
-from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
+from gptbridge.plugins.capabilities import Limit, problems
 from gptbridge_paddle import parallel
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ _LARGEST_EPSILON = 0.001
 
 LIMITS = (
     *parallel.LIMITS,
-    *LANGUAGE_MODELING_ONLY,
     Limit(
         "precision.compute",
         lambda spec, device: spec.precision.compute != "fp32" and device == "cpu",

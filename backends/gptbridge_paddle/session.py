@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ import paddle
 from numpy.typing import NDArray
 from paddle import Tensor
 
+from gptbridge.rules.dropout import drops_out
 from gptbridge.rules.rows import CachedDecoder
 from gptbridge.rules.stepping import Stepper
 from gptbridge.session import Device, Kind, Shard
@@ -22,6 +24,7 @@ from gptbridge_paddle.optimizer import Optimizer
 from gptbridge_specs import RunSpec
 
 UPLOADED = 1 << 20  # numbers at a time
+_SCALE = re.compile(r"ln_[12f]\.weight$")
 COMPUTE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -53,11 +56,25 @@ class PaddleModel:
         self._dtype = COMPUTE[spec.precision.compute]
         layers = range(spec.model.num_layers)
         with _default_dtype(weight_dtype or self._dtype):  # what is built in fp32 and cast is there twice
-            self._model = GPT(spec.model, layers, first=True, last=True, recompute=spec.training.recompute)
+            self._model = GPT(
+                spec.model,
+                layers,
+                first=True,
+                last=True,
+                recompute=spec.training.recompute,
+                task=spec.task,
+            )
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), PaddleMemory())
+        return shards_of(
+            self._spec.model,
+            LAYOUT,
+            self._tensors(kind),
+            PaddleMemory(),
+            task=self._spec.task,
+            trained=kind != "weight",
+        )
 
     def token_losses(
         self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
@@ -123,10 +140,14 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
     def __init__(self, spec: RunSpec, device: Device) -> None:
         PaddleModel.__init__(self, spec, device, weight_dtype="float32")
         Stepper.__init__(self, spec)
-        self._random = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
+        self._random = drops_out(spec.model, spec.task)
         parameters = dict(self._model.named_parameters())
-        decays = decay_of_tensors(spec.model, LAYOUT, parameters, spec.optimizer)
-        self._optimizer = Optimizer(spec.optimizer, parameters, decays)
+        decays = decay_of_tensors(spec.model, LAYOUT, parameters, spec.optimizer, spec.task)
+        self._trained = {name: parameters[name] for name in decays}
+        for name, parameter in parameters.items():
+            # With a frozen scale, Paddle's layer_norm returns a wrong gradient of its input.
+            parameter.stop_gradient = name not in decays and not _SCALE.search(name)
+        self._optimizer = Optimizer(spec.optimizer, self._trained, decays)
 
     def clear_gradients(self) -> None:
         """Drop every gradient."""
@@ -168,12 +189,12 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
 
     def close(self) -> None:
         """Free the device."""
-        del self._optimizer
+        del self._optimizer, self._trained
         super().close()
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         if kind == "gradient":
-            return {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
+            return {name: p.grad for name, p in self._trained.items() if p.grad is not None}
         return super()._tensors(kind) if kind == "weight" else self._optimizer.moments(kind)
 
     def _masked_sum(self, inputs: Tensor, labels: Tensor, mask: Tensor) -> Tensor:

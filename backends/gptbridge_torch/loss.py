@@ -26,7 +26,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, mask: T
     """Return the sum over tokens of mask * -log softmax(hidden @ weight.T)[label], fp32.
 
     `hidden` (N, H) is in the compute type, `weight` (V, H) fp32, `labels` (N,) int64 and in range,
-    `mask` (N,) in the compute type.
+    `mask` (N,) in the compute type. A frozen `weight` gets no gradient, and costs none.
     """
     total: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, mask)  # type: ignore[no-untyped-call]
     return total
@@ -51,7 +51,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         projection = _projection(hidden, weight)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for rows in _blocks(hidden, weight, BLOCK_LOGITS):
             column = mask[rows, None]
             log_probs = _log_probs(hidden[rows], projection, len(weight))
@@ -60,14 +60,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient = log_probs.exp_().to(hidden.dtype)
             gradient.scatter_(1, labels[rows, None], torch.expm1(-loss)[:, None].to(hidden.dtype))
             grad_hidden[rows] = (gradient @ projection) * column
-            grad_weight += (gradient.t() @ (hidden[rows] * column))[: len(weight)]
+            if grad_weight is not None:
+                grad_weight += (gradient.t() @ (hidden[rows] * column))[: len(weight)]
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_total, grad_weight * grad_total, None, None
+        of_weight = None if grad_weight is None else grad_weight * grad_total
+        return grad_hidden * grad_total, of_weight, None, None
 
 
 def _projection(hidden: Tensor, weight: Tensor) -> Tensor:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gptbridge.rules.dropout import drops_out
+from gptbridge.weights.architecture import head, sizes
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
 from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import TaskSpec
+from gptbridge_torch.adapters import adapt
 from gptbridge_torch.cache import Cache
 from gptbridge_torch.parts import Attention, FeedForward, Recompute, dropout, norm
 
@@ -48,12 +52,14 @@ class GPT(nn.Module):
         last: bool,
         recompute: str,
         stream_dtype: torch.dtype,
+        task: TaskSpec | None = None,
     ) -> None:
         super().__init__()
         self.stream_dtype = stream_dtype
-        self.recompute = Recompute(recompute, model)
+        self.recompute = Recompute(recompute, drops_out(model, task))
         self.first, self.last = first, last
-        self.tied = model.tie_word_embeddings
+        heads = head(model, task)
+        self.tied = not heads
         if first or (last and self.tied):
             self.wte = nn.Embedding(model.vocab_size, model.hidden_size)
         if first:
@@ -62,13 +68,17 @@ class GPT(nn.Module):
         self.h = nn.ModuleDict({str(n): Block(model, n, self.recompute) for n in layers})
         if last:
             self.ln_f = norm(model)
-            if not self.tied:
-                self.lm_head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
+            for weight in heads:
+                rows, width = weight.axes.shape(sizes(model, task))
+                setattr(self, weight.name.removesuffix(".weight"), nn.Linear(width, rows, bias=False))
+        self.projection = heads[0].name if heads else "wte.weight"
+        if task is not None and task.lora is not None:
+            adapt(self.h.values(), task.lora)
 
     @property
     def head(self) -> nn.Parameter:
-        """The output projection, (V, H)."""
-        return self.wte.weight if self.tied else self.lm_head.weight  # type: ignore[return-value]
+        """The output projection, (V, H); a classifier's has a row for each class."""
+        return self.get_parameter(self.projection)
 
     def forward(self, x: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Return the hidden states (B, T, H) after these layers.

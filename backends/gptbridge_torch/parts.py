@@ -44,19 +44,24 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """A linear layer by `product`."""
+    """A linear layer by `product`, with what `adapt` put beside it."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.adapters: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (..., out) of (..., in)."""
-        return product(x, self.weight, self.bias)
+        y = product(x, self.weight, self.bias)
+        return y if self.adapters is None else self.adapters(x, y)
 
 
 class Recompute:
     """Calls a function and, where the spec says so, forgets its activations until the backward pass."""
 
-    def __init__(self, granularity: str, model: ModelSpec) -> None:
+    def __init__(self, granularity: str, random: bool) -> None:
         self._granularity = granularity
-        self._random = model.hidden_dropout_prob > 0 or model.attention_probs_dropout_prob > 0
+        self._random = random  # there is dropout
 
     def __call__(self, granularity: str, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """Return `function(*inputs)`, recomputed if `granularity` is the one that is asked for."""

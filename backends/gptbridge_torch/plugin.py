@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
-from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
+from gptbridge.plugins.capabilities import Limit, problems
 from gptbridge_torch import parallel
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ INFO = BackendInfo(
 
 LIMITS = (
     *parallel.LIMITS,
-    *LANGUAGE_MODELING_ONLY,
     Limit(
         "training.compile",
         lambda spec, _: spec.training.compile and not shutil.which(os.environ.get("CXX", "g++")),

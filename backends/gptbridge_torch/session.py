@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptbridge.rules.dropout import drops_out
 from gptbridge.rules.rows import CachedDecoder
 from gptbridge.rules.stepping import Stepper
 from gptbridge.session import Device, Kind, Shard
@@ -59,12 +60,20 @@ class TorchModel:
                 last=True,
                 recompute=spec.training.recompute,
                 stream_dtype=stream,
+                task=spec.task,
             )
         self._model = model.to(weight_dtype or self._dtype).to_empty(device=self._device)
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), TorchMemory())
+        return shards_of(
+            self._spec.model,
+            LAYOUT,
+            self._tensors(kind),
+            TorchMemory(),
+            task=self._spec.task,
+            trained=kind != "weight",
+        )
 
     def token_losses(
         self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
@@ -134,10 +143,12 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
     def __init__(self, spec: RunSpec, device: Device) -> None:
         TorchModel.__init__(self, spec, device, weight_dtype=torch.float32)
         Stepper.__init__(self, spec)
-        self._random = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
+        self._random = drops_out(spec.model, spec.task)
         parameters = dict(self._model.named_parameters())
-        decays = decay_of_tensors(spec.model, LAYOUT, parameters, spec.optimizer)
-        self._optimizer = Optimizer(spec.optimizer, parameters, decays)
+        decays = decay_of_tensors(spec.model, LAYOUT, parameters, spec.optimizer, spec.task)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in decays)
+        self._optimizer = Optimizer(spec.optimizer, {name: parameters[name] for name in decays}, decays)
         compiled = spec.training.compile
         self._loss = torch.compile(self._masked_sum, dynamic=False) if compiled else self._masked_sum
 

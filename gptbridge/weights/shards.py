@@ -21,7 +21,7 @@ from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import Box
 from gptbridge.weights.layouts.rules import Layout, NativeTensor
 from gptbridge_specs import ModelSpec
-from gptbridge_specs.run import OptimizerSpec
+from gptbridge_specs.run import OptimizerSpec, TaskSpec
 
 Array = NDArray[np.float32]
 
@@ -39,15 +39,24 @@ class Memory(Protocol[T_contra]):
         """Fill the tensor, whatever its type, from a float32 array of its shape."""
 
 
-def shards_of(model: ModelSpec, layout: Layout, tensors: Mapping[str, T], memory: Memory[T]) -> list[Shard]:
+def shards_of(
+    model: ModelSpec,
+    layout: Layout,
+    tensors: Mapping[str, T],
+    memory: Memory[T],
+    *,
+    task: TaskSpec | None = None,
+    trained: bool = False,
+) -> list[Shard]:
     """Return a shard for each canonical weight, in canonical order, that `tensors` hold under `layout`.
 
-    No tensors have no shards: gradients before the first step, moments of SGD. BackendBroken for a
+    `tensors` have all weights of `model` for `task`, or, with `trained`, something of those that are
+    trained. No tensors have no shards: gradients before the first step, moments of SGD. BackendBroken for a
     tensor that the layout does not know, or a weight that no tensor holds.
     """
     if not tensors:
         return []
-    whole = sizes(model)
+    whole = sizes(model, task)
     found: dict[str, Shard] = {}
     for name, tensor in tensors.items():
         native = layout.find(name)
@@ -55,7 +64,7 @@ def shards_of(model: ModelSpec, layout: Layout, tensors: Mapping[str, T], memory
             raise BackendBroken("is no weight of this model, by the backend's layout", where=name)
         for number, canonical in enumerate(native.canonicals):
             found[canonical] = _shard(native, number, whole, tensor, memory)
-    names = [parameter.name for parameter in parameters(model)]
+    names = [p.name for p in parameters(model, task) if p.trainable or not trained]
     for name in names:
         if name not in found:
             raise BackendBroken("is held by no tensor of the backend", where=name)
@@ -63,12 +72,18 @@ def shards_of(model: ModelSpec, layout: Layout, tensors: Mapping[str, T], memory
 
 
 def decay_of_tensors(
-    model: ModelSpec, layout: Layout, names: Iterable[str], optimizer: OptimizerSpec
+    model: ModelSpec,
+    layout: Layout,
+    names: Iterable[str],
+    optimizer: OptimizerSpec,
+    task: TaskSpec | None = None,
 ) -> dict[str, float]:
-    """Return the decoupled weight decay of each of a backend's tensors, by name."""
-    decays = {parameter.name: weight_decay(parameter, optimizer) for parameter in parameters(model)}
-    natives = {name: layout.find(name) for name in names}
-    return {name: decays[native.canonicals[0]] for name, native in natives.items() if native is not None}
+    """Return the decoupled weight decay of each of a backend's tensors that is trained, by name."""
+    decays = {p.name: weight_decay(p, optimizer) for p in parameters(model, task) if p.trainable}
+    natives = {name: native for name in names if (native := layout.find(name)) is not None}
+    return {
+        n: decays[native.canonicals[0]] for n, native in natives.items() if native.canonicals[0] in decays
+    }
 
 
 def load(shards: Sequence[Shard], read: Read) -> None:
@@ -82,12 +97,12 @@ def arrays(shards: Sequence[Shard]) -> dict[str, Array]:
     return {shard.name: shard.read() for shard in shards}
 
 
-def from_arrays(model: ModelSpec, weights: Mapping[str, Array]) -> Read:
+def from_arrays(model: ModelSpec, weights: Mapping[str, Array], task: TaskSpec | None = None) -> Read:
     """Return a function that reads slices of whole canonical arrays.
 
     It raises KeyError for an absent name, ValueError for a wrong shape.
     """
-    whole = sizes(model)
+    whole = sizes(model, task)
 
     def read(name: str, box: Box) -> Array:
         order, array = weight_axes(name), weights[name]
@@ -98,9 +113,9 @@ def from_arrays(model: ModelSpec, weights: Mapping[str, Array]) -> Read:
     return read
 
 
-def from_shards(model: ModelSpec, shards: Sequence[Shard]) -> Read:
+def from_shards(model: ModelSpec, shards: Sequence[Shard], task: TaskSpec | None = None) -> Read:
     """Return a function that reads slices of `shards`, each of which holds its tensor whole."""
-    whole = sizes(model)
+    whole = sizes(model, task)
     by_name = {shard.name: shard for shard in shards}
     return lambda name, box: _slice(by_name[name].read(), by_name[name].axes, whole, box)
 

@@ -54,7 +54,9 @@ class LoraSpec(Part):
     rank: int = Field(8, ge=1, description="Rank of the adapters.")
     alpha: float = Field(16.0, gt=0, description="Scale; the delta is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the first adapter matrix.")
-    targets: tuple[str, ...] = Field(("q", "v"), description="Which of q, k, v, out, fc, proj get adapters.")
+    targets: tuple[Literal["q", "k", "v", "out", "fc", "proj"], ...] = Field(
+        ("q", "v"), min_length=1, description="Which linear layers of a block get adapters."
+    )
 
 
 class TaskSpec(Part):

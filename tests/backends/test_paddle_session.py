@@ -71,7 +71,7 @@ class TestPaddle(KeptBytesTests):
 
 def test_attention_on_cpu_is_the_fused_one() -> None:
     model = make_spec().model
-    attention = Attention(model, 0, Recompute("none", model))
+    attention = Attention(model, 0, Recompute("none", random=False))
     paddle.seed(1)
     qkv = paddle.randn([3, LENGTH, 72])
     qkv.stop_gradient = False
