@@ -121,6 +121,11 @@ def shifted(name: str, layers: int) -> str:
     return name if layer is None else f"h.{layer + layers}.{_LAYER.sub('', name, count=1)}"
 
 
+def template_of(name: str) -> str:
+    """Return the name with {} for the number of its layer, if it has one."""
+    return _LAYER.sub("h.{}.", name, count=1)
+
+
 def weight_axes(name: str) -> Axes:
     """Return the axes of a weight by its name, such as `h.3.attn.q.weight`; KeyError for an unknown one."""
     return _ROWS[_LAYER.sub("", name, count=1)].axes

@@ -36,13 +36,13 @@ class Lora:
         return sorted({layer for name in self.weights if (layer := layer_of(name)) is not None})
 
     @property
-    def all_parts(self) -> tuple[int, ...]:
-        """Which of q, k, v (0, 1, 2) are changed in any layer."""
-        return tuple(
-            part
-            for part, letter in enumerate(QKV)
-            if any(name.endswith(f"attn.{letter}{LORA_A}") for name in self.weights)
-        )
+    def targets(self) -> list[str]:
+        """Which linear layers are changed in any block, as LORA_TARGETS calls them."""
+        return [
+            target
+            for target, layer in LORA_TARGETS.items()
+            if any(name.endswith(f".{layer}{LORA_A}") for name in self.weights)
+        ]
 
     @property
     def names(self) -> list[str]:

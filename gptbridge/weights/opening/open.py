@@ -53,6 +53,7 @@ def _open(path: Path, stack: ExitStack, hints: Hints, verify: bool) -> Opened:
     weights, adapter = split_lora(assemble(match, stages, sizes), sizes["r"], alpha, path)
     if adapter is None and dialect.adapters is not None:
         adapter = dialect.adapters.read(found.root, model, stack, alpha=hints.lora_alpha)
+        sizes["r"] = adapter.rank if adapter is not None else sizes["r"]
     language_head = "lm_head.weight" in weights or "score.weight" not in weights
     headless = tuple(without_head(weights, configured))
     tied = drop_tied_head(weights, sizes, configured, path)
