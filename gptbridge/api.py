@@ -39,6 +39,7 @@ class HintWords(TypedDict, total=False):
     num_attention_heads: int | None
     strategy_file: str | Path | None  # of ranks, or the folder of them
     lora_alpha: float | None
+    base: str | Path | None  # of an adapter in a folder of its own
 
 
 _HINTS = tuple(HintWords.__annotations__)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 from gptbridge.checkpoint.state import Origin, state_after
@@ -17,9 +18,10 @@ from gptbridge.errors import BadInput, Interrupted, RunFailed
 from gptbridge.process.signals import StopRequest
 from gptbridge.process.world import World
 from gptbridge.rules.schedule import learning_rate
-from gptbridge.session import MOMENTS, Batch, StepResult, Trainer
+from gptbridge.session import MOMENTS, Batch, Kind, StepResult, Trainer
 from gptbridge.training.evaluate import mean_loss
 from gptbridge.training.events import Events
+from gptbridge.weights.layouts.arrays import Read
 from gptbridge.weights.shards import from_shards
 from gptbridge_specs import RunSpec
 
@@ -76,15 +78,19 @@ class Loop:
         kinds = () if self.spec.optimizer.name == "sgd" else MOMENTS
         write = partial(
             write_checkpoint,
-            weights=from_shards(self.spec.model, self.trainer.shards()),
-            moments={kind: from_shards(self.spec.model, self.trainer.shards(kind)) for kind in kinds},
+            weights=self._held("weight"),
+            moments={kind: self._held(kind) for kind in kinds},
             state=state,
             tokenizer=self.data.tokenizer,
+            base=None if self.origin is None else Path(self.origin.path),
         )
         path = self.store.save(step, write)
         self.store.prune(self.spec.checkpoint)
         seconds = time.perf_counter() - started
         self.events.emit("checkpoint", step=step, path=str(path), seconds=round(seconds, 3))
+
+    def _held(self, kind: Kind) -> Read:
+        return from_shards(self.spec.model, self.trainer.shards(kind), self.spec.task)
 
     def _next_batch(self, step: int, batches: Iterator[Batch]) -> tuple[Batch, float]:
         """Return the batch of a step and the seconds waited; save what is done where there is none."""

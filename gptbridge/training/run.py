@@ -11,7 +11,7 @@ from typing import Any
 from gptbridge.checkpoint.resuming import RunCheckpoint, open_run_checkpoint
 from gptbridge.checkpoint.state import Origin
 from gptbridge.data.batches import RunData, open_data
-from gptbridge.errors import BridgeError, Interrupted
+from gptbridge.errors import BridgeError, Interrupted, UsageError
 from gptbridge.plan.fitting import require_room
 from gptbridge.plugins.backend import Backend, load_backend
 from gptbridge.process.signals import StopRequest
@@ -69,8 +69,14 @@ def _train(
     spec, run, warnings = plan.spec, plan.run, list[str]()
     folder = stack.enter_context(locked(run))
     source = choose_checkpoint(folder, plan.resume, warnings.append)
+    if source is None and plan.beginning is None and spec.task.lora is not None:
+        raise UsageError(
+            "adapters stand beside the weights of a checkpoint, and none is named",
+            where="task.lora",
+            hint="Give --init-from CHECKPOINT, of any dialect",
+        )
     data = stack.enter_context(open_data(spec))
-    checkpoint = None if source is None else _open_allowed(source, stack, spec, data, warnings)
+    checkpoint = None if source is None else _open_allowed(source, stack, plan, data, warnings)
     trainer, device, world = plugin.open_trainer(spec)
     stack.callback(trainer.close)
     if not force and device.kind != "cpu":
@@ -100,13 +106,14 @@ def _train(
 
 
 def _open_allowed(
-    source: Path, stack: ExitStack, spec: RunSpec, data: RunData, warnings: list[str]
+    source: Path, stack: ExitStack, plan: RunPlan, data: RunData, warnings: list[str]
 ) -> RunCheckpoint:
-    """Open the checkpoint to continue from; UsageError where `spec` may not continue it."""
-    checkpoint = open_run_checkpoint(source, stack)
+    """Open the checkpoint to continue from; UsageError where the plan's spec may not continue it."""
+    base = plan.beginning.checkpoint if plan.beginning is not None else None
+    checkpoint = open_run_checkpoint(source, stack, base)
     held = checkpoint.state.data.digest
     digest = held if held in (data.digest, data.dataset.sampled_digest) else data.digest
-    warnings += allow_resume(checkpoint.state, spec, digest=digest, tokenizer=data.tokenizer.identity)
+    warnings += allow_resume(checkpoint.state, plan.spec, digest=digest, tokenizer=data.tokenizer.identity)
     return checkpoint
 
 
@@ -115,12 +122,14 @@ def _begin(trainer: Trainer, plan: RunPlan, tokenizer: str, warnings: list[str])
     spec, beginning = plan.spec, plan.beginning
     trainer.state = initial_state(spec.precision)
     if beginning is None:
-        load(trainer.shards(), InitialWeights(spec.model, spec.training.seed).read)
+        load(trainer.shards(), InitialWeights(spec.model, spec.training.seed, spec.task).read)
         return None
     with beginning.open(warnings.append) as opened:
         warnings += advise_beginning(opened, spec, tokenizer)
         load(trainer.shards(), BegunWeights(opened, spec).read)
-        return origin_of(opened)
+        origin = origin_of(opened)
+        # what adapters name as their base is found from any folder
+        return origin.model_copy(update={"path": str(opened.path.absolute())}) if spec.task.lora else origin
 
 
 def _go_on(trainer: Trainer, spec: RunSpec, checkpoint: RunCheckpoint) -> int:

@@ -82,7 +82,7 @@ def resolve(
             spec = _with_vocabulary(spec_of(named or DEFAULT_RUN, overrides))
         else:
             spec = _stored_spec(source or folder, overrides)
-        return RunPlan(_of_epochs(spec, overrides), folder, resume)
+        return RunPlan(_of_epochs(spec, overrides), folder, resume, beginning)
     except OSError as error:
         raise BadInput(error.strerror or str(error), where=source or run) from error
 

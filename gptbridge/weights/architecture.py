@@ -185,9 +185,11 @@ def shapes(model: ModelSpec, task: TaskSpec | None = None) -> dict[str, tuple[in
     return {p.name: p.axes.shape(letters) for p in parameters(model, task)}
 
 
-def count_parameters(model: ModelSpec, task: TaskSpec | None = None) -> int:
-    """Return how many numbers `model` has, the tied embedding counted once."""
-    return sum(math.prod(shape) for shape in shapes(model, task).values())
+def count_parameters(model: ModelSpec, task: TaskSpec | None = None, *, trained: bool = False) -> int:
+    """Return how many numbers `model` has, or of them are `trained`, the tied embedding counted once."""
+    letters = sizes(model, task)
+    held = (p for p in parameters(model, task) if p.trainable or not trained)
+    return sum(math.prod(p.axes.shape(letters)) for p in held)
 
 
 def flops_per_token(model: ModelSpec, seq_length: int) -> int:

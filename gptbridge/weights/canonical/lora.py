@@ -10,10 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.weights.architecture import LORA_A, LORA_B, LORA_TARGETS, layer_of, weight_axes
+from gptbridge.weights.architecture import (
+    LORA_A,
+    LORA_B,
+    LORA_TARGETS,
+    layer_of,
+    parameters,
+    sizes,
+    weight_axes,
+)
 from gptbridge.weights.canonical.weight import CanonicalWeight
+from gptbridge.weights.layouts.arrays import Read
 from gptbridge.weights.layouts.axes import Axes
-from gptbridge.weights.layouts.boxes import Box, shape_of, sizes_of
+from gptbridge.weights.layouts.boxes import Box, Piece, shape_of, sizes_of
+from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import TaskSpec
 
 QKV = "qkv"
 FACTORS = (LORA_A, LORA_B)
@@ -76,6 +87,24 @@ class Lora:
                 b, weight = self.weights[layer + LORA_B], f"{layer}.weight"
                 result[weight] = replace(result[weight], delta=LoraDelta(weight, a, b, self.rank, scaling))
         return result
+
+
+def trained_lora(model: ModelSpec, task: TaskSpec, read: Read) -> Lora:
+    """Return the adapters of a run of `task`, in float32; `read` has slices of their factors."""
+    if task.lora is None:
+        raise ValueError("the task has no adapters")
+    whole = sizes(model, task)
+    weights = {
+        p.name: CanonicalWeight(p.name, "float32", (_whole_piece(p.name, p.axes, whole, read),))
+        for p in parameters(model, task)
+        if p.name.endswith(FACTORS)
+    }
+    return Lora(task.lora.rank, task.lora.alpha, weights)
+
+
+def _whole_piece(name: str, order: Axes, whole: Mapping[str, int], read: Read) -> Piece:
+    lead, box = order.letters[0], {letter: (0, whole[letter]) for letter in order.letters}
+    return Piece(box, order, lead, lambda start, stop: read(name, {**box, lead: (start, stop)}))
 
 
 @dataclass(frozen=True, slots=True)

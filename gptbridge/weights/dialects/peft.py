@@ -38,6 +38,9 @@ FOLDER = "adapter"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _WEIGHT_FILES = (WEIGHTS_FILE, "adapter_model.bin")
+_BASE_FILES = tuple(
+    f"{x}{end}" for x in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")
+)
 _PREFIX = "base_model.model.transformer."
 _NAME = re.compile(
     r"base_model\.model\.(?:transformer\.)?h\.(0|[1-9][0-9]{0,5})\."
@@ -66,6 +69,28 @@ class _Site:
     rank: int
     alpha: float
     scale: float
+
+
+def adapter_alone(path: Path) -> Path | None:
+    """Return the folder of an adapter without the weights that it changes, if `path` is that or its file."""
+    folder = path.parent if path.name in _WEIGHT_FILES else path
+    if not (folder / CONFIG_FILE).is_file() or any((folder / name).exists() for name in _BASE_FILES):
+        return None
+    return folder
+
+
+def base_of(folder: Path) -> Path:
+    """Return where the adapter in `folder` says that its base model lies; BadInput where nothing is there."""
+    path = folder / CONFIG_FILE
+    named = read_json(path).get("base_model_name_or_path")
+    places = (Path(named), folder / named) if isinstance(named, str) and named else ()
+    for place in places:
+        if place.exists():
+            return place
+    problem = f"its base model {printable(named)} is not here" if named else "names no base model"
+    raise BadInput(
+        problem, where=path, hint="Give --base CHECKPOINT, of any dialect; to train, --init-from CHECKPOINT"
+    )
 
 
 def read_adapter(root: Path, model: ModelSpec, stack: ExitStack, *, alpha: float | None) -> Lora | None:

@@ -50,6 +50,7 @@ class Opened:
     assumed: tuple[str, ...]
     warnings: tuple[str, ...]
     _open_files: ExitStack
+    base: Path | None = None  # where the weights are from, of an adapter in a folder of its own
 
     @property
     def folder(self) -> Path:
@@ -88,8 +89,11 @@ class Opened:
         return CanonicalArrays({name: self.weights[name] for name in self.names}, self.whole)
 
     def read(self, name: str, box: Box) -> NDArray[np.float32]:
-        """Return a slice of a weight in its canonical shape. BadInput for what float32 cannot hold."""
-        return self.weights[name].read(box, weight_axes(name), "float32")
+        """Return a slice of a weight, or of a factor, in its canonical shape.
+
+        BadInput for what float32 cannot hold.
+        """
+        return self.all_weights[name].read(box, weight_axes(name), "float32")
 
     def merged(self) -> Opened:
         """Return the checkpoint with its adapter, if it has one, added to the weights as they are read."""
@@ -110,8 +114,14 @@ class Opened:
         """Return the tokenizer `named`, or whose files lie in the folder; BadInput where there is none."""
         from gptbridge.data.tokenizers import load_tokenizer
 
+        base = self.base
         try:
-            return load_tokenizer(str(self.folder) if named is None else named)
+            try:
+                return load_tokenizer(str(self.folder) if named is None else named)
+            except BadInput:
+                if named is not None or base is None:
+                    raise
+                return load_tokenizer(str(base if base.is_dir() else base.parent))
         except BadInput as error:
             error.hint = error.hint or "Name another: --tokenizer FOLDER, or --tokenizer byte"
             raise
