@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
+from gptbridge.hookspecs import BackendInfo, Launch, MemoryUse, Problem, hookimpl
 from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
 from gptbridge_torch import parallel
 
@@ -73,6 +73,12 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
     from gptbridge_torch import hardware
 
     return hardware.setup(spec.training.device, keep_memory=spec.training.recompute == "none")
+
+
+@hookimpl
+def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence[str]:
+    """Return torchrun around `command`."""
+    return parallel.launch_command(launch, command)
 
 
 @hookimpl
