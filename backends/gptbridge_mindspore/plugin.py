@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
-from gptbridge.plugins.capabilities import Limit, problems
+from gptbridge.hookspecs import BackendInfo, Launch, MemoryUse, Problem, hookimpl
+from gptbridge.plugins.capabilities import WHOLE_TASKS, Limit, problems
 from gptbridge_mindspore import parallel
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ INFO = BackendInfo(
 # training.compile is not here: this backend compiles its model always, asked or not.
 LIMITS = (
     *parallel.LIMITS,
+    *WHOLE_TASKS,
     Limit(
         "training.seq_length",
         lambda spec, device: (
@@ -91,6 +92,12 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
     from gptbridge_mindspore import hardware
 
     return hardware.setup(spec.training.device)
+
+
+@hookimpl
+def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence[str]:
+    """Return msrun around `command`."""
+    return parallel.launch_command(launch, command)
 
 
 @hookimpl

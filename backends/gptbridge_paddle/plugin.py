@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
-from gptbridge.plugins.capabilities import Limit, problems
+from gptbridge.hookspecs import BackendInfo, Launch, MemoryUse, Problem, hookimpl
+from gptbridge.plugins.capabilities import WHOLE_TASKS, Limit, problems
 from gptbridge_paddle import parallel
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ _LARGEST_EPSILON = 0.001
 
 LIMITS = (
     *parallel.LIMITS,
+    *WHOLE_TASKS,
     Limit(
         "precision.compute",
         lambda spec, device: spec.precision.compute != "fp32" and device == "cpu",
@@ -87,11 +88,23 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
 
 
 @hookimpl
+def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence[str]:
+    """Return paddle.distributed.launch around `command`."""
+    return parallel.launch_command(launch, command)
+
+
+@hookimpl
+def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
+    """Meet the other ranks."""
+    return parallel.join(spec, device)
+
+
+@hookimpl
 def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
     """Build the model on `device`, to be read."""
     from gptbridge_paddle.session import PaddleModel
 
-    return PaddleModel(spec, device)
+    return PaddleModel(spec, device, world)
 
 
 @hookimpl
@@ -99,4 +112,4 @@ def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Train
     """Build model and optimizer on `device`."""
     from gptbridge_paddle.session import PaddleTrainer
 
-    return PaddleTrainer(spec, device)
+    return PaddleTrainer(spec, device, world)

@@ -6,13 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from gptbridge.rules.dropout import drops_out
-from gptbridge.weights.architecture import head, sizes
+from gptbridge.weights.architecture import head, outputs, sizes
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.run import TaskSpec
 from gptbridge_torch.adapters import adapt
 from gptbridge_torch.cache import Cache
-from gptbridge_torch.parts import Attention, FeedForward, Recompute, dropout, norm
+from gptbridge_torch.collectives import Cut, enter
+from gptbridge_torch.loss import Words
+from gptbridge_torch.parts import Attention, FeedForward, Recompute, dropout, embed, norm
 
 LAYOUT = gpt2_in_memory("torch", out_in=True)  # as nn.Linear has them
 
@@ -20,13 +22,13 @@ LAYOUT = gpt2_in_memory("torch", out_in=True)  # as nn.Linear has them
 class Block(nn.Module):
     """One transformer layer."""
 
-    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute) -> None:
+    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute, cut: Cut) -> None:
         super().__init__()
         self.recompute = recompute
         self.ln_1 = norm(model)
-        self.attn = Attention(model, layer, recompute)
+        self.attn = Attention(model, layer, recompute, cut)
         self.ln_2 = norm(model)
-        self.mlp = FeedForward(model)
+        self.mlp = FeedForward(model, cut)
         self.dropout = dropout(model.hidden_dropout_prob)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
@@ -52,6 +54,7 @@ class GPT(nn.Module):
         last: bool,
         recompute: str,
         stream_dtype: torch.dtype,
+        cut: Cut,
         task: TaskSpec | None = None,
     ) -> None:
         super().__init__()
@@ -60,12 +63,15 @@ class GPT(nn.Module):
         self.first, self.last = first, last
         heads = head(model, task)
         self.tied = not heads
+        self.cut = cut
+        self.words = Words.of(model.vocab_size, cut)
+        self.outputs = Words.of(outputs(model, task), cut)
         if first or (last and self.tied):
             self.wte = nn.Embedding(model.vocab_size, model.hidden_size)
         if first:
             self.wpe = nn.Embedding(model.max_position_embeddings, model.hidden_size)
             self.dropout = dropout(model.hidden_dropout_prob)
-        self.h = nn.ModuleDict({str(n): Block(model, n, self.recompute) for n in layers})
+        self.h = nn.ModuleDict({str(n): Block(model, n, self.recompute, cut) for n in layers})
         if last:
             self.ln_f = norm(model)
             for weight in heads:
@@ -77,7 +83,7 @@ class GPT(nn.Module):
 
     @property
     def head(self) -> nn.Parameter:
-        """The output projection, (V, H); a classifier's has a row for each class."""
+        """The output projection, this rank's rows of (V, H); a classifier's has a row for each class."""
         return self.get_parameter(self.projection)
 
     def forward(self, x: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
@@ -87,8 +93,12 @@ class GPT(nn.Module):
         are the tokens' places, by default 0 to T - 1.
         """
         if self.first:
-            places = self.wpe.weight[: x.shape[1]] if positions is None else self.wpe(positions)
-            x = self.dropout((self.wte(x) + places).to(self.stream_dtype))
+            places = self.wpe(positions) if positions is not None else self.wpe.weight[self._span(x.shape[1])]
+            x = embed(x, self.wte.weight, self.words, self.cut)
+            x = self.dropout((x + places).to(self.stream_dtype))
         for block in self.h.values():
             x = self.recompute("full", block, x, cache)
-        return self.ln_f(x) if self.last else x
+        return enter(self.ln_f(x), self.cut) if self.last else x
+
+    def _span(self, length: int) -> slice:
+        return slice(length) if self.cut.length is None else slice(*self.cut.part(length))

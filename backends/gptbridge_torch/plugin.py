@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
-from gptbridge.plugins.capabilities import Limit, problems
+from gptbridge.hookspecs import BackendInfo, Launch, MemoryUse, Problem, hookimpl
+from gptbridge.plugins.capabilities import WHOLE_TASKS, Limit, problems
 from gptbridge_torch import parallel
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ INFO = BackendInfo(
 
 LIMITS = (
     *parallel.LIMITS,
+    *WHOLE_TASKS,
     Limit(
         "training.compile",
         lambda spec, _: spec.training.compile and not shutil.which(os.environ.get("CXX", "g++")),
@@ -75,11 +76,23 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
 
 
 @hookimpl
+def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence[str]:
+    """Return torchrun around `command`."""
+    return parallel.launch_command(launch, command)
+
+
+@hookimpl
+def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
+    """Meet the other ranks."""
+    return parallel.join(spec, device)
+
+
+@hookimpl
 def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
     """Build the model on `device`, to be read."""
     from gptbridge_torch.session import TorchModel
 
-    return TorchModel(spec, device)
+    return TorchModel(spec, device, world)
 
 
 @hookimpl
@@ -87,4 +100,4 @@ def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Train
     """Build model and optimizer on `device`."""
     from gptbridge_torch.session import TorchTrainer
 
-    return TorchTrainer(spec, device)
+    return TorchTrainer(spec, device, world)

@@ -37,9 +37,30 @@ SINGLE_DEVICE = (
     Limit("parallel.sequence", lambda spec, _: spec.parallel.sequence, ONE_DEVICE),
 )
 
+SEQUENCE_NEEDS_TENSOR = Limit(
+    "parallel.sequence",
+    lambda spec, _: spec.parallel.sequence and spec.parallel.tensor == 1,
+    "it is between parts of the model cut over tensor ranks that tokens are cut: parallel.tensor must be "
+    "more than 1",
+)
+
 LANGUAGE_MODELING_ONLY = (
     Limit("task.name", lambda spec, _: spec.task.name != "language_modeling", LANGUAGE_MODELING),
     Limit("task.lora", lambda spec, _: spec.task.lora is not None, "this backend trains all weights"),
+)
+
+# Adapters and classes are trained beside whole layers: of the parallel layouts, data alone.
+_CUT = ("tensor", "pipeline", "sharding")
+WHOLE_TASKS = tuple(
+    Limit(
+        field,
+        lambda spec, _, asked=asked: asked(spec) and any(getattr(spec.parallel, cut) > 1 for cut in _CUT),  # type: ignore[misc]
+        f"is trained on whole models alone: parallel.{', parallel.'.join(_CUT)} must be 1",
+    )
+    for field, asked in (
+        ("task.lora", lambda spec: spec.task.lora is not None),
+        ("task.name", lambda spec: spec.task.name == "classification"),
+    )
 )
 
 

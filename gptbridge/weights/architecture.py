@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from gptbridge.process.place import share
 from gptbridge.weights.layouts.axes import Axes, axes
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.run import OptimizerSpec, TaskSpec
@@ -138,6 +139,13 @@ def head(model: ModelSpec, task: TaskSpec | None = None) -> tuple[Parameter, ...
     return () if model.tie_word_embeddings else (_ROWS["lm_head.weight"],)
 
 
+def outputs(model: ModelSpec, task: TaskSpec | None = None) -> int:
+    """Return how many rows the output projection has: the vocabulary's, or a classifier's classes."""
+    if task is not None and task.name == "classification":
+        return task.num_labels or 1
+    return model.vocab_size
+
+
 def parameters(model: ModelSpec, task: TaskSpec | None = None) -> list[Parameter]:
     """Return every weight of `model` for `task` (None: language modeling), from the input to the output.
 
@@ -220,6 +228,5 @@ def tensor_slice(
     """
     box = {letter: (0, whole[letter]) for letter in letters.letters}
     if letters.cut is not None:
-        size = whole[letters.cut]
-        box[letters.cut] = (rank * size // degree, (rank + 1) * size // degree)
+        box[letters.cut] = share(whole[letters.cut], degree, rank)
     return box
