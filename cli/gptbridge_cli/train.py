@@ -20,6 +20,7 @@ from gptbridge_cli.train_options import (
     Quiet,
     Resume,
     Run,
+    SkipBad,
     Spec,
     WriteTensorBoard,
 )
@@ -39,6 +40,7 @@ def train(
     init_from: InitFrom = None,
     dry_run: DryRun = False,
     force: Force = False,
+    skip_bad: SkipBad = False,
     tensorboard: WriteTensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -54,7 +56,8 @@ def train(
     from gptbridge_cli.displays import choose_display
 
     beginning = Beginning(init_from, hints_of(**hints)) if init_from is not None else None
-    plan = resolve(spec, overrides or (), run, resume, beginning)
+    changed = [*(overrides or ()), *(["task.records.skip_bad=true"] if skip_bad else [])]
+    plan = resolve(spec, changed, run, resume, beginning)
     if not dry_run:
         require_data(plan, spec)
     if backend is not None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,20 @@ class RunData:
         """The identity of the dataset's content."""
         return self.dataset.digest
 
+    def is_called(self, digest: str) -> bool:
+        """Tell whether `digest` is this content's, as a checkpoint of today or an older one notes it."""
+        return digest in (self.digest, self.dataset.sampled_digest)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run's log says of its data."""
+        samples = self.samples("training")
+        return {
+            "data": str(self.dataset.where),
+            "data_digest": self.digest,
+            "training_tokens": samples.tokens,
+            "samples_per_epoch": samples.per_epoch,
+        }
+
     def samples(self, split: Split) -> Samples:
         """Return the samples of a split; UsageError where it holds none."""
         return samples_of(self.spec, self.dataset, split)
@@ -63,7 +78,7 @@ class RunData:
         samples, epochs = self.samples("training"), self.spec.training.epochs
         end = samples.of_epochs(epochs) if epochs else None
         make = partial(self._batch, samples, end)
-        return _prefetched(self.thread, lambda step: make(step, step - 1), count(first_step))
+        return prefetched(self.thread, lambda step: make(step, step - 1), count(first_step))
 
     def validation(self) -> Iterator[Batch]:
         """Yield the first `evaluation.batches` global batches of the validation split, in order.
@@ -73,9 +88,7 @@ class RunData:
         samples = self.samples("validation")
         whole = -(-samples.per_epoch // self.spec.training.global_batch_size)
         numbers = range(min(whole, self.spec.evaluation.batches))
-        return _prefetched(
-            self.thread, lambda n: self._batch(samples, samples.per_epoch, 0, n), iter(numbers)
-        )
+        return prefetched(self.thread, lambda n: self._batch(samples, samples.per_epoch, 0, n), iter(numbers))
 
     def _batch(self, samples: Samples, end: int | None, step: int, number: int) -> Batch:
         """Return the batch `number` of a split, whose samples from `end` on are masked."""
@@ -212,7 +225,7 @@ def _require_within(limit: int, ids: Ids, start: int, dataset: TokenDataset) -> 
     )
 
 
-def _prefetched(
+def prefetched(
     thread: ThreadPoolExecutor, make: Callable[[int], Batch], numbers: Iterator[int]
 ) -> Iterator[Batch]:
     """Yield make(n) for each of `numbers`, each made by `thread` while the one before is in use.

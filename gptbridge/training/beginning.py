@@ -56,7 +56,7 @@ class Beginning:
         classifier, unless classes are what the run learns.
         """
         with self.open(lambda message: None) as opened:
-            spec = load_run_of(opened.model, named, overrides)
+            spec = _with_tokenizer(load_run_of(opened.model, named, overrides), opened)
             _require_beginning(opened, spec.task)
             differences = _differences(spec.model, opened.model)
         may_differ = MAY_DIFFER_BESIDE_ADAPTERS if spec.task.lora else MAY_DIFFER
@@ -111,6 +111,17 @@ _PLACES: dict[str, Callable[[Places, int, int], Places]] = {
     "repeated": lambda positions, held, whole: positions % held,
     "interpolated": lambda positions, held, whole: positions * (held - 1) / (whole - 1),
 }
+
+
+def _with_tokenizer(spec: RunSpec, opened: Opened) -> RunSpec:
+    """Return `spec` with the checkpoint's tokenizer for records, unless it names one or there is none."""
+    if spec.task.name == "language_modeling" or spec.data.tokenizer is not None:
+        return spec
+    with suppress(BadInput):
+        opened.tokenizer()
+        data = spec.data.model_copy(update={"tokenizer": str(opened.tokenizer_folder)})
+        return spec.model_copy(update={"data": data})
+    return spec
 
 
 def _require_beginning(opened: Opened, task: TaskSpec) -> None:

@@ -15,6 +15,7 @@ from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.checkpoint.writing import write_checkpoint
 from gptbridge.data.batches import RunData
 from gptbridge.errors import BadInput, Interrupted, RunFailed
+from gptbridge.finetuning.batches import RecordData
 from gptbridge.process.signals import StopRequest
 from gptbridge.process.world import World
 from gptbridge.rules.schedule import learning_rate
@@ -35,7 +36,7 @@ class Loop:
     spec: RunSpec
     trainer: Trainer
     world: World
-    data: RunData
+    data: RunData | RecordData
     store: CheckpointStore
     events: Events
     stop: StopRequest

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from gptbridge.checkpoint.resuming import RunCheckpoint, open_run_checkpoint
 from gptbridge.checkpoint.state import Origin
 from gptbridge.data.batches import RunData, open_data
 from gptbridge.errors import BridgeError, Interrupted, UsageError
+from gptbridge.finetuning.batches import RecordData, open_records
 from gptbridge.plan.fitting import require_room
 from gptbridge.plugins.backend import Backend, load_backend
 from gptbridge.process.signals import StopRequest
@@ -75,7 +76,7 @@ def _train(
             where="task.lora",
             hint="Give --init-from CHECKPOINT, of any dialect",
         )
-    data = stack.enter_context(open_data(spec))
+    data = stack.enter_context(_open_data(spec, warnings.append))
     checkpoint = None if source is None else _open_allowed(source, stack, plan, data, warnings)
     trainer, device, world = plugin.open_trainer(spec)
     stack.callback(trainer.close)
@@ -92,7 +93,7 @@ def _train(
     log = EventLog(folder.events)
     stack.callback(log.close)
     events = Events([log, plugin.notify, *observers])
-    facts = {**spec_facts(spec), **_data_facts(data), **environment, "run": str(run)}
+    facts = {**spec_facts(spec), **data.facts(), **environment, "run": str(run)}
     if origin is not None:
         facts["origin"] = origin.model_dump()
     with _end_told(events), StopRequest() as stop:
@@ -105,14 +106,19 @@ def _train(
     return Outcome(run, step, reason)
 
 
+def _open_data(spec: RunSpec, warn: Callable[[str], None]) -> AbstractContextManager[RunData | RecordData]:
+    """Open what a run of `spec` reads: tokens, or the records of a fine-tuning task."""
+    return open_data(spec) if spec.task.name == "language_modeling" else open_records(spec, warn)
+
+
 def _open_allowed(
-    source: Path, stack: ExitStack, plan: RunPlan, data: RunData, warnings: list[str]
+    source: Path, stack: ExitStack, plan: RunPlan, data: RunData | RecordData, warnings: list[str]
 ) -> RunCheckpoint:
     """Open the checkpoint to continue from; UsageError where the plan's spec may not continue it."""
     base = plan.beginning.checkpoint if plan.beginning is not None else None
     checkpoint = open_run_checkpoint(source, stack, base)
     held = checkpoint.state.data.digest
-    digest = held if held in (data.digest, data.dataset.sampled_digest) else data.digest
+    digest = held if data.is_called(held) else data.digest
     warnings += allow_resume(checkpoint.state, plan.spec, digest=digest, tokenizer=data.tokenizer.identity)
     return checkpoint
 
@@ -140,16 +146,6 @@ def _go_on(trainer: Trainer, spec: RunSpec, checkpoint: RunCheckpoint) -> int:
     state = checkpoint.state
     trainer.state = continued(state.trainer_state(), spec.precision, state.spec.precision)
     return state.step
-
-
-def _data_facts(data: RunData) -> dict[str, Any]:
-    samples = data.samples("training")
-    return {
-        "data": str(data.dataset.where),
-        "data_digest": data.digest,
-        "training_tokens": samples.tokens,
-        "samples_per_epoch": samples.per_epoch,
-    }
 
 
 def _announce(

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from gptbridge_specs.base import Part
 from gptbridge_specs.generation import GenerationSpec
 from gptbridge_specs.model import ModelSpec
+from gptbridge_specs.records import RecordsSpec
 
 
 class DataSpec(Part):
@@ -68,6 +69,9 @@ class TaskSpec(Part):
     )
     num_labels: int | None = Field(None, ge=1, description="Classes of a classification task.")
     lora: LoraSpec | None = Field(None, description="Train low-rank adapters only.")
+    records: RecordsSpec = Field(
+        default_factory=RecordsSpec, description="What a fine-tuning task makes of the lines of its file."
+    )
 
 
 class OptimizerSpec(Part):

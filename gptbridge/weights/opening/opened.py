@@ -110,18 +110,20 @@ class Opened:
                 hint="gptbridge inspect shows it, gptbridge convert carries it to other systems",
             )
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer lies: beside an adapter, or else beside the base model."""
+        base = self.base
+        if base is None or any(self.folder.glob("tokenizer*")) or any(self.folder.glob("vocab*")):
+            return self.folder
+        return base if base.is_dir() else base.parent
+
     def tokenizer(self, named: str | None = None) -> Tokenizer:
         """Return the tokenizer `named`, or whose files lie in the folder; BadInput where there is none."""
         from gptbridge.data.tokenizers import load_tokenizer
 
-        base = self.base
         try:
-            try:
-                return load_tokenizer(str(self.folder) if named is None else named)
-            except BadInput:
-                if named is not None or base is None:
-                    raise
-                return load_tokenizer(str(base if base.is_dir() else base.parent))
+            return load_tokenizer(str(self.tokenizer_folder) if named is None else named)
         except BadInput as error:
             error.hint = error.hint or "Name another: --tokenizer FOLDER, or --tokenizer byte"
             raise
