@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ def open_run_checkpoint(folder: Path, stack: ExitStack, base: Path | None = None
     if _sized(state.spec.model, task) != _sized(weights.model, task):
         raise BadInput(f"another model than {weights.config_file} describes", where=folder / STATE_FILE)
     if task.lora is not None:
-        _require_base(weights, state.origin)
+        _require_base(weights.base, state.origin)
     moments: Mapping[Kind, CanonicalArrays] = {}
     if state.spec.optimizer.name != "sgd":
         ends = {f".{kind}": kind for kind in MOMENTS}
@@ -89,11 +89,14 @@ def _sized(model: ModelSpec, task: TaskSpec) -> ModelSpec:
     return model.model_copy(update=fields)
 
 
-def _require_base(weights: Opened, origin: Origin | None) -> None:
+def _require_base(base: Path | None, origin: Origin | None) -> None:
     """Refuse another base model than adapters were trained beside."""
-    if origin is not None and f"sha256:{digest(replace(weights, adapter=None))}" != origin.digest:
-        raise BadInput(
-            "is not the base model that the adapters were trained beside",
-            where=weights.base,
-            allowed=f"weights of {origin.digest[:19]}",
-        )
+    if base is None or origin is None:
+        return
+    with open_checkpoint(base) as opened:
+        if f"sha256:{digest(opened)}" != origin.digest:
+            raise BadInput(
+                "is not the base model that the adapters were trained beside",
+                where=base,
+                allowed=f"weights of {origin.digest[:19]}",
+            )

@@ -39,11 +39,13 @@ def write_checkpoint(
     model, task = state.spec.model, state.spec.task
     if task.lora is not None:
         lora = trained_lora(model, task, weights)
-        dtypes = {name: weight.dtype for name, weight in lora.weights.items()}
+        dtypes = dict.fromkeys(lora.all_weights, "float32")
         named = None if base is None else str(base.absolute())
         write_adapter_files(lora, model, dtypes, folder, base=named, dropout=task.lora.dropout)
     else:
-        write_json(folder / CONFIG_FILE, config_of(model, end_of_text=tokenizer.end_of_text))
+        labels = task.num_labels if task.name == "classification" else None
+        config = config_of(model, end_of_text=tokenizer.end_of_text, num_labels=labels)
+        write_json(folder / CONFIG_FILE, config)
         write_tensors(folder, WEIGHTS_STEM, model, {"": weights}, task)
     if moments:
         write_tensors(folder, MOMENTS_STEM, model, {f".{kind}": read for kind, read in moments.items()}, task)

@@ -135,14 +135,19 @@ def _pair_of(fields: Fields) -> str:
 
 
 def _classes(spec: RunSpec) -> Mapping[str, int]:
-    """Return the number of each class by what a record calls it; UsageError for another count of them."""
+    """Return the number of each class by what a record calls it."""
+    names = class_names(spec)
+    return {name: number for number, name in enumerate(names)}
+
+
+def class_names(spec: RunSpec) -> Sequence[str]:
+    """Return what records call the classes, in the order of their numbers; UsageError for another count."""
     count, records = spec.task.num_labels or 1, spec.task.records
     names = records.labels or LABELS.get(records.format) or [str(number) for number in range(count)]
     if len(names) != count:
-        raise UsageError(
-            f"{count}, but there are {len(names)} classes: {', '.join(names)}", where="task.num_labels"
-        )
-    return {name: number for number, name in enumerate(names)}
+        problem = f"{count}, but there are {len(names)} classes: {', '.join(names)}"
+        raise UsageError(problem, where="task.num_labels")
+    return names
 
 
 def _separator(spec: RunSpec, tokenizer: Tokenizer) -> int:

@@ -27,6 +27,7 @@ from gptbridge_specs import ModelSpec
 from gptbridge_specs.run import TaskSpec
 
 QKV = "qkv"
+HEAD = "score.weight"
 FACTORS = (LORA_A, LORA_B)
 
 
@@ -35,11 +36,18 @@ class Lora:
     """W + alpha / rank * (B A), transposed to W's (in, out), for some linear layers of some blocks.
 
     `weights` are canonical: `h.N.attn.q.lora_a` and `lora_b`. `alpha` is None where no file says it.
+    `head` is a classifier's, trained with them.
     """
 
     rank: int
     alpha: float | None
     weights: Mapping[str, CanonicalWeight]
+    head: CanonicalWeight | None = None
+
+    @property
+    def all_weights(self) -> dict[str, CanonicalWeight]:
+        """The factors, and the head if there is one."""
+        return {**self.weights, **({HEAD: self.head} if self.head is not None else {})}
 
     @property
     def layers(self) -> list[int]:
@@ -89,6 +97,11 @@ class Lora:
         return result
 
 
+def labels_of(head: CanonicalWeight) -> int:
+    """Return how many classes a head has."""
+    return max(piece.box["c"][1] for piece in head.pieces)
+
+
 def trained_lora(model: ModelSpec, task: TaskSpec, read: Read) -> Lora:
     """Return the adapters of a run of `task`, in float32; `read` has slices of their factors."""
     if task.lora is None:
@@ -97,9 +110,10 @@ def trained_lora(model: ModelSpec, task: TaskSpec, read: Read) -> Lora:
     weights = {
         p.name: CanonicalWeight(p.name, "float32", (_whole_piece(p.name, p.axes, whole, read),))
         for p in parameters(model, task)
-        if p.name.endswith(FACTORS)
+        if p.trainable
     }
-    return Lora(task.lora.rank, task.lora.alpha, weights)
+    head = weights.pop(HEAD, None)
+    return Lora(task.lora.rank, task.lora.alpha, weights, head)
 
 
 def _whole_piece(name: str, order: Axes, whole: Mapping[str, int], read: Read) -> Piece:

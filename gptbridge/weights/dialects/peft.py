@@ -25,7 +25,7 @@ from gptbridge.errors import BadInput, printable
 from gptbridge.files import read_json, write_json
 from gptbridge.weights.architecture import LORA_A, LORA_B, LORA_TARGETS, sizes, weight_axes
 from gptbridge.weights.canonical.casting import FLOATS, joint_type
-from gptbridge.weights.canonical.lora import QKV, Lora
+from gptbridge.weights.canonical.lora import HEAD, QKV, Lora, labels_of
 from gptbridge.weights.canonical.weight import CanonicalWeight
 from gptbridge.weights.configs.numbers import finite_number
 from gptbridge.weights.formats import Entry, TensorInfo, WeightFile, open_weights
@@ -46,6 +46,7 @@ _NAME = re.compile(
     r"base_model\.model\.(?:transformer\.)?h\.(0|[1-9][0-9]{0,5})\."
     rf"({'|'.join(map(re.escape, ADAPTED))})\.lora_([AB])\.weight"
 )
+_HEAD = "base_model.model.score.weight"  # of GPT2ForSequenceClassification, saved whole
 _METADATA_KEY = "gptbridge.parts"
 _PLAIN = re.compile(r"\^?[\w.]+")  # a key of a pattern that is a name, or the end of one
 # Kinds of LoRA whose arithmetic is another one: only these values, or none, are read.
@@ -53,7 +54,7 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "lora_bias": (False,),
     "bias": ("none",),
-    "modules_to_save": ([],),
+    "modules_to_save": ([], ["classifier", "score"], ["score"]),
     "layer_replication": ([],),
     **{f"{kind}_config": ({},) for kind in ("arrow", "kasa", "monteclora", "velora")},
 }
@@ -119,7 +120,19 @@ def _read(folder: Path, model: ModelSpec, stack: ExitStack, alpha: float | None)
                 share = site.scale / first.scale if letter == "B" else 1.0
                 weights[name] = _weight(name, file, site.names[letter], target, own, share, model)
     stated = first.alpha * rank / (math.sqrt(first.rank) if config.get("use_rslora") else first.rank)
-    return Lora(rank, alpha if alpha is not None else stated, weights)
+    return Lora(rank, alpha if alpha is not None else stated, weights, _head(file, model))
+
+
+def _head(file: WeightFile, model: ModelSpec) -> CanonicalWeight | None:
+    """Return the classifier's head in the file, if one is; BadInput for one of another width."""
+    info = file.tensors.get(_HEAD)
+    if info is None:
+        return None
+    if len(info.shape) != 2 or info.shape[1] != model.hidden_size or info.dtype not in FLOATS:
+        raise BadInput(f"{_HEAD} is {info.dtype} {info.shape}", where=file.path)
+    order, box = weight_axes(HEAD), {"c": (0, info.shape[0]), "i": (0, info.shape[1])}
+    piece = Piece(box, order, "c", lambda start, stop: file.read(_HEAD)[start:stop])
+    return CanonicalWeight(HEAD, info.dtype, (piece,))
 
 
 def _configuration(path: Path) -> Mapping[str, Any]:
@@ -137,7 +150,7 @@ def _configuration(path: Path) -> Mapping[str, Any]:
 def _pairs(file: WeightFile, model: ModelSpec) -> dict[tuple[int, str], dict[str, str]]:
     """Return the names of each linear layer's factors; BadInput for what is none, and for half a pair."""
     pairs: dict[tuple[int, str], dict[str, str]] = {}
-    for name in file.tensors:
+    for name in (name for name in file.tensors if name != _HEAD):
         match = _NAME.fullmatch(name)
         if match is None or int(match[1]) >= model.num_layers:
             allowed = f"LoRA of the layers' {', '.join(ADAPTED)}"
@@ -274,6 +287,10 @@ def write_adapter_files(
         for linear, held in parts.items()
         for entry in _entries(lora, model, layer, linear, held, dtypes)
     ]
+    if (head := lora.head) is not None:
+        box = head.whole({"c": labels_of(head), "i": model.hidden_size})
+        info = TensorInfo(_HEAD, dtypes[HEAD], (box["c"][1], box["i"][1]))
+        entries.append((info, lambda: [head.read(box, weight_axes(HEAD), info.dtype)]))
     write_safetensors(folder / WEIGHTS_FILE, entries, metadata)
 
 
@@ -285,7 +302,8 @@ def _written(lora: Lora, parts: Mapping[str, list[str]], base: str | None, dropo
     others = {linear: count for linear, count in pairs.items() if count != usual}
     config = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if lora.head is None else "SEQ_CLS",
+        **({} if lora.head is None else {"modules_to_save": ["classifier", "score"]}),
         "base_model_name_or_path": base,
         "r": lora.rank * usual,
         "lora_alpha": _number(alpha * usual),

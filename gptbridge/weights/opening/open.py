@@ -9,7 +9,7 @@ from pathlib import Path
 from gptbridge.errors import BadInput
 from gptbridge.weights.architecture import sizes as letter_sizes
 from gptbridge.weights.canonical.assembly import assemble, stored_sizes
-from gptbridge.weights.canonical.lora import split_lora
+from gptbridge.weights.canonical.lora import HEAD, labels_of, split_lora
 from gptbridge.weights.dialects.peft import adapter_alone, base_of, read_adapter
 from gptbridge.weights.formats import open_weights
 from gptbridge.weights.formats.source import allow_open_files
@@ -54,7 +54,19 @@ def _open_beside(folder: Path, stack: ExitStack, hints: Hints, verify: bool) -> 
     if opened.adapter is not None or adapter is None:
         problem = "its base model has an adapter of its own"
         raise BadInput(problem, where=folder, hint="Merge that: convert --merge-lora")
-    return replace(opened, path=folder, adapter=adapter, base=base, sizes={**opened.sizes, "r": adapter.rank})
+    weights, sizes = opened.weights, {**opened.sizes, "r": adapter.rank}
+    if adapter.head is not None:
+        weights = {**weights, HEAD: adapter.head}
+        sizes["c"] = labels_of(adapter.head)
+    return replace(
+        opened,
+        path=folder,
+        adapter=adapter,
+        base=base,
+        weights=weights,
+        sizes=sizes,
+        language_head=opened.language_head and adapter.head is None,
+    )
 
 
 def _open(path: Path, stack: ExitStack, hints: Hints, verify: bool) -> Opened:
