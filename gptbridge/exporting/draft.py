@@ -107,6 +107,10 @@ def draft(opened: Opened, dtype: str, hints: Hints, named: str | None = None) ->
         notes.append(f"no tokenizer goes along: {error}")
     if tokenizer is not None:
         _require_fit(tokenizer, opened, state, named)
+        if unknown := opened.model.vocab_size - tokenizer.vocab_size:
+            notes.append(
+                f"{unknown} of the model's {opened.model.vocab_size} tokens are none of the tokenizer's"
+            )
     adapted = opened.adapter is not None
     return Draft(opened.merged(), adapted, dtype, hints, tokenizer, state), notes
 

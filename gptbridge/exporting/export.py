@@ -76,9 +76,12 @@ def export_checkpoint(asked: Export, warn: Tell) -> Exported:
         with new_folder(asked.output, 4 * count_parameters(made.model)) as folder:
             write(folder)
             _write_companions(asked.format, made, folder)
-            verdict = _tested(form, made, folder) if tested else None
+            tolerance = form.dtypes[made.dtype] if made.rounds else EXACT
+            verdict = _tested(made, folder, tolerance) if tested else None
             write_synced(folder / "README.md", model_card(asked.format, form, made, verdict).encode())
             files = _settled(folder)
+    if verdict is not None and verdict.tolerance > tolerance:
+        notes.append("the weights are such that float32's own rounding moves the logits further than usual")
     if verdict is None:
         needed = f": it needs {' and '.join(absent(form.running))}" if asked.verify is None else ""
         notes.append(f"the artefact was not tested{needed}")
@@ -127,8 +130,7 @@ def _write_companions(name: str, made: Draft, folder: Path) -> None:
         write_synced(folder / file, (INFER / f"{script}.py").read_bytes())
 
 
-def _tested(form: Format, made: Draft, folder: Path) -> Verdict:
-    tolerance = form.dtypes[made.dtype] if made.rounds else EXACT
+def _tested(made: Draft, folder: Path, tolerance: float) -> Verdict:
     verdict = self_test(folder, made.model, made.opened.arrays, tolerance)
     if not verdict.passed:
         raise RunFailed(f"{verdict}: nothing is exported", where=folder)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +36,22 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def artefacts(checkpoints: Path) -> tuple[Path, dict[str, Any]]:
     """The folder of the artefacts, by format, and what was done for each."""
-    done: dict[str, Any] = {}
-    for jobs in JOBS.values():
-        words = [f"{format}:{model}" for format, model in jobs.items()]
-        command = [sys.executable, "-m", "tests.exporting.exporting", str(checkpoints), *words]
-        run = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=250,
-            env=ENVIRONMENT,
-            cwd=Path(__file__).parents[2],
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr[-3000:]
-        done |= json.loads(run.stdout.splitlines()[-1])
-    return checkpoints, done
+    with ThreadPoolExecutor(len(JOBS)) as pool:
+        done = list(pool.map(partial(_exported, checkpoints), JOBS.values()))
+    return checkpoints, {format: facts for each in done for format, facts in each.items()}
+
+
+def _exported(checkpoints: Path, jobs: dict[str, str]) -> dict[str, Any]:
+    words = [f"{format}:{model}" for format, model in jobs.items()]
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.exporting.exporting", str(checkpoints), *words],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=ENVIRONMENT,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    done: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
+    return done

@@ -76,14 +76,19 @@ def test_the_pieces_are_fed_one_after_the_other(artefacts: Artefacts) -> None:
 
 def test_a_script_goes_along_that_continues_texts(artefacts: Artefacts) -> None:
     folder, _ = artefacts
-    printed = {}
-    for format in ("gguf", "torch-export"):  # of the same model
-        command = [sys.executable, "infer.py", "--prompt", "def ", "--new", "8"]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder / format)
-        assert run.returncode == 0, run.stderr[-2000:]
-        printed[format] = run.stdout
-    assert printed["gguf"] == printed["torch-export"]
-    assert printed["gguf"].startswith("def ")
+    tokens = list(b"def ")
+    for _ in range(8):
+        logits = reference.logits(MODELS["plain"], canonical(MODELS["plain"]), np.array([tokens], np.int32))
+        tokens.append(int(logits[0, -1].argmax()))
+    for words, printed in (
+        (["--prompt", "def "], bytes(tokens).decode(errors="replace")),
+        (["--ids", *map(str, b"def ")], " ".join(map(str, tokens[4:]))),
+    ):
+        command = [sys.executable, "infer.py", *words, "--new", "8"]
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=60, cwd=folder / "gguf", check=False
+        )
+        assert run.stdout == f"{printed}\n", run.stderr[-2000:]
 
 
 def test_an_artefact_that_needs_gptbridge_fails(artefacts: Artefacts, tmp_path: Path) -> None:

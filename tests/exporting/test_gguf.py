@@ -64,26 +64,25 @@ def compared(found: list[tuple[int, float]], expected: list[tuple[int, float]]) 
     )
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the wheel of llama.cpp is for Linux")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the wheel of llama.cpp is for Linux")
+
+
 def test_llama_writes_the_same_tokens(tmp_path: Path) -> None:
     source = write_source(tmp_path / "in", PLAIN)
     expected = by_reference(PLAIN, canonical(PLAIN))
     assert len({token for token, _ in expected}) > 8
-    # its GELU goes through a table of half precision
-    for dtype, share, bound in (("float32", 1, 5e-3), ("float16", 0.9, 2e-2), ("q8_0", 0.3, 0.2)):
-        export(source, tmp_path / dtype, format="gguf", dtype=dtype)
-        equal, apart = compared(by_llama(tmp_path / dtype / "model.gguf"), expected)
-        assert equal >= share, dtype
-        assert apart < bound or equal < 1, dtype
+    export(source, tmp_path / "out", format="gguf", verify=False)
+    equal, apart = compared(by_llama(tmp_path / "out" / "model.gguf"), expected)
+    assert (equal, apart < 5e-3) == (1, True)  # its GELU goes through a table of half precision
     equal, apart = compared(expected, by_reference(PLAIN, blocks_swapped(canonical(PLAIN))))
-    assert equal < 0.5
-    assert apart > 0.2
+    assert (equal < 0.5, apart > 0.2) == (True, True)
 
 
 def test_llama_reads_an_untied_odd_model(tmp_path: Path) -> None:
     """Its head, rows of the vocabulary that are no token, heads of 13, no width a multiple of 32."""
     odd = {"vocab_size": 261, "hidden_size": 39, "ffn_hidden_size": 50, "tie_word_embeddings": False}
     model = PLAIN.model_copy(update=odd)
-    export(write_source(tmp_path / "in", model), tmp_path / "out", format="gguf", dtype="q8_0")
+    source = write_source(tmp_path / "in", model)
+    export(source, tmp_path / "out", format="gguf", dtype="q8_0", verify=False)
     equal, apart = compared(by_llama(tmp_path / "out" / "model.gguf"), by_reference(model, canonical(model)))
     assert (equal, apart < 2e-2) == (1, True)

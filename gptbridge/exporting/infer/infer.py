@@ -20,10 +20,9 @@ FOLDER = Path(__file__).parent
 
 
 def continued(model: Model, tokens: Sequence[int], limit: int, end: int | None) -> Iterator[int]:
-    """Yield the likeliest next token, again and again: up to `limit`, the end of text, or the last place."""
-    places = json.loads((FOLDER / "config.json").read_text())["n_positions"]
+    """Yield the likeliest next token, again and again: up to `limit` of them, or the end of text."""
     past, new = None, list(tokens)
-    for _ in range(min(limit, places - len(tokens))):
+    for _ in range(limit):
         logits, past = model.feed(np.array([new], np.int64), past)
         token = int(logits[0, -1].argmax())
         if token == end:
@@ -42,16 +41,18 @@ def main() -> None:
     start.add_argument("--ids", type=int, nargs="+")
     parser.add_argument("--new", type=int, default=40, help="tokens to write, at the most")
     words = parser.parse_args()
-    end = json.loads((FOLDER / "config.json").read_text()).get("eos_token_id")
-    model = Model(FOLDER)
-    if words.ids:
-        print(*continued(model, words.ids, words.new, end))
-        return
-    from tokenizers import Tokenizer
+    config = json.loads((FOLDER / "config.json").read_text())
+    end, places = config.get("eos_token_id"), config["n_positions"]
+    tokens, tokenizer = words.ids, None
+    if words.prompt is not None:
+        from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
-    tokens = tokenizer.encode(words.prompt, add_special_tokens=False).ids
-    print(tokenizer.decode([*tokens, *continued(model, tokens, words.new, end)]))
+        tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
+        tokens = tokenizer.encode(words.prompt, add_special_tokens=False).ids or [end]
+    if len(tokens) > places:
+        parser.error(f"{len(tokens)} tokens; the model has {places} positions")
+    found = list(continued(Model(FOLDER), tokens, min(words.new, places - len(tokens)), end))
+    print(*found) if tokenizer is None else print(tokenizer.decode([*tokens, *found]))
 
 
 if __name__ == "__main__":
