@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,11 @@ from gptbridge.hookspecs import Launch
 from gptbridge.plugins.capabilities import SINGLE_DEVICE
 
 LIMITS = SINGLE_DEVICE
+
+
+def rank() -> int | None:
+    """Return which rank paddle.distributed.launch has made this process."""
+    return int(os.environ["PADDLE_TRAINER_ID"]) if "PADDLE_TRAINER_ID" in os.environ else None
 
 
 def launch_command(launch: Launch, command: Sequence[str]) -> list[str]:

@@ -127,7 +127,8 @@ class Meeting:
             self._mark("hashed", {path.name: entry_of(path) for path in mine})
         except BaseException as error:
             with suppress(OSError):
-                self._mark("failed", str(error))
+                self._failures.mkdir(exist_ok=True)
+                (self._failures / str(self.rank)).write_text(str(error))
             raise
         return self._gather() if self.rank == 0 else {}
 
@@ -140,6 +141,11 @@ class Meeting:
         for mark in self.folder.glob(f"{_MARK}*"):
             mark.unlink()
         return entries
+
+    @property
+    def _failures(self) -> Path:
+        """Where ranks say why they could not save, also once the folder has gone for it."""
+        return self.folder.with_name(f"{self.folder.name}.failed")
 
     def _path(self, what: str, rank: int) -> Path:
         return self.folder / f"{_MARK}{what}.{rank}"
@@ -154,11 +160,8 @@ class Meeting:
         """Wait until each of `ranks` has marked `what`."""
         for rank in ranks:
             while not self._path(what, rank).exists():
-                if what != "ready" and not self.folder.exists():
-                    raise RunFailed("another rank could not save", where=self.folder)
-                for failed in self.folder.glob(f"{_MARK}failed.*"):
-                    problem = json.loads(failed.read_bytes())
-                    raise RunFailed(f"rank {failed.suffix[1:]}: {problem}")
+                for failed in self._failures.glob("*"):
+                    raise RunFailed(f"rank {failed.name}: {failed.read_text()}")
                 time.sleep(_LOOK_SECONDS)
 
 

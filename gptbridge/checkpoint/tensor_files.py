@@ -82,7 +82,8 @@ class TensorFiles:
         for end, held in shards.items():
             for shard in held:
                 native, part = weights[shard.name]
-                wanted.setdefault(native.name + end, []).append((shard, part, native))
+                if 0 not in shard.shape:  # of fewer rows than ranks
+                    wanted.setdefault(native.name + end, []).append((shard, part, native))
         for file, infos in self._files.items():
             _, offsets = header_of(infos)
             if offsets.keys() & wanted.keys():
