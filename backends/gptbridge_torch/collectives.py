@@ -46,6 +46,23 @@ def reduce_scatter(x: Tensor, group: ProcessGroup | None, dim: int, lengths: Seq
     return mine.narrow(dim, 0, lengths[dist.get_rank(group)])
 
 
+def send(x: Tensor, group: ProcessGroup, to: int) -> None:
+    """Give `x` to the rank that is number `to` of the group, and wait until it is on the way."""
+    dist.send(x.contiguous(), group=group, group_dst=to)
+
+
+def receive(x: Tensor, group: ProcessGroup, source: int) -> Tensor:
+    """Fill `x` with what rank `source` of the group sends; return it."""
+    dist.recv(x, group=group, group_src=source)
+    return x
+
+
+def broadcast(x: Tensor, group: ProcessGroup, source: int) -> Tensor:
+    """Fill `x` with what rank `source` of the group has there; return it."""
+    dist.broadcast(x, group=group, group_src=source)
+    return x
+
+
 def _padded(x: Tensor, dim: int, length: int) -> Tensor:
     if x.shape[dim] == length:
         return x.contiguous()

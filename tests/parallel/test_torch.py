@@ -20,11 +20,18 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "dp2": {"data": 2},
         "tp2": {"tensor": 2},
         "tp2-sequence": {"tensor": 2, "sequence": True},
+        "pp2": {"pipeline": 2},
+        "pp2-gpipe": {"pipeline": 2, "pipeline_schedule": "gpipe"},
+        "pp2-virtual": {"pipeline": 2, "virtual_pipeline": 2},
+        "pp2-virtual-gpipe": {"pipeline": 2, "virtual_pipeline": 2, "pipeline_schedule": "gpipe"},
     },
     4: {
         "dp4": {"data": 4},
         "dp2-tp2": {"data": 2, "tensor": 2, "sequence": True},
         "tp4-heads": {"tensor": 4, "sequence": True},
+        "pp4": {"pipeline": 4},
+        "pp2-tp2": {"pipeline": 2, "tensor": 2, "sequence": True},
+        "pp2-dp2": {"pipeline": 2, "data": 2},
     },
 }
 # What each of these functions does is needed: without it, a layout differs.
@@ -34,6 +41,7 @@ BROKEN: dict[int, dict[str, tuple[str, str]]] = {
         "stream-not-summed": ("tp2-sequence", "gptbridge_torch.session:all_reduce_each"),
         "loss-not-summed": ("tp2", "gptbridge_torch.loss:all_reduce"),
         "rows-not-summed": ("tp2", "gptbridge_torch.parts:leave"),
+        "ends-not-summed": ("pp2", "gptbridge_torch.session:all_reduce"),
         "columns-not-summed": ("tp2", "gptbridge_torch.parts:enter"),
     },
 }
