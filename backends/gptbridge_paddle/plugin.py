@@ -94,11 +94,17 @@ def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence
 
 
 @hookimpl
+def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
+    """Meet the other ranks."""
+    return parallel.join(spec, device)
+
+
+@hookimpl
 def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
     """Build the model on `device`, to be read."""
     from gptbridge_paddle.session import PaddleModel
 
-    return PaddleModel(spec, device)
+    return PaddleModel(spec, device, world)
 
 
 @hookimpl
@@ -106,4 +112,4 @@ def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Train
     """Build model and optimizer on `device`."""
     from gptbridge_paddle.session import PaddleTrainer
 
-    return PaddleTrainer(spec, device)
+    return PaddleTrainer(spec, device, world)

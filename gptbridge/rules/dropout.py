@@ -14,14 +14,13 @@ def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
     return _seed(f"dropout:{seed}:{step}:{micro_batch}")
 
 
-def site_seed(seed: int, layer: int, site: str, part: int = 0) -> int:
-    """Return the 63-bit seed of one dropout site of a micro-batch with this `seed`.
+def site_seed(seed: int, layer: int | None, site: str) -> int:
+    """Return the 63-bit seed of one place that drops: `site` of `layer`, or of what is outside the layers.
 
-    Sites are drawn apart, so that a pipeline's stages, and a layer that is recomputed, draw what one process
-    does. `part` numbers the ranks that have different parts of the site: those of tensor parallelism in
-    attention, and everywhere where the sequence is cut. The site before the first layer is of layer -1.
+    `seed` is the micro-batch's. A mask is drawn whole from it, and a rank keeps its part: so every layout
+    draws the same, in any order of micro-batches, and once more where activations are recomputed.
     """
-    return _seed(f"site:{seed}:{layer}:{site}:{part}")
+    return _seed(f"site:{seed}:{layer}:{site}")
 
 
 def _seed(words: str) -> int:
