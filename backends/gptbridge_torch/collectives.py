@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from gptbridge.process.place import share
+
 SUM, MAX = dist.ReduceOp.SUM, dist.ReduceOp.MAX
 
 
@@ -94,11 +96,11 @@ class Cut:
 
     def part(self, size: int) -> tuple[int, int]:
         """Return [start, stop) of this rank's part of `size` entries: as `tensor_slice` cuts weights."""
-        return self.index * size // self.degree, (self.index + 1) * size // self.degree
+        return share(size, self.degree, self.index)
 
     def lengths(self, size: int) -> list[int]:
         """Return how many of `size` entries each rank has."""
-        return [(n + 1) * size // self.degree - n * size // self.degree for n in range(self.degree)]
+        return [stop - start for start, stop in (share(size, self.degree, n) for n in range(self.degree))]
 
 
 def enter(x: Tensor, cut: Cut) -> Tensor:

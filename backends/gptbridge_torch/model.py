@@ -66,7 +66,7 @@ class GPT(nn.Module):
             self.wte = nn.Embedding(model.vocab_size, model.hidden_size)
         if first:
             self.wpe = nn.Embedding(model.max_position_embeddings, model.hidden_size)
-            self.dropout = Dropout(model.hidden_dropout_prob, -1, "embedding", cut)
+            self.dropout = Dropout(model.hidden_dropout_prob, None, "embedding", cut)
         self.h = nn.ModuleDict({str(n): Block(model, n, self.recompute, cut) for n in layers})
         if last:
             self.ln_f = norm(model)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gptbridge.errors import UsageError
 from gptbridge.hookspecs import Launch
-from gptbridge.plugins.capabilities import Limit
+from gptbridge.plugins.capabilities import SEQUENCE_NEEDS_TENSOR, Limit
 from gptbridge.process.place import REPLICAS, Place
 from gptbridge.process.world import World
 
@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from gptbridge.session import Device
     from gptbridge_specs import RunSpec
 
+
+def _micro_batches(spec: RunSpec) -> int:
+    replicas = spec.parallel.data * spec.parallel.sharding
+    return spec.training.global_batch_size // (replicas * spec.micro_batch_size)
+
+
 LIMITS = (
-    Limit(
-        "parallel.sequence",
-        lambda spec, _: spec.parallel.sequence and spec.parallel.tensor == 1,
-        "positions are cut over tensor ranks, and there is one",
-    ),
+    SEQUENCE_NEEDS_TENSOR,
     Limit(
         "parallel.sharding_stage",
         lambda spec, _: spec.parallel.sharding_stage > 0 and spec.parallel.sharding == 1,
@@ -39,9 +41,13 @@ LIMITS = (
     ),
     Limit(
         "parallel.virtual_pipeline",
-        lambda spec, _: spec.parallel.virtual_pipeline > 1 and not _in_rounds(spec),
-        "the micro-batches of a step must come in rounds of one size, each of at least as many as there are "
-        "stages: make them a multiple of parallel.pipeline",
+        lambda spec, _: (
+            spec.parallel.virtual_pipeline > 1
+            and spec.parallel.pipeline_schedule == "1f1b"
+            and _micro_batches(spec) % spec.parallel.pipeline > 0
+        ),
+        "interleaved stages take micro-batches by the round: parallel.pipeline must divide the number of "
+        "micro-batches of a step, or pipeline_schedule be gpipe",
     ),
     Limit(
         "training.compile",
@@ -53,12 +59,6 @@ LIMITS = (
         "compiled dropout draws alike on all tensor ranks and for no one stage: set compile or dropout aside",
     ),
 )
-
-
-def _in_rounds(spec: RunSpec) -> bool:
-    replicas = spec.parallel.data * spec.parallel.sharding
-    micro_batches = spec.training.global_batch_size // (replicas * spec.micro_batch_size)
-    return micro_batches % max(1, micro_batches // spec.parallel.pipeline) == 0
 
 
 @dataclass(frozen=True, slots=True)

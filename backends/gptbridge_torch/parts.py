@@ -34,23 +34,27 @@ class Dropout(nn.Module):
     Without a seed it goes on where the device's generator stands: a compiled model has one for all sites.
     """
 
-    def __init__(self, probability: float, layer: int, site: str, cut: Cut) -> None:
+    def __init__(self, probability: float, layer: int | None, site: str, cut: Cut) -> None:
         super().__init__()
         self.probability, self.layer, self.site, self.cut = probability, layer, site, cut
 
     def forward(self, x: Tensor, seed: int | None) -> Tensor:
-        """Return `x` with its dropout."""
+        """Return `x` with its dropout: of the whole stream's, the part that this rank has."""
         if not self.probability or not self.training:
             return x
-        sow(x.device, seed, self.layer, self.site, 0 if self.cut.length is None else self.cut.index)
-        return F.dropout(x, self.probability)
+        sow(x.device, seed, self.layer, self.site)
+        if self.cut.length is None:
+            return F.dropout(x, self.probability)
+        whole = F.dropout(x.new_ones((len(x), self.cut.length, x.shape[2])), self.probability)
+        start, stop = self.cut.part(self.cut.length)
+        return x * whole[:, start:stop]
 
 
-def sow(device: torch.device, seed: int | None, layer: int, site: str, part: int) -> None:
+def sow(device: torch.device, seed: int | None, layer: int | None, site: str) -> None:
     """Seed what the next dropout on `device` draws."""
     if seed is None:
         return
-    drawn = site_seed(seed, layer, site, part)
+    drawn = site_seed(seed, layer, site)
     if device.type == "cpu":
         torch.default_generator.manual_seed(drawn)  # torch.manual_seed goes through all kinds of devices
     else:
@@ -129,7 +133,8 @@ class Attention(nn.Module):
         self.head_size = model.head_size
         self.dropout_prob = model.attention_probs_dropout_prob
         self.recompute = recompute
-        self.cut = cut
+        # The fused kernel draws by itself: a rank for its heads alone.
+        self.site = "attention" if cut.degree == 1 else f"attention of rank {cut.index}"
         self.c_attn = Column(model.hidden_size, 3 * model.hidden_size, cut)
         self.c_proj = Row(model.hidden_size, model.hidden_size, cut)
 
@@ -146,7 +151,7 @@ class Attention(nn.Module):
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None) -> Tensor:
         dropout_p = self.dropout_prob if self.training else 0.0
         if dropout_p:
-            sow(q.device, seed, self.layer, "attention", self.cut.index)  # a rank draws for its heads alone
+            sow(q.device, seed, self.layer, self.site)
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
 
 

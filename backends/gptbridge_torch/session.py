@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptbridge.process.world import World
 from gptbridge.rules.rows import CachedDecoder
@@ -24,8 +25,11 @@ from gptbridge_torch.model import GPT, LAYOUT
 from gptbridge_torch.optimizer import Optimizer
 from gptbridge_torch.parallel import Groups
 from gptbridge_torch.parts import product
-from gptbridge_torch.pipeline import Pipeline
-from gptbridge_torch.stages import COMPUTE, build, read, weights_of
+from gptbridge_torch.stages import COMPUTE, build, own_parts, read, weights_of
+
+if TYPE_CHECKING:
+    from gptbridge_torch.pipeline import Pipeline
+    from gptbridge_torch.sharding import Sharding
 
 ALONE = World()
 
@@ -62,15 +66,21 @@ class TorchModel:
         self._device: torch.device = device.handle
         self._dtype = COMPUTE[spec.precision.compute]
         self._cut = Cut(self._groups.tensor, self._place.index("tensor"), self._place.degree("tensor"))
-        stages = build(spec, self._place, self._cut)
-        self._stages = [
-            stage.to(weight_dtype or self._dtype).to_empty(device=self._device) for stage in stages
-        ]
+        stages = [stage.to(weight_dtype or self._dtype) for stage in build(spec, self._place, self._cut)]
+        self._sharding: Sharding | None = None
+        if self._groups.sharding and spec.parallel.sharding_stage:
+            from gptbridge_torch.sharding import Sharding  # half a second
+
+            level = spec.parallel.sharding_stage
+            self._sharding = Sharding(stages, self._groups.sharding, self._device.type, level)
+        self._stages = [stage.to_empty(device=self._device) for stage in stages]
         self._weights = weights_of(self._stages)
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), TorchMemory(), self._place)
+        sliced = self._sharding is not None
+        tensors = own_parts(self._tensors(kind))
+        return shards_of(self._spec.model, LAYOUT, tensors, TorchMemory(), self._place, sliced=sliced)
 
     def token_losses(
         self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
@@ -129,10 +139,12 @@ class TorchModel:
         for stage in self._stages:
             stage.eval()
         self._cut.length = None
-        with torch.inference_mode():
-            found = read(
-                self._stages, self._place, self._groups, self._to_device(tokens), cache, finish, shape
-            )
+        given = self._to_device(tokens)
+        # What sharded weights are gathered into is used in training too, where no inference tensor may be.
+        with torch.no_grad() if self._sharding else torch.inference_mode():
+            found = read(self._stages, self._place, self._groups, given, cache, finish, shape)
+        if self._sharding:
+            self._sharding.reshard()
         return found.cpu().numpy()
 
     def _at(self, hidden: Tensor, at: NDArray[np.int32] | None) -> Tensor:
@@ -160,17 +172,24 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
         Stepper.__init__(self, spec)
         self._random = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
         decays = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer)
-        held = held_tensors(spec.model, LAYOUT, self._weights, self._place)
+        held = held_tensors(spec.model, LAYOUT, self._weights, self._place, sliced=self._sharding is not None)
         self._uncut = {name for name, tensor in held.items() if tensor.native.axes.cut is None}
         owned = {name for name, tensor in held.items() if tensor.owned}
-        self._optimizer = Optimizer(spec.optimizer, self._weights, decays, owned, self._groups)
+        self._updated = self._weights
+        if self._sharding:  # the optimizer sees this rank's part alone
+            self._updated = {name: nn.Parameter(part) for name, part in own_parts(self._weights).items()}
+        self._optimizer = Optimizer(spec.optimizer, self._updated, decays, owned, self._groups)
         self._compiled = spec.training.compile
         self._loss = torch.compile(self._masked_sum, dynamic=False) if self._compiled else self._masked_sum
-        self._pipeline = Pipeline(spec.parallel, self._place, self._groups, self._stages, self._sum)
+        self._pipeline: Pipeline | None = None
+        if self._groups.pipeline:
+            from gptbridge_torch.pipeline import Pipeline  # half a second
+
+            self._pipeline = Pipeline(spec.parallel, self._place, self._groups, self._stages, self._sum)
 
     def clear_gradients(self) -> None:
         """Drop every gradient."""
-        for weight in self._weights.values():
+        for weight in (*self._weights.values(), *self._updated.values()):
             weight.grad = None
 
     def run(self, batch: Batch, labels: NDArray[np.int32], factor: float) -> Tensor:
@@ -178,7 +197,10 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
         for stage in self._stages:
             stage.train()
         self._cut.length = batch.inputs.shape[-1] if self._spec.parallel.sequence else None
-        if self._groups.pipeline is None:
+        if self._sharding:
+            factor *= self._place.degree("sharding")  # it leaves the ranks' mean
+        self._left = len(batch.inputs)
+        if self._pipeline is None:
             return super().run(batch, labels, factor)
         seeds = self._to_device(np.array(batch.dropout_seeds)) if self._random else None
         inputs, wanted, mask = map(self._to_device, (batch.inputs, labels, batch.loss_mask))
@@ -193,6 +215,9 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
         seed: int,
     ) -> Tensor:
         """Add the gradient of `factor` x the masked sum of losses; return that sum, still on the device."""
+        self._left -= 1
+        if self._sharding:
+            self._sharding.before_backward(last=not self._left)
         if self._random and self._compiled:
             torch.manual_seed(seed)
         drawn = seed if self._random and not self._compiled else None
@@ -202,13 +227,18 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
 
     def combine(self, total: Tensor) -> Tensor:
         """Sum the gradients over the ranks that have parts of them; return the sum of their totals."""
+        if self._sharding:
+            for name, part in own_parts(self._weights).items():
+                self._updated[name].data = part
+            for name, part in own_parts({n: w.grad for n, w in self._weights.items()}).items():
+                self._updated[name].grad = part
         gradients = self._tensors("gradient")
         if self._spec.parallel.sequence:  # the stream's weights have seen this rank's positions alone
             stream = [gradient for name, gradient in gradients.items() if name in self._uncut]
             all_reduce_each(stream, self._groups.tensor)
         if TIED in gradients and self._spec.model.tie_word_embeddings:  # the first stage's and the last one's
             all_reduce(gradients[TIED], self._groups.ends)
-        all_reduce_each(gradients.values(), self._groups.replicas)
+        all_reduce_each(gradients.values(), self._groups.data if self._sharding else self._groups.replicas)
         return all_reduce(total, self._groups.losses)
 
     def scale_gradients(self, factor: float) -> None:
@@ -234,7 +264,7 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         if kind == "gradient":
-            return {name: p.grad for name, p in self._weights.items() if p.grad is not None}
+            return {name: p.grad for name, p in self._updated.items() if p.grad is not None}
         return super()._tensors(kind) if kind == "weight" else self._optimizer.moments(kind)
 
     def _masked_sum(self, inputs: Tensor, labels: Tensor, mask: Tensor, seed: int | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,15 @@ def build(spec: RunSpec, place: Place, cut: Cut) -> list[GPT]:
 def weights_of(stages: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
     """Return the parameters of all stages by name; no two have one."""
     return {name: weight for stage in stages for name, weight in stage.named_parameters()}
+
+
+def own_parts(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Return what this rank has of each tensor, where sharding has cut it too."""
+    return {
+        name: getattr(tensor, "to_local", lambda tensor=tensor: tensor)()
+        for name, tensor in tensors.items()
+        if tensor is not None
+    }
 
 
 def read(
