@@ -71,6 +71,18 @@ class BackendInfo:
     api_version: int = API_VERSION
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """The ranks that one machine starts, as a launcher must know it; all ranks meet at `master`:`port`."""
+
+    processes: int  # on this machine
+    logs: Path  # a folder for what the ranks print
+    port: int
+    master: str = "127.0.0.1"
+    nodes: int = 1
+    node_rank: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing in a spec that a backend cannot do."""
@@ -104,8 +116,20 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
 
 
 @hookspec(firstresult=True)
+def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence[str] | None:
+    """Return the framework's own launcher around `command`, this Python and its arguments, for every rank.
+
+    No framework is imported. The launcher starts with the folder of this Python first on its PATH.
+    """
+
+
+@hookspec(firstresult=True)
 def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
-    """Worker: meet the other ranks of the run; without an answer this process is the only one."""
+    """Worker: meet the other ranks of `spec.parallel`; without an answer this process is the only one.
+
+    What the launcher left in the environment says which rank this is. May be called again for another
+    layout of the same ranks.
+    """
 
 
 @hookspec(firstresult=True)

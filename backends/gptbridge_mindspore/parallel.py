@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
+from gptbridge.hookspecs import Launch
 from gptbridge.plugins.capabilities import SINGLE_DEVICE
 
 LIMITS = SINGLE_DEVICE
+
+
+def launch_command(launch: Launch, command: Sequence[str]) -> list[str]:
+    """Return msrun around `command`: it takes any program for a script of the `python` on the PATH."""
+    options = {
+        "worker_num": launch.processes * launch.nodes,
+        "local_worker_num": launch.processes,
+        "node_rank": launch.node_rank,
+        "master_addr": launch.master,
+        "master_port": launch.port,
+        "log_dir": launch.logs,
+        "join": True,
+    }
+    msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run"]
+    return [*msrun, *(f"--{name}={value}" for name, value in options.items()), "python", *command[1:]]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
+from gptbridge.hookspecs import BackendInfo, Launch, MemoryUse, Problem, hookimpl
 from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
 from gptbridge_mindspore import parallel
 
@@ -94,6 +94,12 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
     from gptbridge_mindspore import hardware
 
     return hardware.setup(spec.training.device)
+
+
+@hookimpl
+def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence[str]:
+    """Return msrun around `command`."""
+    return parallel.launch_command(launch, command)
 
 
 @hookimpl

@@ -65,7 +65,7 @@ def export(spec: RunSpec, device: Device, read: Read, folder: Path) -> list[str]
     """Write model.json and model.pdiparams; return the names of the files."""
     opened, model = PaddleModel(spec, device), spec.model
     load(opened.shards(), read)
-    step = Step(opened._model, model)
+    step = Step(opened._runs[0], model)
     step.eval()
     past = [model.num_layers, 2, None, model.num_attention_heads, None, model.head_size]
     inputs = [InputSpec([None, None], "int64", "tokens"), InputSpec(past, "float32", "past")]

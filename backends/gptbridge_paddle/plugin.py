@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
+from gptbridge.hookspecs import BackendInfo, Launch, MemoryUse, Problem, hookimpl
 from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
 from gptbridge_paddle import parallel
 
@@ -90,11 +90,23 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
 
 
 @hookimpl
+def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence[str]:
+    """Return paddle.distributed.launch around `command`."""
+    return parallel.launch_command(launch, command)
+
+
+@hookimpl
+def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
+    """Meet the other ranks."""
+    return parallel.join(spec, device)
+
+
+@hookimpl
 def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
     """Build the model on `device`, to be read."""
     from gptbridge_paddle.session import PaddleModel
 
-    return PaddleModel(spec, device)
+    return PaddleModel(spec, device, world)
 
 
 @hookimpl
@@ -110,4 +122,4 @@ def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Train
     """Build model and optimizer on `device`."""
     from gptbridge_paddle.session import PaddleTrainer
 
-    return PaddleTrainer(spec, device)
+    return PaddleTrainer(spec, device, world)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptbridge.checkpoint.locating import locate
-from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
 from gptbridge.data.tokenizers import Tokenizer
-from gptbridge.errors import BadInput, UsageError
+from gptbridge.errors import UsageError
 from gptbridge.evaluation.scoring import Progress, Scorer
-from gptbridge.plan.fitting import require_room_to_open
 from gptbridge.plugins.backend import load_backend
+from gptbridge.reading import open_model, run_state, run_tokenizer, trained_length
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
-from gptbridge.weights.shards import load
 from gptbridge_specs import ModelSpec, RunSpec
 from gptbridge_specs.loading import build
 from gptbridge_specs.overrides import apply_overrides, parse_override
@@ -51,9 +49,7 @@ class Subject:
         plugin = load_backend(backend)
         weights = self.opened.merged()
         spec = spec_of(self.model, window, rows, overrides)
-        require_room_to_open(spec, plugin.info)
-        with closing(plugin.open_model(spec)) as model:
-            load(model.shards(), weights.read)
+        with open_model(spec, plugin, weights.read) as model:
             yield Scorer(model, rows * window, self.model.vocab_size, progress)
 
 
@@ -65,12 +61,11 @@ def open_subject(checkpoint: Path, hints: Hints, tokenizer: str | None, warn: Te
     """
     with open_checkpoint(locate(checkpoint, warn), hints) as opened:
         opened.require_language_head()
-        state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
-        words = _tokenizer(opened, state, tokenizer)
-        positions = opened.model.max_position_embeddings
+        state = run_state(opened)
+        words = run_tokenizer(opened, state, tokenizer)
         for message in (*opened.warnings, *opened.assumed, *_doubts(words, opened.model)):
             warn(message)
-        yield Subject(opened, words, state.spec.training.seq_length if state is not None else positions)
+        yield Subject(opened, words, trained_length(opened, state))
 
 
 def spec_of(model: ModelSpec, window: int, rows: int, overrides: Sequence[str]) -> RunSpec:
@@ -82,17 +77,6 @@ def spec_of(model: ModelSpec, window: int, rows: int, overrides: Sequence[str]) 
             raise UsageError(f"{override} has no place here", where="-o", allowed=allowed)
     sizes = {"seq_length": window, "global_batch_size": rows}
     return build(RunSpec, apply_overrides({"model": model.model_dump(), "training": sizes}, overrides))
-
-
-def _tokenizer(opened: Opened, state: TrainingState | None, named: str | None) -> Tokenizer:
-    tokenizer = opened.tokenizer(named)
-    if state is not None and state.data.tokenizer != tokenizer.identity:
-        raise BadInput(
-            f"is not the tokenizer that the run was trained with: {tokenizer.identity[:16]}, "
-            f"not {state.data.tokenizer[:16]}",
-            where=named or opened.folder,
-        )
-    return tokenizer
 
 
 def _doubts(tokenizer: Tokenizer, model: ModelSpec) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from gptbridge.errors import BackendBroken, BackendMissing, BridgeError, UsageError
-from gptbridge.hookspecs import API_VERSION, BackendInfo, Problem
+from gptbridge.hookspecs import API_VERSION, BackendInfo, Launch, Problem
 from gptbridge.plugins.finding import backend_names, find, hardware_names, missing_framework, repair_hint
 from gptbridge.plugins.loading import call, describe, load_hardware, load_module, new_manager, register
 
@@ -83,6 +83,14 @@ class Backend:
         ]
         if lines:
             raise UsageError("\n".join(lines))
+
+    def launch_command(self, launch: Launch, command: Sequence[str]) -> list[str]:
+        """Return the command that starts `command` once for each rank; BackendBroken where there is none."""
+        hook = self._manager.hook.gptbridge_launch_command
+        answer = call(self.name, hook, launch=launch, command=command)
+        if answer is None:
+            raise BackendBroken("no plugin answers gptbridge_launch_command", where=self.name)
+        return list(answer)
 
     def probe(self) -> dict[str, Any]:
         """Import the framework; return {"version": str, "devices": [str, ...]}. One framework a process."""
