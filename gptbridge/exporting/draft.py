@@ -12,6 +12,8 @@ from typing import Any
 
 from gptbridge.checkpoint.state import TrainingState
 from gptbridge.data.tokenizers import Tokenizer
+from gptbridge.data.tokenizers.bpe import BpeTokenizer
+from gptbridge.data.tokenizers.byte import ByteTokenizer
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.reading import run_state, run_tokenizer
 from gptbridge.weights.architecture import count_parameters
@@ -85,7 +87,9 @@ class Draft:
     @cached_property
     def bpe(self) -> Mapping[str, Any]:
         """The content of tokenizer.json; empty for a tokenizer that is no byte-level BPE."""
-        content: Mapping[str, Any] = json.loads(self.words.get("tokenizer.json", b"{}"))
+        if not isinstance(self.tokenizer, BpeTokenizer | ByteTokenizer):
+            return {}
+        content: Mapping[str, Any] = json.loads(self.words["tokenizer.json"])
         return content
 
 

@@ -31,6 +31,13 @@ def continued(model: Model, tokens: Sequence[int], limit: int, end: int | None) 
         new = [token]
 
 
+def _splits_alone() -> bool:
+    """Tell whether tokenizer.json says all of the tokenizer."""
+    path = FOLDER / "tokenizer_config.json"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    return config.get("tokenizer_class") == "PreTrainedTokenizerFast"
+
+
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(
@@ -45,10 +52,14 @@ def main() -> None:
     end, places = config.get("eos_token_id"), config["n_positions"]
     tokens, tokenizer = words.ids, None
     if words.prompt is not None:
+        if not _splits_alone():
+            parser.error("tokenizers alone does not split texts as this model's tokenizer: give --ids")
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
         tokens = tokenizer.encode(words.prompt, add_special_tokens=False).ids or [end]
+    if not all(0 <= token < config["vocab_size"] for token in tokens):
+        parser.error(f"the model has the tokens 0 to {config['vocab_size'] - 1}")
     if len(tokens) > places:
         parser.error(f"{len(tokens)} tokens; the model has {places} positions")
     found = list(continued(Model(FOLDER), tokens, min(words.new, places - len(tokens)), end))
