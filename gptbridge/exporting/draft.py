@@ -16,7 +16,7 @@ from gptbridge.data.tokenizers.bpe import BpeTokenizer
 from gptbridge.data.tokenizers.byte import ByteTokenizer
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.reading import run_state, run_tokenizer
-from gptbridge.weights.architecture import count_parameters
+from gptbridge.weights.architecture import count_parameters, weight_axes
 from gptbridge.weights.configs.rows import Described
 from gptbridge.weights.dialects.huggingface import CONFIG
 from gptbridge.weights.layouts.arrays import Read
@@ -40,10 +40,10 @@ class Draft:
         """What the model is."""
         return self.opened.model
 
-    @property
-    def read(self) -> Read:
-        """What reads a slice of a weight, in float32."""
-        return self.opened.read
+    def reading(self, dtype: str = "float32") -> Read:
+        """Return what reads a slice of a weight; it raises BadInput for a number beyond `dtype`."""
+        weights = self.opened.weights
+        return lambda name, box: weights[name].read(box, weight_axes(name), dtype)
 
     @property
     def title(self) -> str:
