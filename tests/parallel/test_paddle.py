@@ -16,7 +16,7 @@ FULL = {"recompute": "full"}
 
 class TestPaddle(LayoutTests):
     backend = "paddle"
-    steps = 4
+    steps = 3
     LAYOUTS: ClassVar[dict[str, dict[str, Any]]] = {
         "dp2": {"data": 2},
         "tp2": {"tensor": 2},
