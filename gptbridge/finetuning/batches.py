@@ -48,6 +48,10 @@ class RecordData:
         if batch % (ranks * micro):
             problem = f"{batch} is not a multiple of {ranks} replicas x micro_batch_size"
             raise UsageError(problem, where="training.global_batch_size")
+        size = self.spec.evaluation.global_batch_size
+        if size is not None and size % ranks:
+            problem = f"{size} is not a multiple of {ranks} replicas"
+            raise UsageError(problem, where="evaluation.global_batch_size")
         return replace(self, rank=rank, ranks=ranks)
 
     @property
@@ -109,7 +113,7 @@ class RecordData:
         What lacks to a whole last batch is filled with masked rows.
         """
         table, rows = self.held or self.table, self.rows("validation")
-        size = self.spec.training.global_batch_size
+        size = self.spec.evaluation.global_batch_size or self.spec.training.global_batch_size
         rows = rows[: size * self.spec.evaluation.batches]
         rows = rows[np.argsort(table.lengths[rows], kind="stable")]
 
@@ -145,6 +149,7 @@ class RecordData:
         width = self._width(int(table.lengths[chosen].max()))
         share = len(chosen) // self.ranks
         micro = self.spec.training.micro_batch_size or share
+        micro = share if share % micro else micro  # of an evaluation, whose batch is any size
         mine = np.arange(len(chosen)).reshape(share // micro, self.ranks, micro)[:, self.rank]
         inputs, labels = (np.zeros((*mine.shape, width), np.int32) for _ in range(2))
         mask = np.zeros(inputs.shape, np.bool_)
@@ -189,8 +194,10 @@ def open_records(spec: RunSpec, warn: Callable[[str], None]) -> Iterator[RecordD
             allowed=f"{tokenizer.vocab_size} or more",
         )
     table = read_table(Path(spec.data.path), spec, tokenizer, warn)
+    apart = spec.data.validation_path
+    held = read_table(Path(apart), spec, tokenizer, warn) if apart is not None else None
     with ThreadPoolExecutor(1, "gptbridge-data") as thread:
-        data = RecordData(spec, table, tokenizer, thread)
+        data = RecordData(spec, table, tokenizer, thread, held)
         data.rows("training")
         if spec.evaluation.interval:
             data.rows("validation")
