@@ -16,7 +16,7 @@ from gptbridge.files import write_json
 from gptbridge.session import MOMENTS, Kind, Shard
 from gptbridge.weights.canonical.lora import trained_lora
 from gptbridge.weights.dialects.gptbridge import config_of
-from gptbridge.weights.dialects.peft import write_adapter_files
+from gptbridge.weights.dialects.adapters import write_adapter_files
 from gptbridge.weights.shards import arrays, from_arrays
 
 CONFIG_FILE = "config.json"

@@ -10,7 +10,7 @@ from gptbridge.errors import BadInput
 from gptbridge.weights.architecture import sizes as letter_sizes
 from gptbridge.weights.canonical.assembly import assemble, stored_sizes
 from gptbridge.weights.canonical.lora import HEAD, labels_of, split_lora
-from gptbridge.weights.dialects.peft import adapter_alone, base_of, read_adapter
+from gptbridge.weights.dialects.adapters import adapter_alone, base_of, read_adapter
 from gptbridge.weights.formats import open_weights
 from gptbridge.weights.formats.source import allow_open_files
 from gptbridge.weights.opening.agreement import agreed_model, assumed, overruled
