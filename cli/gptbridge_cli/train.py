@@ -15,8 +15,14 @@ from gptbridge_cli.train_options import (
     Backend,
     DryRun,
     Force,
+    ForDevices,
+    HangTimeout,
     InitFrom,
+    Master,
+    NodeRank,
+    Nodes,
     Overrides,
+    PrintLaunch,
     Quiet,
     Resume,
     Run,
@@ -37,6 +43,12 @@ def train(
     run: Run = None,
     resume: Resume = None,
     init_from: InitFrom = None,
+    devices: ForDevices = None,
+    nodes: Nodes = 1,
+    node_rank: NodeRank = 0,
+    master: Master = None,
+    hang_timeout: HangTimeout = 300.0,
+    print_launch: PrintLaunch = False,
     dry_run: DryRun = False,
     force: Force = False,
     tensorboard: WriteTensorBoard = False,
@@ -47,14 +59,16 @@ def train(
     """Train a GPT on one backend; stop it, move it, resume it."""
     from gptbridge.plugins.backend import load_backend
     from gptbridge.training.beginning import Beginning
-    from gptbridge.training.run import train as run_training
-    from gptbridge.training.start import require_data, resolve
+    from gptbridge.training.launch import print_command
+    from gptbridge.training.launch import train as run_training
+    from gptbridge.training.start import Devices, require_data, resolve
     from gptbridge.training.tensorboard import TensorBoard, is_written
     from gptbridge.weights.opening import hints_of
     from gptbridge_cli.displays import choose_display
 
     beginning = Beginning(init_from, hints_of(**hints)) if init_from is not None else None
-    plan = resolve(spec, overrides or (), run, resume, beginning)
+    machines = Devices(devices, nodes, node_rank, master, hang_timeout)
+    plan = resolve(spec, overrides or (), run, resume, beginning, machines)
     if not dry_run:
         require_data(plan, spec)
     if backend is not None:
@@ -63,6 +77,9 @@ def train(
         _tell(plan, backend, as_json=as_json)
         return
     backend = backend or _chosen(plan, quiet=quiet or as_json)
+    if print_launch:
+        typer.echo(print_command(plan, backend, force=force))
+        return
     observers = choose_display(plan.spec.training.log_interval, quiet=quiet, as_json=as_json)
     if tensorboard or (plan.resume and is_written(plan.run)):
         observers.append(TensorBoard(plan.run))

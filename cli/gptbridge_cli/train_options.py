@@ -36,6 +36,22 @@ InitFrom = Annotated[
         help="Begin with these weights, of any dialect: they decide the model.",
     ),
 ]
+ForDevices = Annotated[
+    int | None,
+    typer.Option("--devices", min=1, metavar="N", help="Devices of this machine; as the spec when absent."),
+]
+Nodes = Annotated[int, typer.Option("--nodes", min=1, help="Machines, each with as many devices.")]
+NodeRank = Annotated[int, typer.Option("--node-rank", min=0, help="Which of them this is; 0 keeps the log.")]
+Master = Annotated[
+    str | None, typer.Option("--master", metavar="HOST:PORT", help="Where they meet: the first machine.")
+]
+HangTimeout = Annotated[
+    float, typer.Option("--hang-timeout", min=1, help="Seconds after which an idle rank is given up.")
+]
+PrintLaunch = Annotated[
+    bool,
+    typer.Option("--print-launch", help="Print the command that starts this machine's ranks."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the whole spec and its size; launch nothing.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Start also where the estimate exceeds the memory at hand.")
