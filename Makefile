@@ -42,7 +42,7 @@ install: .venv/all
 	  ': make clean, then make install PYTHON=python3.12' or platform.machine() not in ('x86_64', 'AMD64') and \
 	  'PaddlePaddle has no wheel for ' + platform.machine() + ': pip install -e .[torch,mindspore]')"
 	@echo "installing PaddlePaddle, MindSpore and the tools"
-	$(PIP) --editable ".[all,tensorboard,zh]" --group dev
+	$(PIP) --editable ".[all,export,tensorboard,zh]" --group dev
 	touch $@
 
 demo: .venv/torch

@@ -153,7 +153,7 @@ class Job:
         )
 
     def _error(self, problem: str, exit_code: int | None = None) -> RunFailed:
-        error = RunFailed(problem, hint=f"What each rank printed is in {self.folder}")
+        error = RunFailed(problem, hint=f"{self.folder} has what each rank printed; --resume auto goes on")
         error.exit_code = exit_code or error.exit_code
         return error
 
