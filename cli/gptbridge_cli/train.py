@@ -31,6 +31,7 @@ from gptbridge_cli.train_options import (
 )
 
 if TYPE_CHECKING:
+    from gptbridge.training.events import Observer
     from gptbridge.training.run import Outcome
     from gptbridge.training.start import RunPlan
 
@@ -60,33 +61,37 @@ def train(
     from gptbridge.plugins.backend import load_backend
     from gptbridge.training.beginning import Beginning
     from gptbridge.training.launch import print_command
-    from gptbridge.training.launch import train as run_training
     from gptbridge.training.start import Devices, require_data, resolve
-    from gptbridge.training.tensorboard import TensorBoard, is_written
     from gptbridge.weights.opening import hints_of
     from gptbridge_cli.displays import choose_display
 
     beginning = Beginning(init_from, hints_of(**hints)) if init_from is not None else None
     machines = Devices(devices, nodes, node_rank, master, hang_timeout)
     plan = resolve(spec, overrides or (), run, resume, beginning, machines)
-    if not dry_run:
-        require_data(plan, spec)
     if backend is not None:
         load_backend(backend).check(plan.spec)
     if dry_run:
         _tell(plan, backend, as_json=as_json)
         return
+    require_data(plan, spec)
     backend = backend or _chosen(plan, quiet=quiet or as_json)
     if print_launch:
         typer.echo(print_command(plan, backend, force=force))
         return
-    observers = choose_display(plan.spec.training.log_interval, quiet=quiet, as_json=as_json)
-    if tensorboard or (plan.resume and is_written(plan.run)):
-        observers.append(TensorBoard(plan.run))
-    done = run_training(plan, backend=backend, observers=observers, force=force)
+    display = choose_display(plan.spec.training.log_interval, quiet=quiet, as_json=as_json)
+    done = _run(plan, backend, display, force=force, tensorboard=tensorboard)
     if not quiet and not as_json:
         for line in _next(done, plan.spec.training.max_steps):
             say(line)
+
+
+def _run(plan: RunPlan, backend: str, display: list[Observer], *, force: bool, tensorboard: bool) -> Outcome:
+    from gptbridge.training.launch import train as run_training
+    from gptbridge.training.tensorboard import TensorBoard, is_written
+
+    written = tensorboard or (plan.resume and is_written(plan.run))
+    observers = [*display, TensorBoard(plan.run)] if written else display
+    return run_training(plan, backend=backend, observers=observers, force=force)
 
 
 def _chosen(plan: RunPlan, *, quiet: bool) -> str:

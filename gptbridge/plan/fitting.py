@@ -104,7 +104,7 @@ def require_room(
         f"{who} needs about {size(need.peak)} of {plan.device} memory, and {size(plan.at_hand or 0)} are "
         f"at hand: weights {size(need.weights)}, moments {size(need.moments)}, "
         f"gradients {size(need.gradients)}, activations {size(need.activations)}",
-        hint=_what_fits(spec, info, plan) + overrule,
+        hint=_fewer(plan, ranks) + _what_fits(spec, info, plan) + overrule,
     )
 
 
@@ -131,6 +131,11 @@ def _likely_device(spec: RunSpec, info: BackendInfo) -> DeviceKind:
     if wanted != "auto":
         return wanted
     return "gpu" if "gpu" in info.hardware and gpu_memory() is not None else "cpu"
+
+
+def _fewer(plan: MemoryPlan, ranks: int) -> str:
+    fitting = ranks * (plan.at_hand or 0) // plan.estimate.peak
+    return f"{fitting} of them would fit. " if ranks > 1 and fitting else ""
 
 
 def _what_fits(spec: RunSpec, info: BackendInfo, plan: MemoryPlan) -> str:

@@ -52,6 +52,12 @@ def write_request(path: Path, task: RankTask, fields: Mapping[str, Any], *, supe
     path.write_text(json.dumps(content))
 
 
+def remove_secrets(logs: Path) -> None:
+    """Remove what the launcher has left of the environment in `logs`, once its ranks have met."""
+    for secret in [path for pattern in _SECRETS for path in logs.glob(pattern)]:
+        discard(secret)
+
+
 def run_ranks(
     backend: Backend,
     launch: Launch,
@@ -73,8 +79,8 @@ def run_ranks(
     for left in [path for pattern in _LEFT for path in folder.glob(pattern)]:
         discard(left)
     request = folder / f"request-{time.time_ns()}.json"
-    write_request(request, task, fields, supervised=True)
     with tempfile.TemporaryDirectory(prefix="gptbridge-") as logs, _locked(request):
+        write_request(request, task, {**fields, "logs": logs}, supervised=True)
         command = command_of(backend, replace(launch, logs=Path(logs)), request)
         launcher = _started(command, folder / "launcher.log", launch.processes)
         job = Job(launch, folder, Path(logs), launcher, Patience(hang_seconds))
@@ -109,8 +115,6 @@ class Job:
 
     def done(self, stop: StopRequest) -> bool:
         """Tell whether all ranks have ended as they should; RunFailed once it is clear why one has not."""
-        for secret in [path for pattern in _SECRETS for path in self.logs.glob(pattern)]:
-            discard(secret)
         if stop.received and not (self.folder / STOP_FILE).exists():
             _put(self.folder / STOP_FILE, str(int(stop.received)))
         seen = list(seen_in(self.folder))
@@ -146,7 +150,7 @@ class Job:
         if first is None:
             return self._error(f"the launcher ended before its ranks: {self._last_words()}")
         if has_failed(first):
-            return self._error(f"{first.name}: {first.message}", first.exit_code)
+            return self._error(f"{first.name}: {first.message.rstrip('.')}", first.exit_code)
         return self._error(
             f"{first.name} (process {first.pid}) ended without a word after step {first.step}: killed, by "
             "somebody or for want of memory"

@@ -36,7 +36,7 @@ def main() -> NoReturn:
     watch(path, record, supervised=request.pop("supervised"))
     heed_signals()
     try:
-        result = getattr(import_module(module), function)(record, path.parent, **request)
+        result = getattr(import_module(module), function)(record, **request)
         record.end(0, result=result)
     except BridgeError as error:
         record.end(error.exit_code, str(error))

@@ -6,7 +6,7 @@ import shlex
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from gptbridge.hookspecs import Launch
 from gptbridge.plan.fitting import require_room
 from gptbridge.plan.machine import gpu_count
 from gptbridge.plugins.backend import load_backend
-from gptbridge.plugins.launching import command_of, run_ranks, write_request
+from gptbridge.plugins.launching import command_of, remove_secrets, run_ranks, write_request
 from gptbridge.plugins.verdict import INTERRUPTED
 from gptbridge.process.records import OwnRecord, Record
 from gptbridge.process.signals import StopRequest
@@ -43,21 +43,17 @@ def train(plan: RunPlan, *, backend: str, observers: Sequence[Observer] = (), fo
         return train_here(plan, backend=backend, observers=observers, force=force)
     require_devices(plan, backend, force=force)
     run, launch = plan.run, _launch(plan)
-    source: Path | None = None
-    if launch.node_rank == 0:
-        with ExitStack() as stack:
-            checkpoint = prepare(stack, plan).checkpoint
-            source = checkpoint.weights.path if checkpoint is not None else None
+    source = _source(plan) if launch.node_rank == 0 else None
+    request = replace(_request(plan, backend, force), source=_text(source), chosen=True)
     follower = Follower(run / EVENTS_FILE, observers if launch.node_rank == 0 else ())
-    fields = _request(plan, backend, force) | {"source": _text(source), "chosen": True}
     with StopRequest("stopping all ranks after this step") as stop:
         try:
             records = run_ranks(
                 load_backend(backend),
                 launch,
                 train_rank,
-                fields,
-                run / RANKS,
+                asdict(request),
+                _folder(plan),
                 stop=stop,
                 hang_seconds=plan.devices.hang_seconds,
                 meanwhile=follower.read,
@@ -69,13 +65,20 @@ def train(plan: RunPlan, *, backend: str, observers: Sequence[Observer] = (), fo
     return _outcome(run, records, stop)
 
 
+def _source(plan: RunPlan) -> Path | None:
+    """Return the checkpoint that the run goes on from; refuse here what the ranks would refuse later."""
+    with ExitStack() as stack:
+        checkpoint = prepare(stack, plan).checkpoint
+        return None if checkpoint is None else checkpoint.weights.path
+
+
 def print_command(plan: RunPlan, backend: str, *, force: bool = False) -> str:
     """Return the command that starts the ranks of this machine, for whoever starts them in another way."""
     require_devices(plan, backend, force=force)
-    request = (plan.run / RANKS / "request.json").absolute()
-    fields = _request(plan, backend, force) | {"source": None, "chosen": False}
-    write_request(request, train_rank, fields, supervised=False)
+    request = (_folder(plan) / "request.json").absolute()
     launch = _launch(plan)
+    fields = asdict(replace(_request(plan, backend, force), logs=str(launch.logs)))
+    write_request(request, train_rank, fields, supervised=False)
     return shlex.join(command_of(load_backend(backend), launch, request))
 
 
@@ -96,35 +99,41 @@ def require_devices(plan: RunPlan, backend: str, *, force: bool) -> None:
         require_room(plan.spec, plugin.info, ranks=1 if found else here)
 
 
-def train_rank(
-    record: OwnRecord,
-    folder: Path,
-    *,
-    backend: str,
-    spec: Mapping[str, Any],
-    run: str,
-    resume: str | None,
-    beginning: Mapping[str, Any] | None,
-    force: bool,
-    source: str | None,
-    chosen: bool,
-) -> dict[str, Any]:
-    """Do what one rank does of a run; return how it ended.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankRequest:
+    """What a rank must know of its run, in JSON."""
+
+    backend: str
+    spec: Mapping[str, Any]
+    run: str
+    resume: str | None
+    beginning: Mapping[str, Any] | None
+    force: bool
+    chosen: bool = False  # whether `source` is what the run goes on from; else rank 0 finds it
+    source: str | None = None
+    logs: str = ""  # the launcher's, where it may leave what must not stay
+
+    def plan(self) -> RunPlan:
+        """Return what the ranks train."""
+        beginning = None if self.beginning is None else _beginning(**self.beginning)
+        return RunPlan(RunSpec.model_validate(self.spec), Path(self.run), self.resume, beginning)
+
+
+def train_rank(record: OwnRecord, **fields: Any) -> dict[str, Any]:
+    """Do what one rank does of a run, by the fields of a RankRequest; return how it ended.
 
     Nothing is closed at the end of a rank, which leaves at once: a thread may wait for one that has failed.
     """
-    begun = None if beginning is None else _beginning(**beginning)
-    plan = RunPlan(RunSpec.model_validate(spec), Path(run), resume, begun)
-    plugin, stack, warnings = load_backend(backend), ExitStack(), list[str]()
+    request, stack, warnings = RankRequest(**fields), ExitStack(), list[str]()
+    plan, plugin = request.plan(), load_backend(request.backend)
     opened = plugin.open_trainer(plan.spec)
     world, seat = opened[2], RunFolder(plan.run)
     if world.rank == 0:
-        seat = stack.enter_context(locked(plan.run))
-        found = source if chosen else choose_checkpoint(seat, plan.resume, warnings.append)
-        seat.store.clean()
-        write_json(folder / _SOURCE_FILE, {"source": None if found is None else str(found)})
+        seat, found = _lead(stack, plan, request, warnings)
+        write_json(plan.run / RANKS / _SOURCE_FILE, {"source": _text(found)})
     world.barrier()
-    agreed = read_json(folder / _SOURCE_FILE)["source"]
+    remove_secrets(Path(request.logs))
+    agreed = read_json(plan.run / RANKS / _SOURCE_FILE)["source"]
     ready = open_ready(stack, plan, seat, None if agreed is None else Path(agreed), warnings)
 
     def note(event: Event) -> None:
@@ -132,7 +141,7 @@ def train_rank(
             record.say(step=event["step"])
 
     try:
-        done = begin(stack, plan, plugin, ready, opened, [note], force, words=None)
+        done = begin(stack, plan, plugin, ready, opened, [note], request.force, words=None)
     except Interrupted:
         world.barrier()  # a launcher ends all once one has ended: none may still be saving
         raise
@@ -140,12 +149,29 @@ def train_rank(
     return {"step": done.step, "reason": done.reason}
 
 
+def _lead(
+    stack: ExitStack, plan: RunPlan, request: RankRequest, warnings: list[str]
+) -> tuple[RunFolder, Path | None]:
+    """Lock the run's folder for all ranks; return it and what the run goes on from."""
+    folder = stack.enter_context(locked(plan.run))
+    if not request.chosen:
+        return folder, choose_checkpoint(folder, plan.resume, warnings.append)
+    folder.store.clean()
+    return folder, None if request.source is None else Path(request.source)
+
+
+def _folder(plan: RunPlan) -> Path:
+    """Return where this machine's ranks have their records and logs."""
+    folder = plan.run / RANKS
+    return folder if plan.devices.nodes == 1 else folder / f"node-{plan.devices.node_rank}"
+
+
 def _launch(plan: RunPlan) -> Launch:
     devices = plan.devices
     host, _, port = (devices.master or f"127.0.0.1:{_free_port()}").rpartition(":")
     return Launch(
         processes=devices.processes(plan.spec.parallel),
-        logs=plan.run / RANKS,
+        logs=_folder(plan).absolute(),
         port=int(port),
         master=host,
         nodes=devices.nodes,
@@ -159,20 +185,19 @@ def _free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _request(plan: RunPlan, backend: str, force: bool) -> dict[str, Any]:
-    """Return the fields of `train_rank` that follow from the plan."""
-    beginning = plan.beginning and {
-        "checkpoint": str(plan.beginning.checkpoint.absolute()),
-        "hints": asdict(plan.beginning.hints) | {"strategy": _text(plan.beginning.hints.strategy)},
-    }
-    return {
-        "backend": backend,
-        "spec": plan.spec.model_dump(mode="json"),
-        "run": str(plan.run.absolute()),
-        "resume": plan.resume,
-        "beginning": beginning,
-        "force": force,
-    }
+def _request(plan: RunPlan, backend: str, force: bool) -> RankRequest:
+    beginning = None
+    if plan.beginning is not None:
+        hints = asdict(plan.beginning.hints) | {"strategy": _text(plan.beginning.hints.strategy)}
+        beginning = {"checkpoint": _text(plan.beginning.checkpoint), "hints": hints}
+    return RankRequest(
+        backend=backend,
+        spec=plan.spec.model_dump(mode="json"),
+        run=str(plan.run.absolute()),
+        resume=plan.resume,
+        beginning=beginning,
+        force=force,
+    )
 
 
 def _text(path: Path | None) -> str | None:

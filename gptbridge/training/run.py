@@ -114,13 +114,12 @@ def begin(
     words: str | None = StopRequest.WORDS,
 ) -> Outcome:
     """Train what is ready; `stack` closes the trainer. `words` are those of a StopRequest."""
-    spec, folder, warnings, (trainer, device, world) = plan.spec, ready.folder, ready.warnings, opened
+    spec, store, (trainer, device, world) = plan.spec, ready.folder.store, opened
     stack.callback(trainer.close)
     if not force and device.kind != "cpu":
         require_room(spec, plugin.info, device)
     data = ready.data.of_rank(world.replica, world.replicas)
     done, origin = _fill(trainer, plan, ready, leads=world.rank == 0)
-    warnings += advise(spec, tokenizer_vocab_size=data.tokenizer.vocab_size, done=done)
     facts = {**spec_facts(spec), **_data_facts(data), "run": str(plan.run)}
     if origin is not None:
         facts["origin"] = origin.model_dump()
@@ -128,24 +127,30 @@ def begin(
     if world.rank == 0:
         environment = describe_environment(plugin, device)
         facts |= environment
-        folder.describe(spec, environment)
-        log = EventLog(folder.events)
-        stack.callback(log.close)
-        heard = [log, plugin.notify, *observers]
+        heard = [*_log(stack, plan, ready.folder, environment), plugin.notify, *observers]
     events = Events(heard)
-    saver = Saver(
-        folder.store, spec.checkpoint, partial(_room_for_copies, world.size), world.rank, world.size
-    )
+    saver = Saver(store, spec.checkpoint, partial(_room_for_copies, world.size), world.rank, world.size)
     stack.callback(saver.close)
     with _end_told(events), StopRequest(words) as stop:
-        loop = Loop(spec, trainer, world, data, folder.store, saver, events, stop, plugin.name, origin)
-        if ready.checkpoint is not None and ready.checkpoint.weights.path.parent != folder.store.folder:
+        loop = Loop(spec, trainer, world, data, store, saver, events, stop, plugin.name, origin)
+        if ready.checkpoint is not None and ready.checkpoint.weights.path.parent != store.folder:
             loop.save(done)  # first of all: a branch must not depend on the run that it came from
             loop.settle()
-        _announce(events, facts, ready.checkpoint, done, warnings)
+        advice = advise(spec, tokenizer_vocab_size=data.tokenizer.vocab_size, done=done)
+        _announce(events, facts, ready.checkpoint, done, [*ready.warnings, *advice])
         step, reason = loop.run(done)
         events.emit("end", step=step, reason=reason)
     return Outcome(plan.run, step, reason)
+
+
+def _log(
+    stack: ExitStack, plan: RunPlan, folder: RunFolder, environment: dict[str, object]
+) -> list[Observer]:
+    """Write what the run is, and return what logs it; `stack` closes the log."""
+    folder.describe(plan.spec, environment)
+    log = EventLog(folder.events)
+    stack.callback(log.close)
+    return [log]
 
 
 def _fill(trainer: Trainer, plan: RunPlan, ready: Ready, *, leads: bool) -> tuple[int, Origin | None]:

@@ -45,24 +45,19 @@ def laid_out(content: dict[str, Any], devices: int | None) -> dict[str, Any]:
 def broken_equations(spec: RunSpec) -> Iterator[str]:
     """Yield a line for each equation that a layout breaks: its field, why, what would fit."""
     parallel, layers = spec.parallel, spec.model.num_layers
-    virtual = parallel.virtual_pipeline
-    yield from _whole("tensor", parallel.tensor, "model.num_attention_heads", spec.model.num_attention_heads)
-    yield from _whole("tensor", parallel.tensor, "model.ffn_hidden_size", spec.model.ffn_size)
+    tensor, virtual = parallel.tensor, parallel.virtual_pipeline
+    cut = {"num_attention_heads": spec.model.num_attention_heads, "ffn_hidden_size": spec.model.ffn_size}
+    near = _near(tensor, _divisors(math.gcd(*cut.values())))
+    for field, size in cut.items():
+        if size % tensor:
+            yield f"parallel.tensor: model.{field} {size} / tensor {tensor} is no whole number: {near}"
     if virtual > 1 and parallel.pipeline == 1:
         yield "parallel.virtual_pipeline: one stage has nothing to take turns with: 1, or parallel.pipeline=2"
     elif layers % (parallel.pipeline * virtual):
         near = _near(parallel.pipeline, [n for n in _divisors(layers) if layers % (n * virtual) == 0])
         divisor = f"(pipeline {parallel.pipeline} x virtual_pipeline {virtual})"
         yield f"parallel.pipeline: model.num_layers {layers} / {divisor} is no whole number: {near}"
-    if parallel.sharding > 1 and parallel.sharding_stage == 0:
-        yield "parallel.sharding_stage: 0 shards nothing: 1, 2 or 3, or parallel.data instead of sharding"
     yield from _enough_micro_batches(spec)
-
-
-def _whole(name: str, degree: int, field: str, size: int) -> Iterator[str]:
-    if size % degree:
-        near = _near(degree, _divisors(size))
-        yield f"parallel.{name}: {field} {size} / {name} {degree} is no whole number: {near}"
 
 
 def _enough_micro_batches(spec: RunSpec) -> Iterator[str]:
