@@ -1,14 +1,34 @@
-"""How the MindSpore backend is laid out over devices: on one, so far."""
+"""Parallel layouts of the MindSpore backend: what it refuses, how ranks are started, how they meet."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from gptbridge.errors import UsageError
 from gptbridge.hookspecs import Launch
 from gptbridge.plugins.capabilities import SINGLE_DEVICE
+from gptbridge.process.place import DIMENSIONS, REPLICAS, Place
+from gptbridge.process.world import World
 
-LIMITS = SINGLE_DEVICE
+if TYPE_CHECKING:
+    from gptbridge.session import Device
+    from gptbridge_mindspore.collectives import Group
+    from gptbridge_specs import RunSpec
+
+LIMITS = tuple(limit for limit in SINGLE_DEVICE if limit.field != "parallel.data")
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The ranks that a rank works with; None where it would be alone."""
+
+    all: Group | None = None
+    replicas: Group | None = None  # they see different samples
 
 
 def launch_command(launch: Launch, command: Sequence[str]) -> list[str]:
@@ -24,3 +44,41 @@ def launch_command(launch: Launch, command: Sequence[str]) -> list[str]:
     }
     msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run"]
     return [*msrun, *(f"--{name}={value}" for name, value in options.items()), "python", *command[1:]]
+
+
+def join(spec: RunSpec, device: Device) -> World | None:
+    """Meet the other ranks of `spec.parallel`, which msrun has started; None for a layout of one.
+
+    UsageError where it has started another number of them.
+    """
+    ranks, started = spec.parallel.world_size, int(os.environ.get("MS_WORKER_NUM", "1"))
+    if ranks != started:
+        raise UsageError(
+            f"this layout has {ranks} ranks, and {started} were started",
+            where="parallel",
+            hint=f"Start it with `gptbridge train --devices {ranks}`.",
+        )
+    if ranks == 1:
+        return None
+    from mindspore.communication import get_rank, init
+
+    from gptbridge_mindspore.collectives import group_of, total
+
+    init()
+    place = Place(spec.parallel, get_rank())
+
+    def group(ranks: list[list[int]]) -> Group | None:
+        mine = next(tuple(group) for group in ranks if place.rank in group)
+        return group_of(mine, place.rank, native=device.kind == "ascend") if len(mine) > 1 else None
+
+    groups = Groups(all=group(place.groups(*DIMENSIONS)), replicas=group(place.groups(*REPLICAS)))
+    total([0.0], groups.all)
+    for number in (signal.SIGINT, signal.SIGTERM):  # MindSpore's first collective takes them from Python
+        signal.signal(number, signal.getsignal(number))
+    return World(
+        place,
+        total=lambda values: total(values, groups.replicas),
+        any=lambda flag: total([flag], groups.all) != [0.0],
+        barrier=lambda: void(total([0.0], groups.all)),
+        handle=groups,
+    )

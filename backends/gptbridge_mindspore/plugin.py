@@ -101,11 +101,17 @@ def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence
 
 
 @hookimpl
+def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
+    """Meet the other ranks."""
+    return parallel.join(spec, device)
+
+
+@hookimpl
 def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
     """Build the model on `device`, to be read."""
     from gptbridge_mindspore.session import MindSporeModel
 
-    return MindSporeModel(spec, device)
+    return MindSporeModel(spec, device, world)
 
 
 @hookimpl
@@ -113,4 +119,4 @@ def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Train
     """Build model and optimizer on `device`."""
     from gptbridge_mindspore.session import MindSporeTrainer
 
-    return MindSporeTrainer(spec, device)
+    return MindSporeTrainer(spec, device, world)
