@@ -82,11 +82,17 @@ def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence
 
 
 @hookimpl
+def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
+    """Meet the other ranks."""
+    return parallel.join(spec, device)
+
+
+@hookimpl
 def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
     """Build the model on `device`, to be read."""
     from gptbridge_torch.session import TorchModel
 
-    return TorchModel(spec, device)
+    return TorchModel(spec, device, world)
 
 
 @hookimpl
@@ -94,4 +100,4 @@ def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Train
     """Build model and optimizer on `device`."""
     from gptbridge_torch.session import TorchTrainer
 
-    return TorchTrainer(spec, device)
+    return TorchTrainer(spec, device, world)

@@ -1,4 +1,4 @@
-"""One device's model in torch, and its optimizer, behind the protocols of `gptbridge.session`."""
+"""One rank's model in torch, and its optimizer, behind the protocols of `gptbridge.session`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptbridge.process.world import World
 from gptbridge.rules.rows import CachedDecoder
 from gptbridge.rules.stepping import Stepper
 from gptbridge.session import Device, Kind, Shard
-from gptbridge.weights.shards import decay_of_tensors, shards_of
+from gptbridge.weights.shards import decay_of_tensors, held_tensors, shards_of
 from gptbridge_specs import RunSpec
 from gptbridge_torch.cache import Cache
+from gptbridge_torch.collectives import all_reduce, all_reduce_each
 from gptbridge_torch.hardware import read_back
 from gptbridge_torch.loss import linear_cross_entropy, token_losses
 from gptbridge_torch.model import GPT, LAYOUT
 from gptbridge_torch.optimizer import Optimizer
+from gptbridge_torch.parallel import Groups
 from gptbridge_torch.parts import product
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+ALONE = World()
 # fp16 ends at 65504, which the residual stream of a deep model can pass.
 STREAM = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float32}
 
@@ -45,8 +49,17 @@ class TorchModel:
     A trainer's are fp32, and lower precision happens in autocast regions.
     """
 
-    def __init__(self, spec: RunSpec, device: Device, *, weight_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        device: Device,
+        world: World = ALONE,
+        *,
+        weight_dtype: torch.dtype | None = None,
+    ) -> None:
         self._spec = spec
+        self._place = world.place
+        self._groups: Groups = world.handle or Groups()
         self._device: torch.device = device.handle
         self._dtype = COMPUTE[spec.precision.compute]
         layers = range(spec.model.num_layers)
@@ -64,7 +77,7 @@ class TorchModel:
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), TorchMemory())
+        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), TorchMemory(), self._place)
 
     def token_losses(
         self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
@@ -131,13 +144,15 @@ class TorchModel:
 class TorchTrainer(TorchModel, Stepper[Tensor]):
     """A `gptbridge.session.Trainer`."""
 
-    def __init__(self, spec: RunSpec, device: Device) -> None:
-        TorchModel.__init__(self, spec, device, weight_dtype=torch.float32)
+    def __init__(self, spec: RunSpec, device: Device, world: World = ALONE) -> None:
+        TorchModel.__init__(self, spec, device, world, weight_dtype=torch.float32)
         Stepper.__init__(self, spec)
         self._random = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
         parameters = dict(self._model.named_parameters())
         decays = decay_of_tensors(spec.model, LAYOUT, parameters, spec.optimizer)
-        self._optimizer = Optimizer(spec.optimizer, parameters, decays)
+        held = held_tensors(spec.model, LAYOUT, parameters, self._place)
+        owned = {name for name in parameters if held[name].owned}
+        self._optimizer = Optimizer(spec.optimizer, parameters, decays, owned, self._groups)
         compiled = spec.training.compile
         self._loss = torch.compile(self._masked_sum, dynamic=False) if compiled else self._masked_sum
 
@@ -160,6 +175,11 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
         loss = self._loss(self._to_device(inputs), self._to_device(labels), self._to_device(mask))
         torch.autograd.backward(loss * factor)
         return loss.detach()
+
+    def combine(self, total: Tensor) -> Tensor:
+        """Sum the gradients over the replicas; return the sum of their totals."""
+        all_reduce_each(self._tensors("gradient").values(), self._groups.replicas)
+        return all_reduce(total, self._groups.losses)
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply every gradient by `factor`."""

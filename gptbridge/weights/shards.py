@@ -59,21 +59,33 @@ def shards_of(
     """
     if not tensors:
         return []
-    whole = sizes(model)
     found: dict[str, list[Shard]] = {}
-    for name, tensor in tensors.items():
-        native = layout.find(name)
-        if native is None:
-            raise BackendBroken("is no weight of this model, by the backend's layout", where=name)
-        held = HeldTensor(native, whole, place, sliced)
-        found |= {canonical: [] for canonical in native.canonicals}
+    for name, held in held_tensors(model, layout, tensors, place, sliced=sliced).items():
+        canonicals = held.native.canonicals
+        found |= {canonical: [] for canonical in canonicals}
         for piece in held.pieces():
-            found[native.canonicals[piece.number]].append(_shard(held, piece, tensor, memory))
+            found[canonicals[piece.number]].append(_shard(held, piece, tensors[name], memory))
     names = held_names(model, place)
     for name in names:
         if name not in found:
             raise BackendBroken("is held by no tensor of the backend", where=name)
     return [shard for name in names for shard in found[name]]
+
+
+def held_tensors(
+    model: ModelSpec, layout: Layout, names: Iterable[str], place: Place = ONLY, *, sliced: bool = False
+) -> dict[str, HeldTensor]:
+    """Return what the rank at `place` holds of each of a backend's tensors, by name: its shape, whose it is.
+
+    BackendBroken for a name that the layout does not know.
+    """
+    whole, found = sizes(model), {}
+    for name in names:
+        native = layout.find(name)
+        if native is None:
+            raise BackendBroken("is no weight of this model, by the backend's layout", where=name)
+        found[name] = HeldTensor(native, whole, place, sliced)
+    return found
 
 
 def decay_of_tensors(

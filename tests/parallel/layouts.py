@@ -58,13 +58,21 @@ def run_spec(parallel: Mapping[str, Any], **parts: Mapping[str, Any]) -> RunSpec
 
 
 def run(
-    backend: str, cases: Mapping[str, RunSpec], folder: Path, *, steps: int = STEPS
+    backend: str,
+    cases: Mapping[str, RunSpec],
+    folder: Path,
+    *,
+    steps: int = STEPS,
+    broken: Mapping[str, str] | None = None,
 ) -> dict[str, list[Arrays]]:
-    """Train all `cases`, of one number of ranks, in one process group; return what each rank wrote."""
+    """Train all `cases`, of one number of ranks, in one process group; return what each rank wrote.
+
+    In a case that `broken` names, its function `module:name` does nothing: what a test must notice.
+    """
     (ranks,) = {spec.parallel.world_size for spec in cases.values()}
     job = folder / f"job-{ranks}.json"
     content = {name: spec.model_dump(mode="json") for name, spec in cases.items()}
-    job.write_text(json.dumps({"backend": backend, "steps": steps, "cases": content}))
+    job.write_text(json.dumps({"backend": backend, "steps": steps, "cases": content, "broken": broken or {}}))
     command = [sys.executable, "-m", "tests.parallel.rank", str(job)]
     if ranks > 1:
         launch = Launch(processes=ranks, logs=folder / "logs", port=free_port())

@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,12 +77,24 @@ def train(spec: RunSpec, backend: str, steps: int) -> tuple[World, dict[str, NDA
     return world, logged
 
 
+@contextmanager
+def broken(place: str | None) -> Iterator[None]:
+    """Make the function `module:name` do nothing but return its first argument."""
+    if place is None:
+        yield
+        return
+    module, name = place.split(":")
+    with patch.object(importlib.import_module(module), name, lambda first, *others, **named: first):
+        yield
+
+
 def main(job: Path) -> None:
     """Run all cases of the job in this one process group."""
     content = json.loads(job.read_text())
     for name, case in content["cases"].items():
         spec = RunSpec.model_validate(case)
-        world, logged = train(spec, content["backend"], content["steps"])
+        with broken(content["broken"].get(name)):
+            world, logged = train(spec, content["backend"], content["steps"])
         np.savez(job.with_name(f"{name}-{world.rank}.npz"), **logged)
 
 
