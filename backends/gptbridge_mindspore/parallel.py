@@ -75,10 +75,14 @@ def join(spec: RunSpec, device: Device) -> World | None:
     total([0.0], groups.all)
     for number in (signal.SIGINT, signal.SIGTERM):  # MindSpore's first collective takes them from Python
         signal.signal(number, signal.getsignal(number))
+
+    def barrier() -> None:
+        total([0.0], groups.all)
+
     return World(
         place,
         total=lambda values: total(values, groups.replicas),
         any=lambda flag: total([flag], groups.all) != [0.0],
-        barrier=lambda: void(total([0.0], groups.all)),
+        barrier=barrier,
         handle=groups,
     )

@@ -1,4 +1,4 @@
-"""One device's model in MindSpore, and its optimizer, behind the protocols of `gptbridge.session`."""
+"""One rank's model in MindSpore, and its optimizer, behind the protocols of `gptbridge.session`."""
 
 from __future__ import annotations
 
@@ -11,20 +11,24 @@ import numpy as np
 from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
+from gptbridge.process.world import World
 from gptbridge.rules.rows import CachedDecoder
 from gptbridge.rules.stepping import Stepper
 from gptbridge.session import Device, Kind, Shard
-from gptbridge.weights.shards import decay_of_tensors, shards_of
+from gptbridge.weights.shards import decay_of_tensors, held_tensors, shards_of
 from gptbridge_mindspore.cache import Cache, CachedStep
+from gptbridge_mindspore.collectives import AllReduceEach
 from gptbridge_mindspore.gradients import LossAndGradients
 from gptbridge_mindspore.loss import LinearCrossEntropy
 from gptbridge_mindspore.model import GPT, LAYOUT
 from gptbridge_mindspore.optimizer import Optimizer
+from gptbridge_mindspore.parallel import Groups
 from gptbridge_mindspore.parts import HIDDEN, KERNELS
 from gptbridge_mindspore.shapes import pad, usual_size
 from gptbridge_specs import RunSpec
 
 COMPUTE = {"fp32": ms.float32, "bf16": ms.bfloat16, "fp16": ms.float16}
+ALONE = World()
 
 
 class MindSporeMemory:
@@ -51,8 +55,10 @@ class MindSporeMemory:
 class MindSporeModel:
     """A `gptbridge.session.LanguageModel`: its matrices are held in the type of the matrix products."""
 
-    def __init__(self, spec: RunSpec, device: Device) -> None:
+    def __init__(self, spec: RunSpec, device: Device, world: World = ALONE) -> None:
         self._spec = spec
+        self._place = world.place
+        self._groups: Groups = world.handle or Groups()
         self._dtype = COMPUTE[spec.precision.compute]
         layers, recompute = range(spec.model.num_layers), spec.training.recompute
         self._kernels = KERNELS[device.kind]
@@ -77,7 +83,8 @@ class MindSporeModel:
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), self._memory(kind))
+        tensors = self._tensors(kind)
+        return shards_of(self._spec.model, LAYOUT, tensors, self._memory(kind), self._place)
 
     def token_losses(
         self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
@@ -148,14 +155,18 @@ class MindSporeModel:
 class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
     """A `gptbridge.session.Trainer`. Its weights are fp32."""
 
-    def __init__(self, spec: RunSpec, device: Device) -> None:
-        MindSporeModel.__init__(self, spec, device)
+    def __init__(self, spec: RunSpec, device: Device, world: World = ALONE) -> None:
+        MindSporeModel.__init__(self, spec, device, world)
         Stepper.__init__(self, spec)
         decays = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer)
-        self._optimizer = Optimizer(spec.optimizer, self._weights, decays)
+        held = held_tensors(spec.model, LAYOUT, self._weights, self._place)
+        owned = [held[name].owned for name in self._weights]
+        self._optimizer = Optimizer(spec.optimizer, self._weights, decays, owned, self._groups)
         self._dropout = self._kernels.dropout(spec.model)
         graph = LossAndGradients(spec.model, self._model, spec.training.recompute, self._dtype, self._dropout)
         self._loss_and_gradients = ms.jit(graph)
+        replicas = self._groups.replicas
+        self._over_replicas = ms.jit(AllReduceEach(replicas)) if replicas else None
         self._gradients: list[Tensor] = []  # in the order of the weights
 
     def clear_gradients(self) -> None:
@@ -178,6 +189,12 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         held = self._gradients
         self._gradients = [a + b for a, b in zip(held, found, strict=True)] if held else found
         return loss / factor
+
+    def combine(self, total: Tensor) -> Tensor:
+        """Sum the gradients over the replicas; return the sum of their totals."""
+        if self._over_replicas is not None:
+            *self._gradients, total = self._over_replicas(*self._gradients, total)
+        return total
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply every gradient by `factor`."""

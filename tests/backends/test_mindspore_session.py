@@ -32,6 +32,7 @@ from mindspore import Parameter, Tensor  # noqa: E402
 from gptbridge_mindspore import loss  # noqa: E402
 from gptbridge_mindspore.dropout import HostDropout, keep_scale  # noqa: E402
 from gptbridge_mindspore.optimizer import Optimizer  # noqa: E402
+from gptbridge_mindspore.parallel import Groups  # noqa: E402
 from gptbridge_mindspore.session import MindSporeModel, MindSporeTrainer  # noqa: E402
 from gptbridge_mindspore.shapes import pad, usual_size  # noqa: E402
 
@@ -162,7 +163,7 @@ def test_loss_of_a_label_without_any_probability_is_finite() -> None:
 
 def optimizer_of(weight: Parameter, **fields: Any) -> Optimizer:
     spec = make_spec(optimizer=fields).optimizer
-    return Optimizer(spec, {"w": weight}, {"w": spec.weight_decay})
+    return Optimizer(spec, {"w": weight}, {"w": spec.weight_decay}, [True], Groups())
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-8, 1e-10])

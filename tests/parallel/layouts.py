@@ -67,7 +67,8 @@ def run(
 ) -> dict[str, list[Arrays]]:
     """Train all `cases`, of one number of ranks, in one process group; return what each rank wrote.
 
-    In a case that `broken` names, its function `module:name` does nothing: what a test must notice.
+    In a case that `broken` names, its function `module:name` does nothing, or is `=module:name`: what a
+    test must notice.
     """
     (ranks,) = {spec.parallel.world_size for spec in cases.values()}
     job = folder / f"job-{ranks}.json"
