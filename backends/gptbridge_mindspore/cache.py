@@ -24,10 +24,10 @@ from gptbridge_specs import ModelSpec
 class Cache:
     """The keys and values of some rows, each up to `capacity` tokens: (N C D) numbers a row and layer."""
 
-    def __init__(self, model: ModelSpec, rows: int, capacity: int) -> None:
+    def __init__(self, model: ModelSpec, rows: int, capacity: int, heads: int) -> None:
         self.rows = Rows(rows, capacity)
         self._most = model.max_position_embeddings
-        self._heads = model.num_attention_heads
+        self._heads = heads
         self._places = usual_size(capacity, self._most, smallest=64) + 1
         shape = (usual_size(rows, rows, smallest=1), self._heads * self._places * model.head_size)
         self.held = [Tensor(np.zeros(shape, np.float32)) for _ in range(2 * model.num_layers)]
@@ -87,8 +87,8 @@ class CachedStep(nn.Cell):
     def __init__(self, model: ModelSpec, gpt: GPT, loss: LinearCrossEntropy, dtype: Any) -> None:
         super().__init__()
         self.gpt, self.loss = gpt, loss
-        self.layers, self.heads = model.num_layers, model.num_attention_heads
-        self.core = Core(model, dtype)
+        self.layers, self.heads = model.num_layers, gpt.h[0].attn.heads
+        self.core = Core(model, dtype, self.heads)
         self.write = ops.TensorScatterUpdate()
 
     def construct(
@@ -111,6 +111,6 @@ class CachedStep(nn.Cell):
             x = x + block.attn.joined(y, r)
             x = x + block.mlp(block.ln_2(x))
             after = (*after, keys.reshape(r, -1), values.reshape(r, -1))  # type: ignore[assignment]
-        hidden = self.gpt.ln_f(x)
+        hidden = self.gpt.final(x)
         rows = ops.gather(hidden.reshape(-1, hidden.shape[-1]), last, 0)
         return (self.loss.logits(rows, self.gpt.head), *after)

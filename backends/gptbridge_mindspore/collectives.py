@@ -7,13 +7,16 @@ rules: the native ones sum a gradient again where all ranks already have the who
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.communication import create_group
+
+from gptbridge_mindspore.parallel import Cut
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +81,31 @@ class AllGather(nn.Cell):
         """Return as many times the entries of x along the axis."""
         if self.native is not None:
             return self.native(x.swapaxes(0, self.axis)).swapaxes(0, self.axis)
-        nothing = ops.zeros(x.shape, x.dtype)
-        return self.sum(ops.concat((*(nothing,) * self.before, x, *(nothing,) * self.after), self.axis))
+        size = x.shape[self.axis]
+        return self.sum(beside_zeros(x, self.before * size, self.after * size, self.axis))
+
+
+class Joined(nn.Cell):
+    """Ranges of the last axis, of any lengths, one after the other: this rank has `part` of `size`."""
+
+    def __init__(self, group: Group, part: range, size: int) -> None:
+        super().__init__()
+        self.before, self.after = part.start, size - part.stop
+        self.sum = ops.AllReduce(group=group.name)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return `size` entries along the last axis."""
+        return self.sum(beside_zeros(x, self.before, self.after, len(x.shape) - 1))
+
+
+def beside_zeros(x: Tensor, before: int, after: int, axis: int) -> Tensor:
+    """Return x with as many zeros before and after it along an axis."""
+    parts = (x,)
+    if before > 0:
+        parts = (ops.zeros((*x.shape[:axis], before, *x.shape[axis + 1 :]), x.dtype), x)  # type: ignore[assignment]
+    if after > 0:
+        parts = (*parts, ops.zeros((*x.shape[:axis], after, *x.shape[axis + 1 :]), x.dtype))  # type: ignore[assignment]
+    return x if len(parts) == 1 else ops.concat(parts, axis)
 
 
 class ReduceScatter(nn.Cell):
@@ -97,6 +123,102 @@ class ReduceScatter(nn.Cell):
         if self.native is not None:
             return self.native(x.swapaxes(0, self.axis)).swapaxes(0, self.axis)
         return self.parts(self.sum(x))[self.index]
+
+
+class Enter(nn.Cell):
+    """Where a tensor that all ranks have enters what each has a part of: their gradients add up."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.sum = AllReduce(group)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return x."""
+        return x
+
+    def bprop(self, x: Tensor, out: Tensor, dy: Tensor) -> tuple[Tensor]:
+        """Return the gradient of x."""
+        return (self.sum(dy),)
+
+
+class Leave(nn.Cell):
+    """Where what ranks computed from their parts becomes a tensor that all have: their sum."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.sum = AllReduce(group)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the sum."""
+        return self.sum(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dy: Tensor) -> tuple[Tensor]:
+        """Return the gradient of x."""
+        return (dy,)
+
+
+class Gathered(nn.Cell):
+    """Parts of a tensor along an axis, joined: what each rank then does to the whole adds up in the gradient.
+
+    Over the tokens of a sample (axis 1) it is `Enter` where sequences are cut.
+    """
+
+    def __init__(self, group: Group, axis: int = 0) -> None:
+        super().__init__()
+        self.gather, self.scatter = AllGather(group, axis), ReduceScatter(group, axis)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the whole."""
+        return self.gather(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dy: Tensor) -> tuple[Tensor]:
+        """Return the gradient of this rank's part."""
+        return (self.scatter(dy),)
+
+
+class Scattered(nn.Cell):
+    """This rank's part, along an axis, of the ranks' sum: `Leave` where sequences are cut."""
+
+    def __init__(self, group: Group, axis: int = 0) -> None:
+        super().__init__()
+        self.gather, self.scatter = AllGather(group, axis), ReduceScatter(group, axis)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return the part."""
+        return self.scatter(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dy: Tensor) -> tuple[Tensor]:
+        """Return the gradient of x."""
+        return (self.gather(dy),)
+
+
+def same(x: Tensor) -> Tensor:
+    """Return x: nothing is exchanged with nobody."""
+    return x
+
+
+def enter(cut: Cut) -> Callable[[Tensor], Tensor]:
+    """Return what a tensor (B, T, H) goes through before a layer of which each rank has some outputs."""
+    if cut.group is None:
+        return same
+    return Gathered(cut.group, 1) if cut.sequence else Enter(cut.group)
+
+
+def leave(cut: Cut) -> nn.Cell | None:
+    """Return what a tensor (B, T, H) goes through after a layer of which each rank has some inputs."""
+    if cut.group is None:
+        return None
+    return Scattered(cut.group, 1) if cut.sequence else Leave(cut.group)
+
+
+def all_reduce_each(tensors: Sequence[Tensor], group: Group | None) -> list[Tensor]:
+    """Return the sums of the ranks' tensors."""
+    return list(tensors) if group is None else list(_summing(group)(*tensors))
+
+
+@cache  # layouts of the same ranks share what was compiled
+def _summing(group: Group) -> Callable[..., tuple[Tensor, ...]]:
+    return ms.jit(AllReduceEach(group))  # type: ignore[no-any-return]
 
 
 def total(values: Sequence[float], group: Group | None) -> list[float]:

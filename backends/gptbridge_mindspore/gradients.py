@@ -7,8 +7,6 @@ computes it again; the second run of any other piece is found to equal its first
 
 from __future__ import annotations
 
-from typing import Any
-
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from gptbridge_mindspore.dropout import Masks
@@ -20,11 +18,13 @@ from gptbridge_specs import ModelSpec
 class LossAndGradients(nn.Cell):
     """Called with a micro-batch; the gradients come in the order of `weights`."""
 
-    def __init__(self, model: ModelSpec, net: GPT, recompute: str, dtype: Any, dropout: nn.Cell) -> None:
+    def __init__(
+        self, model: ModelSpec, net: GPT, recompute: str, loss: LinearCrossEntropy, dropout: nn.Cell
+    ) -> None:
         super().__init__()
         self.net = net
         self.dropout = dropout
-        self.loss = LinearCrossEntropy(dtype)
+        self.loss = loss
         self.recompute = recompute == "full"
         self.recompute_attention = recompute == "full_attn"
         self.on_hidden = int(model.hidden_dropout_prob > 0)
@@ -41,16 +41,17 @@ class LossAndGradients(nn.Cell):
         self, tokens: Tensor, positions: Tensor, labels: Tensor, share: Tensor, bias: Tensor, *drawn: Tensor
     ) -> tuple[Tensor, ...]:
         """Return sum(share x loss) over (B, T) labels, then the gradients; `drawn` is what dropout takes."""
-        masks = self.dropout(tokens, *drawn)
+        masks = self.dropout(tokens.shape[0], bias.shape[0], *drawn)
         x = self.net.embed(tokens, positions, *masks[: self.on_hidden])
         inputs = ()
         for n in range(len(self.net.h)):
             inputs = (*inputs, x)  # type: ignore[assignment]
             x = self.net.h[n](x, bias, self.of_layer(n, masks))
         width = x.shape[-1]
-        hidden = self.net.ln_f(x).reshape(-1, width)
+        final = self.net.final(x)
+        hidden = final.reshape(-1, width)
         loss, dy, of_head = self.loss(hidden, self.net.head, labels.reshape(-1), share.reshape(-1))
-        of_x, of_last = self.gradient(self.net.ln_f, self.last)(x, dy.reshape(x.shape))
+        of_x, of_last = self.gradient(self.net.final, self.last)(x, dy.reshape(final.shape))
         dy = of_x[0]
         of_blocks = ()
         for n in range(len(self.net.h) - 1, -1, -1):

@@ -17,12 +17,12 @@ from gptbridge.rules.stepping import Stepper
 from gptbridge.session import Device, Kind, Shard
 from gptbridge.weights.shards import decay_of_tensors, held_tensors, shards_of
 from gptbridge_mindspore.cache import Cache, CachedStep
-from gptbridge_mindspore.collectives import AllReduceEach
+from gptbridge_mindspore.collectives import all_reduce_each
 from gptbridge_mindspore.gradients import LossAndGradients
 from gptbridge_mindspore.loss import LinearCrossEntropy
 from gptbridge_mindspore.model import GPT, LAYOUT
 from gptbridge_mindspore.optimizer import Optimizer
-from gptbridge_mindspore.parallel import Groups
+from gptbridge_mindspore.parallel import Cut, Groups, cut_of
 from gptbridge_mindspore.parts import HIDDEN, KERNELS
 from gptbridge_mindspore.shapes import pad, usual_size
 from gptbridge_specs import RunSpec
@@ -60,26 +60,30 @@ class MindSporeModel:
         self._place = world.place
         self._groups: Groups = world.handle or Groups()
         self._dtype = COMPUTE[spec.precision.compute]
-        layers, recompute = range(spec.model.num_layers), spec.training.recompute
         self._kernels = KERNELS[device.kind]
-        self._model = GPT(
-            spec.model,
-            layers,
-            first=True,
-            last=True,
-            recompute=recompute,
-            dtype=self._dtype,
-            kernels=self._kernels,
-        )
+        self._cut = cut_of(spec.model, self._place, self._groups)
+        self._model = self._built(self._cut)
         self._weights = self._model.weights()
         for weight in self._weights.values():
             if weight.ndim > 1:
                 weight.set_dtype(self._held())
-        loss = LinearCrossEntropy(self._dtype)
+        self._loss = loss = LinearCrossEntropy(self._dtype, self._cut, spec.model.vocab_size)
         self._forward, self._token_losses, self._logits = (
             ms.jit(graph) for graph in (self._model, loss.token_losses, loss.logits)
         )
         self._step = ms.jit(CachedStep(spec.model, self._model, loss, self._dtype))
+
+    def _built(self, cut: Cut) -> GPT:
+        return GPT(
+            self._spec.model,
+            range(self._spec.model.num_layers),
+            first=True,
+            last=True,
+            recompute=self._spec.training.recompute,
+            dtype=self._dtype,
+            kernels=self._kernels,
+            cut=cut,
+        )
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
@@ -110,7 +114,7 @@ class MindSporeModel:
 
     def decoder(self, rows: int, capacity: int) -> CachedDecoder[Cache]:
         """Return a decoder of `rows` empty rows of at most `capacity` tokens."""
-        return CachedDecoder(self._decode, Cache(self._spec.model, rows, capacity))
+        return CachedDecoder(self._decode, Cache(self._spec.model, rows, capacity, len(self._cut.heads)))
 
     def close(self) -> None:
         """Free the device."""
@@ -160,13 +164,15 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         Stepper.__init__(self, spec)
         decays = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer)
         held = held_tensors(spec.model, LAYOUT, self._weights, self._place)
-        owned = [held[name].owned for name in self._weights]
+        owned = [part.owned for part in held.values()]
         self._optimizer = Optimizer(spec.optimizer, self._weights, decays, owned, self._groups)
-        self._dropout = self._kernels.dropout(spec.model)
-        graph = LossAndGradients(spec.model, self._model, spec.training.recompute, self._dtype, self._dropout)
+        self._between = cut_of(spec.model, self._place, self._groups, sequence=spec.parallel.sequence)
+        trained = self._built(self._between) if spec.parallel.sequence else self._model
+        trained.adopt(self._weights)
+        self._dropout = self._kernels.dropout(spec.model, self._between)
+        graph = LossAndGradients(spec.model, trained, spec.training.recompute, self._loss, self._dropout)
         self._loss_and_gradients = ms.jit(graph)
-        replicas = self._groups.replicas
-        self._over_replicas = ms.jit(AllReduceEach(replicas)) if replicas else None
+        self._uncut = [n for n, part in enumerate(held.values()) if part.native.axes.cut is None]
         self._gradients: list[Tensor] = []  # in the order of the weights
 
     def clear_gradients(self) -> None:
@@ -184,17 +190,21 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         """Add the gradient of `factor` x the masked sum of losses; return that sum."""
         drawn = self._dropout.arguments(seed, inputs.shape)
         share = mask * np.float32(factor)
-        arrays = (inputs, positions(inputs.shape), labels, share, causal_bias(inputs.shape[1]))
+        placed = positions(inputs.shape)[:, self._between.tokens(inputs.shape[1])]
+        arrays = (inputs, np.ascontiguousarray(placed), labels, share, causal_bias(inputs.shape[1]))
         loss, *found = self._loss_and_gradients(*map(Tensor, arrays), *drawn)
         held = self._gradients
         self._gradients = [a + b for a, b in zip(held, found, strict=True)] if held else found
         return loss / factor
 
     def combine(self, total: Tensor) -> Tensor:
-        """Sum the gradients over the replicas; return the sum of their totals."""
-        if self._over_replicas is not None:
-            *self._gradients, total = self._over_replicas(*self._gradients, total)
-        return total
+        """Sum the gradients over the ranks that each have a part of them; return the sum of all totals."""
+        if self._between.sequence:
+            summed = all_reduce_each([self._gradients[n] for n in self._uncut], self._groups.tensor)
+            for n, gradient in zip(self._uncut, summed, strict=True):
+                self._gradients[n] = gradient
+        self._gradients = all_reduce_each(self._gradients, self._groups.replicas)
+        return all_reduce_each([total], self._groups.all)[0]
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply every gradient by `factor`."""

@@ -17,10 +17,17 @@ BOUNDS = {"adamw": CLOSE, "sgd": PLAIN}
 # Layouts by their ranks, and the optimizers under which each is compared.
 LAYOUTS: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     1: {"alone": ({}, ("adamw", "sgd"))},
-    2: {"dp2": ({"data": 2}, ("adamw",))},
+    2: {
+        "dp2": ({"data": 2}, ("adamw",)),
+        "tp2": ({"tensor": 2}, ("sgd",)),
+        "tp2-sequence": ({"tensor": 2, "sequence": True}, ("sgd",)),
+    },
 }
 # What each of these Cells does is needed: where tensors pass it unchanged, a layout differs.
-BROKEN = {"gradients-not-summed": ("dp2", "session:AllReduceEach")}
+BROKEN = {
+    "gradients-not-summed": ("dp2", "collectives:AllReduceEach"),
+    "inputs-of-columns-not-summed": ("tp2", "collectives:Enter"),
+}
 CASES = [
     (ranks, name, optimizer)
     for ranks, found in LAYOUTS.items()
@@ -31,7 +38,7 @@ CASES = [
 
 def case(parallel: dict[str, Any], optimizer: str) -> RunSpec:
     plain: dict[str, Any] = {"optimizer": SGD, "schedule": {"max_lr": 0.1}} if optimizer == "sgd" else {}
-    return run_spec(parallel, model={"num_layers": 2}, **plain)
+    return run_spec(parallel, model={"num_layers": 2}, training={"seq_length": 12}, **plain)
 
 
 @pytest.fixture(scope="module")
