@@ -12,16 +12,22 @@ from gptbridge_specs import ModelSpec
 
 
 class Cache:
-    """The keys and values of R rows, each up to `capacity` tokens.
+    """The keys and values of `heads` heads of R rows, each up to `capacity` tokens.
 
     One more place takes what fills up the shorter rows of a call; nothing ever attends to it.
     """
 
     def __init__(
-        self, model: ModelSpec, rows: int, capacity: int, dtype: torch.dtype, device: torch.device
+        self,
+        model: ModelSpec,
+        heads: int,
+        rows: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.rows = Rows(rows, capacity)
-        shape = (model.num_layers, rows, model.num_attention_heads, capacity + 1, model.head_size)
+        shape = (model.num_layers, rows, heads, capacity + 1, model.head_size)
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros_like(self._keys)
 

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
 from gptbridge_specs import ModelSpec
 from gptbridge_torch.cache import Cache
-from gptbridge_torch.parts import Attention, FeedForward, Recompute, dropout, norm
+from gptbridge_torch.collectives import Cut, enter
+from gptbridge_torch.loss import Words
+from gptbridge_torch.parts import Attention, FeedForward, Recompute, dropout, embed, norm
 
 LAYOUT = gpt2_in_memory("torch", out_in=True)  # as nn.Linear has them
 
@@ -16,13 +18,13 @@ LAYOUT = gpt2_in_memory("torch", out_in=True)  # as nn.Linear has them
 class Block(nn.Module):
     """One transformer layer."""
 
-    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute) -> None:
+    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute, cut: Cut) -> None:
         super().__init__()
         self.recompute = recompute
         self.ln_1 = norm(model)
-        self.attn = Attention(model, layer, recompute)
+        self.attn = Attention(model, layer, recompute, cut)
         self.ln_2 = norm(model)
-        self.mlp = FeedForward(model)
+        self.mlp = FeedForward(model, cut)
         self.dropout = dropout(model.hidden_dropout_prob)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
@@ -48,18 +50,21 @@ class GPT(nn.Module):
         last: bool,
         recompute: str,
         stream_dtype: torch.dtype,
+        cut: Cut,
     ) -> None:
         super().__init__()
         self.stream_dtype = stream_dtype
         self.recompute = Recompute(recompute, model)
         self.first, self.last = first, last
+        self.cut = cut
+        self.words = Words.of(model.vocab_size, cut)
         self.tied = model.tie_word_embeddings
         if first or (last and self.tied):
             self.wte = nn.Embedding(model.vocab_size, model.hidden_size)
         if first:
             self.wpe = nn.Embedding(model.max_position_embeddings, model.hidden_size)
             self.dropout = dropout(model.hidden_dropout_prob)
-        self.h = nn.ModuleDict({str(n): Block(model, n, self.recompute) for n in layers})
+        self.h = nn.ModuleDict({str(n): Block(model, n, self.recompute, cut) for n in layers})
         if last:
             self.ln_f = norm(model)
             if not self.tied:
@@ -67,7 +72,7 @@ class GPT(nn.Module):
 
     @property
     def head(self) -> nn.Parameter:
-        """The output projection, (V, H)."""
+        """The output projection, this rank's rows of (V, H)."""
         return self.wte.weight if self.tied else self.lm_head.weight  # type: ignore[return-value]
 
     def forward(self, x: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
@@ -77,8 +82,12 @@ class GPT(nn.Module):
         are the tokens' places, by default 0 to T - 1.
         """
         if self.first:
-            places = self.wpe.weight[: x.shape[1]] if positions is None else self.wpe(positions)
-            x = self.dropout((self.wte(x) + places).to(self.stream_dtype))
+            places = self.wpe(positions) if positions is not None else self.wpe.weight[self._span(x.shape[1])]
+            x = embed(x, self.wte.weight, self.words, self.cut)
+            x = self.dropout((x + places).to(self.stream_dtype))
         for block in self.h.values():
             x = self.recompute("full", block, x, cache)
-        return self.ln_f(x) if self.last else x
+        return enter(self.ln_f(x), self.cut) if self.last else x
+
+    def _span(self, length: int) -> slice:
+        return slice(length) if self.cut.length is None else slice(*self.cut.part(length))

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from gptbridge.session import Device
     from gptbridge_specs import RunSpec
 
-LIMITS = tuple(limit for limit in SINGLE_DEVICE if limit.field != "parallel.data")
+DONE = ("parallel.data", "parallel.tensor", "parallel.sequence")
+LIMITS = tuple(limit for limit in SINGLE_DEVICE if limit.field not in DONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Groups:
 
     all: ProcessGroup | None = None
     replicas: ProcessGroup | None = None  # they see different samples
+    tensor: ProcessGroup | None = None
     losses: ProcessGroup | None = None  # each has its own part of the loss, or none of it
 
 
@@ -71,6 +73,7 @@ def join(spec: RunSpec, device: Device) -> World | None:
     groups = Groups(
         all=dist.group.WORLD,
         replicas=_group(place.groups(*REPLICAS)),
+        tensor=_group(place.groups("tensor")),
         losses=_group(place.groups("pipeline", *REPLICAS)),
     )
 

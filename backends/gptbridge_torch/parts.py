@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from gptbridge_specs import ModelSpec
 from gptbridge_torch.cache import Cache
+from gptbridge_torch.collectives import Cut, enter, leave
+from gptbridge_torch.loss import Words
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -43,12 +45,38 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return y if bias is None else y + bias
 
 
-class Linear(nn.Linear):
-    """A linear layer by `product`."""
+class Column(nn.Linear):
+    """A linear layer of which each tensor rank has some of the outputs."""
+
+    def __init__(self, inputs: int, outputs: int, cut: Cut) -> None:
+        super().__init__(inputs, outputs)
+        self.cut = cut
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (..., out) of (..., in)."""
-        return product(x, self.weight, self.bias)
+        """Return this rank's part of (B, T, out) of the stream (B, T, in)."""
+        return product(enter(x, self.cut), self.weight, self.bias)
+
+
+class Row(nn.Linear):
+    """A linear layer of which each tensor rank has some of the inputs."""
+
+    def __init__(self, inputs: int, outputs: int, cut: Cut) -> None:
+        super().__init__(inputs, outputs)
+        self.cut = cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the stream (B, T, out) of this rank's part of (B, T, in)."""
+        if self.cut.group is None:
+            return product(x, self.weight, self.bias)
+        return leave(product(x, self.weight), self.cut) + self.bias  # once, not by every rank
+
+
+def embed(tokens: Tensor, weight: Tensor, words: Words, cut: Cut) -> Tensor:
+    """Return the stream (B, T, H) of token ids (B, T), of which this rank's `weight` has `words`."""
+    if cut.group is None:
+        return F.embedding(tokens, weight)
+    mine, rows = words.find(tokens)
+    return leave(F.embedding(rows, weight) * mine[..., None], cut)
 
 
 class Recompute:
@@ -69,14 +97,14 @@ class Recompute:
 class Attention(nn.Module):
     """Causal self-attention of layer `layer`."""
 
-    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute) -> None:
+    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute, cut: Cut) -> None:
         super().__init__()
         self.layer = layer
         self.head_size = model.head_size
         self.dropout_prob = model.attention_probs_dropout_prob
         self.recompute = recompute
-        self.c_attn = Linear(model.hidden_size, 3 * model.hidden_size)
-        self.c_proj = Linear(model.hidden_size, model.hidden_size)
+        self.c_attn = Column(model.hidden_size, 3 * model.hidden_size, cut)
+        self.c_proj = Row(model.hidden_size, model.hidden_size, cut)
 
     def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """Attend; x and the result are (B, T, H). With a cache, to what it holds as well."""
@@ -96,11 +124,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """Two linear layers around the activation."""
 
-    def __init__(self, model: ModelSpec) -> None:
+    def __init__(self, model: ModelSpec, cut: Cut) -> None:
         super().__init__()
-        self.c_fc = Linear(model.hidden_size, model.ffn_size)
+        self.c_fc = Column(model.hidden_size, model.ffn_size, cut)
         self.activation = ACTIVATIONS[model.activation]
-        self.c_proj = Linear(model.ffn_size, model.hidden_size)
+        self.c_proj = Row(model.ffn_size, model.hidden_size, cut)
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen, activate, narrow; x and the result are (B, T, H)."""

@@ -17,7 +17,7 @@ from gptbridge.session import Device, Kind, Shard
 from gptbridge.weights.shards import decay_of_tensors, held_tensors, shards_of
 from gptbridge_specs import RunSpec
 from gptbridge_torch.cache import Cache
-from gptbridge_torch.collectives import all_reduce, all_reduce_each
+from gptbridge_torch.collectives import Cut, all_gather, all_reduce, all_reduce_each
 from gptbridge_torch.hardware import read_back
 from gptbridge_torch.loss import linear_cross_entropy, token_losses
 from gptbridge_torch.model import GPT, LAYOUT
@@ -62,6 +62,7 @@ class TorchModel:
         self._groups: Groups = world.handle or Groups()
         self._device: torch.device = device.handle
         self._dtype = COMPUTE[spec.precision.compute]
+        self._cut = Cut(self._groups.tensor, self._place.index("tensor"), self._place.degree("tensor"))
         layers = range(spec.model.num_layers)
         stream = STREAM[spec.precision.compute]
         with torch.device("meta"):  # draws no initial weights: they are written
@@ -72,7 +73,13 @@ class TorchModel:
                 last=True,
                 recompute=spec.training.recompute,
                 stream_dtype=stream,
+                cut=self._cut,
             )
+        for name, held in held_tensors(
+            spec.model, LAYOUT, dict(model.named_parameters()), self._place
+        ).items():
+            weight = model.get_parameter(name)
+            weight.data = weight.new_empty(held.shape)
         self._model = model.to(weight_dtype or self._dtype).to_empty(device=self._device)
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
@@ -84,7 +91,7 @@ class TorchModel:
     ) -> NDArray[np.float32]:
         """Return the negative log likelihood of each of (B, T) `labels`; of (B, K) at positions `at`."""
         hidden = self._at(self._evaluate(inputs), at).flatten(0, 1)
-        losses = token_losses(hidden, self._model.head, self._to_device(labels).flatten())
+        losses = token_losses(hidden, self._model.head, self._to_device(labels).flatten(), self._model.words)
         return losses.view(labels.shape).cpu().numpy()
 
     def logits(self, tokens: NDArray[np.int32], at: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
@@ -93,7 +100,8 @@ class TorchModel:
 
     def decoder(self, rows: int, capacity: int) -> CachedDecoder[Cache]:
         """Return a decoder of `rows` empty rows of at most `capacity` tokens."""
-        cache = Cache(self._spec.model, rows, capacity, self._dtype, self._device)
+        start, stop = self._cut.part(self._spec.model.num_attention_heads)
+        cache = Cache(self._spec.model, stop - start, rows, capacity, self._dtype, self._device)
         return CachedDecoder(self._decode, cache)
 
     def close(self) -> None:
@@ -113,6 +121,7 @@ class TorchModel:
     def _evaluate(self, tokens: NDArray[np.int32], cache: Cache | None = None) -> Tensor:
         """Return the final hidden states of (B, T) tokens without dropout and without a graph."""
         self._model.eval()
+        self._cut.length = None
         with torch.inference_mode():
             return self._hidden(self._to_device(tokens), cache)
 
@@ -131,7 +140,9 @@ class TorchModel:
 
     @torch.inference_mode()
     def _project(self, hidden: Tensor) -> NDArray[np.float32]:
-        return product(hidden, self._model.head.to(hidden.dtype)).float().cpu().numpy()
+        logits = product(hidden, self._model.head.to(hidden.dtype)).float()
+        lengths = self._cut.lengths(self._spec.model.vocab_size)
+        return all_gather(logits, self._groups.tensor, logits.dim() - 1, lengths).cpu().numpy()
 
     def _to_device(self, array: NDArray[np.generic]) -> Tensor:
         """Return a copy on the device without waiting for it; integers become int64."""
@@ -151,6 +162,7 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
         parameters = dict(self._model.named_parameters())
         decays = decay_of_tensors(spec.model, LAYOUT, parameters, spec.optimizer)
         held = held_tensors(spec.model, LAYOUT, parameters, self._place)
+        self._uncut = {name for name in parameters if held[name].native.axes.cut is None}
         owned = {name for name in parameters if held[name].owned}
         self._optimizer = Optimizer(spec.optimizer, parameters, decays, owned, self._groups)
         compiled = spec.training.compile
@@ -170,6 +182,7 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
     ) -> Tensor:
         """Add the gradient of `factor` x the masked sum of losses; return that sum, still on the device."""
         self._model.train()
+        self._cut.length = inputs.shape[1] if self._spec.parallel.sequence else None
         if self._random:
             torch.manual_seed(seed)
         loss = self._loss(self._to_device(inputs), self._to_device(labels), self._to_device(mask))
@@ -177,7 +190,10 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
         return loss.detach()
 
     def combine(self, total: Tensor) -> Tensor:
-        """Sum the gradients over the replicas; return the sum of their totals."""
+        """Sum the gradients over the ranks that have parts of them; return the sum of their totals."""
+        if self._spec.parallel.sequence:  # the stream's weights have seen this rank's positions alone
+            stream = [g for name, g in self._tensors("gradient").items() if name in self._uncut]
+            all_reduce_each(stream, self._groups.tensor)
         all_reduce_each(self._tensors("gradient").values(), self._groups.replicas)
         return all_reduce(total, self._groups.losses)
 
@@ -211,5 +227,5 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
         """Return the sum of the unmasked tokens' negative log likelihood; all arguments (B, T)."""
         hidden = self._hidden(inputs).flatten(0, 1)
         return linear_cross_entropy(
-            hidden, self._model.head, labels.flatten(), mask.flatten().to(hidden.dtype)
+            hidden, self._model.head, labels.flatten(), mask.flatten().to(hidden.dtype), self._model.words
         )

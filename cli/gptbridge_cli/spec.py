@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from gptbridge_cli.lines import paragraph, say
+
 app = typer.Typer(no_args_is_help=True)
 
 Overrides = Annotated[
@@ -37,7 +39,8 @@ def list_presets(as_json: AsJson = False) -> None:
         return
     for row in rows:
         size = f"{int(str(row['parameters'])) / 1e9:.4g}B"
-        typer.echo(f"{row['kind']:5}  {row['name']:28}  {size:>9}  {row['reproduces']}")
+        say(f"{row['kind']:5}  {row['name']:32}  {size:>9}")
+        paragraph(str(row["reproduces"]), indent="       ")
 
 
 @app.command()

@@ -16,12 +16,26 @@ Ranks = list[Arrays]
 
 # Layouts by their ranks. Each is compared under AdamW, and under SGD where rounding does not grow.
 LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
-    2: {"dp2": {"data": 2}},
-    4: {"dp4": {"data": 4}},
+    2: {
+        "dp2": {"data": 2},
+        "tp2": {"tensor": 2},
+        "tp2-sequence": {"tensor": 2, "sequence": True},
+    },
+    4: {
+        "dp4": {"data": 4},
+        "dp2-tp2": {"data": 2, "tensor": 2, "sequence": True},
+        "tp4-heads": {"tensor": 4, "sequence": True},
+    },
 }
 # What each of these functions does is needed: without it, a layout differs.
 BROKEN: dict[int, dict[str, tuple[str, str]]] = {
-    2: {"gradients-not-summed": ("dp2", "gptbridge_torch.session:all_reduce_each")},
+    2: {
+        "gradients-not-summed": ("dp2", "gptbridge_torch.session:all_reduce_each"),
+        "stream-not-summed": ("tp2-sequence", "gptbridge_torch.session:all_reduce_each"),
+        "loss-not-summed": ("tp2", "gptbridge_torch.loss:all_reduce"),
+        "rows-not-summed": ("tp2", "gptbridge_torch.parts:leave"),
+        "columns-not-summed": ("tp2", "gptbridge_torch.parts:enter"),
+    },
 }
 NAMES = [(ranks, name) for ranks, found in LAYOUTS.items() for name in found]
 
