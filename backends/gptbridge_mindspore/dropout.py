@@ -11,7 +11,7 @@ Shapes: B samples, T tokens, H hidden size, N heads.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mindspore as ms
 import numpy as np
@@ -41,12 +41,26 @@ class Site:
         return np.random.SeedSequence((seed, self.kind, self.layer, *part))
 
 
-def sites(model: ModelSpec) -> list[Site]:
-    """Return every site that drops something: that of the embeddings, then each block's."""
+def embedding_sites(model: ModelSpec) -> list[Site]:
+    """Return the site of the embeddings, if it drops something."""
+    return _dropping(Site(_EMBEDDING, 0, model.hidden_dropout_prob))
+
+
+def layer_sites(model: ModelSpec, layer: int) -> list[Site]:
+    """Return the sites of a layer that drop something."""
     hidden, attention = model.hidden_dropout_prob, model.attention_probs_dropout_prob
     kinds = ((_PROBABILITIES, attention), (_ATTENTION, hidden), (_MLP, hidden))
-    blocks = (Site(kind, n, p) for n in range(model.num_layers) for kind, p in kinds)
-    return [site for site in (Site(_EMBEDDING, 0, hidden), *blocks) if site.probability > 0]
+    return _dropping(*(Site(kind, layer, p) for kind, p in kinds))
+
+
+def all_sites(model: ModelSpec) -> list[Site]:
+    """Return every site that drops something: that of the embeddings, then each layer's."""
+    layers = (site for n in range(model.num_layers) for site in layer_sites(model, n))
+    return [*embedding_sites(model), *layers]
+
+
+def _dropping(*sites: Site) -> list[Site]:
+    return [site for site in sites if site.probability > 0]
 
 
 class HostDropout(nn.Cell):
@@ -55,20 +69,23 @@ class HostDropout(nn.Cell):
     A rank takes its part of the mask of the whole model: a layout changes no bit.
     """
 
-    def __init__(self, model: ModelSpec, cut: Cut) -> None:
+    def __init__(self, model: ModelSpec, cut: Cut, sites: list[Site]) -> None:
         super().__init__()
-        self.model, self.cut = model, cut
+        self.model, self.cut, self.sites = model, cut, tuple(sites)
 
-    def arguments(self, seed: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """Yield what a graph takes for each site, for the (B, T) tokens of the micro-batch of `seed`."""
+    def arguments(self, seed: int, shape: tuple[int, ...], layer: int = 0) -> Iterator[Tensor]:
+        """Yield what a graph takes for each site, `layer` layers on, for (B, T) tokens of a micro-batch."""
         b, t = shape
+        more = self.cut.padded(t) - t
         heads = slice(self.cut.heads.start, self.cut.heads.stop)
-        for site in sites(self.model):
+        for site in self.sites:
             whole = _shape(site.kind, self.model.num_attention_heads, self.model.hidden_size, b, t)
-            mask = _drawn(site, seed, whole)
+            mask = _drawn(replace(site, layer=site.layer + layer), seed, whole)
             if site.kind == _PROBABILITIES:
                 mask = mask.reshape(b, -1, t, t)[:, heads].reshape(-1, t, t)
-            else:
+            if more:
+                mask = np.pad(mask, ((0, 0), (0, more), (0, more if site.kind == _PROBABILITIES else 0)))
+            if site.kind != _PROBABILITIES:
                 mask = mask[:, self.cut.tokens(t)]
             yield Tensor.from_numpy(np.ascontiguousarray(mask))
 
@@ -80,21 +97,22 @@ class HostDropout(nn.Cell):
 class DeviceDropout(nn.Cell):
     """The device draws, from a seed for each site and part of one; a mask is one bit a number, in bytes."""
 
-    def __init__(self, model: ModelSpec, cut: Cut) -> None:
+    def __init__(self, model: ModelSpec, cut: Cut, sites: list[Site]) -> None:
         super().__init__()
-        self.sites, self.cut = sites(model), cut
+        self.sites, self.cut = tuple(sites), cut
         self.kinds = tuple(site.kind for site in self.sites)
         self.probabilities = tuple(site.probability for site in self.sites)
         self.heads, self.width = len(cut.heads), model.hidden_size
         self.ranks = cut.group.size if cut.group is not None and cut.sequence else 1
         self.offset = Tensor(0, ms.int64)
 
-    def arguments(self, seed: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """Yield what a graph takes for each site, for the (B, T) tokens of the micro-batch of `seed`."""
+    def arguments(self, seed: int, shape: tuple[int, ...], layer: int = 0) -> Iterator[Tensor]:
+        """Yield what a graph takes for each site, `layer` layers on, for (B, T) tokens of a micro-batch."""
         for site in self.sites:
             cut = self.cut.group is not None and (self.cut.sequence or site.kind == _PROBABILITIES)
             part = (self.cut.group.index,) if self.cut.group is not None and cut else ()
-            yield Tensor(int(site.stream(seed, *part).generate_state(1, np.uint64)[0]) >> 1, ms.int64)
+            moved = replace(site, layer=site.layer + layer)
+            yield Tensor(int(moved.stream(seed, *part).generate_state(1, np.uint64)[0]) >> 1, ms.int64)
 
     def construct(self, b: int, t: int, *arguments: Tensor) -> Masks:
         """Return the mask of each site."""

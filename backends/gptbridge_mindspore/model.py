@@ -92,6 +92,11 @@ class GPT(nn.Cell):
         }
 
     @property
+    def projection(self) -> str:
+        """The name of the output projection."""
+        return "wte.weight" if self.tied else "lm_head.weight"
+
+    @property
     def head(self) -> Parameter:
         """The output projection, (V, H)."""
         return self.wte.weight if self.tied else self.lm_head.weight

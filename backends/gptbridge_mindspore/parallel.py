@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gptbridge.errors import UsageError
 from gptbridge.hookspecs import Launch
-from gptbridge.plugins.capabilities import SINGLE_DEVICE, Limit
+from gptbridge.plugins.capabilities import Limit
 from gptbridge.process.place import DIMENSIONS, REPLICAS, Place
 from gptbridge.process.world import World
 from gptbridge.weights.architecture import sizes, tensor_slice, weight_axes
@@ -20,21 +20,9 @@ if TYPE_CHECKING:
     from gptbridge.session import Device
     from gptbridge_mindspore.collectives import Group
     from gptbridge_specs import ModelSpec, RunSpec
+    from gptbridge_specs.run import ParallelSpec
 
-CUT_SO_FAR = ("parallel.data", "parallel.tensor", "parallel.sequence")
-LIMITS = (
-    *(
-        limit
-        for limit in SINGLE_DEVICE
-        if limit.field.removeprefix("parallel.") in ("pipeline", "sharding", "sharding_stage")
-    ),
-    Limit(
-        "training.seq_length",
-        lambda spec, _: spec.parallel.sequence and spec.training.seq_length % spec.parallel.tensor > 0,
-        "sequences are cut into equal parts: with parallel.sequence the length must be a multiple of "
-        "parallel.tensor",
-    ),
-)
+LIMITS: tuple[Limit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +31,13 @@ class Groups:
 
     all: Group | None = None
     replicas: Group | None = None  # they see different samples
-    tensor: Group | None = None  # they share each matrix
+    data: Group | None = None
+    sharding: Group | None = None
+    tensor: Group | None = None
+    pipeline: Group | None = None
+    ends: Group | None = None  # a first and a last stage
+    onward: Group | None = None  # this stage and the next; the last and the first
+    back: Group | None = None  # this stage and the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +50,16 @@ class Cut:
     group: Group | None = None
     sequence: bool = False  # between its parts, a rank has some tokens of each sample
 
+    def padded(self, length: int) -> int:
+        """Return how many tokens are computed for samples of `length`: where they are cut, equal parts."""
+        ranks = self.group.size if self.group is not None and self.sequence else 1
+        return -(-length // ranks) * ranks
+
     def tokens(self, length: int) -> slice:
-        """Return which of `length` tokens this rank has between its parts."""
+        """Return which of the tokens this rank has between its parts."""
         if self.group is None or not self.sequence:
             return slice(0, length)
-        size = length // self.group.size
+        size = self.padded(length) // self.group.size
         return slice(self.group.index * size, (self.group.index + 1) * size)
 
 
@@ -70,6 +69,11 @@ def cut_of(model: ModelSpec, place: Place, groups: Groups, *, sequence: bool = F
     boxes = (tensor_slice(weight_axes(name), whole, rank, degree) for name in CUT_ALIKE)
     heads, ffn, words = (range(*box[letter]) for box, letter in zip(boxes, CUT_ALIKE.values(), strict=True))
     return Cut(heads, ffn, words, groups.tensor, sequence)
+
+
+def by_pieces(parallel: ParallelSpec) -> bool:
+    """Return whether a rank computes layer by layer, instead of all that it has in one graph."""
+    return parallel.pipeline > 1 or (parallel.sharding > 1 and parallel.sharding_stage == 3)
 
 
 # A weight that is cut along each letter, as all others of the letter are.
@@ -107,20 +111,12 @@ def join(spec: RunSpec, device: Device) -> World | None:
         return None
     from mindspore.communication import get_rank, init
 
-    from gptbridge_mindspore.collectives import group_of, total
+    from gptbridge_mindspore.collectives import total
 
     init()
     place = Place(spec.parallel, get_rank())
 
-    def group(ranks: list[list[int]]) -> Group | None:
-        mine = next(tuple(group) for group in ranks if place.rank in group)
-        return group_of(mine, place.rank, native=device.kind == "ascend") if len(mine) > 1 else None
-
-    groups = Groups(
-        all=group(place.groups(*DIMENSIONS)),
-        replicas=group(place.groups(*REPLICAS)),
-        tensor=group(place.groups("tensor")),
-    )
+    groups = groups_of(place, native=device.kind == "ascend")
     total([0.0], groups.all)
     for number in (signal.SIGINT, signal.SIGTERM):  # MindSpore's first collective takes them from Python
         signal.signal(number, signal.getsignal(number))
@@ -134,4 +130,28 @@ def join(spec: RunSpec, device: Device) -> World | None:
         any=lambda flag: total([flag], groups.all) != [0.0],
         barrier=barrier,
         handle=groups,
+    )
+
+
+def groups_of(place: Place, *, native: bool) -> Groups:
+    """Return the groups of the rank at `place`, which it makes with their other ranks."""
+    from gptbridge_mindspore.collectives import group_of
+
+    def among(ranks: Iterable[list[int]]) -> Group | None:
+        mine = next((tuple(sorted({*group})) for group in ranks if place.rank in group), ())
+        return group_of(mine, place.rank, native=native) if len(mine) > 1 else None
+
+    (chain,) = (ranks for ranks in place.groups("pipeline") if place.rank in ranks)
+    stage = place.index("pipeline")
+    onward, back = ([chain[(stage + n) % len(chain)], chain[stage + n - 1]] for n in (1, 0))
+    return Groups(
+        all=among(place.groups(*DIMENSIONS)),
+        replicas=among(place.groups(*REPLICAS)),
+        data=among(place.groups("data")),
+        sharding=among(place.groups("sharding")),
+        tensor=among(place.groups("tensor")),
+        pipeline=among(place.groups("pipeline")),
+        ends=among(place.ends()),
+        onward=among([onward]) if len(chain) > 1 else None,
+        back=among([back]) if len(chain) > 1 else None,
     )

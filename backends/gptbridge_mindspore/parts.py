@@ -23,7 +23,7 @@ from mindspore.ops.operations._grad_ops import SigmoidGrad
 
 from gptbridge.session import DeviceKind
 from gptbridge_mindspore.collectives import enter, leave
-from gptbridge_mindspore.dropout import DeviceDrop, DeviceDropout, HostDrop, HostDropout, Masks
+from gptbridge_mindspore.dropout import DeviceDrop, DeviceDropout, HostDrop, HostDropout, Masks, Site
 from gptbridge_mindspore.parallel import Cut
 from gptbridge_specs import ModelSpec
 
@@ -244,7 +244,7 @@ class Kernels:
     """What a kind of device computes in its own way."""
 
     core: Callable[[ModelSpec, Any, int], nn.Cell]
-    dropout: Callable[[ModelSpec, Cut], nn.Cell]  # makes the masks
+    dropout: Callable[[ModelSpec, Cut, list[Site]], nn.Cell]  # makes the masks
     drop: Callable[[float], nn.Cell]  # applies one
 
 

@@ -109,6 +109,10 @@ def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
 @hookimpl
 def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
     """Build the model on `device`, to be read."""
+    if parallel.by_pieces(spec.parallel):
+        from gptbridge_mindspore.stages import StagedModel
+
+        return StagedModel(spec, device, world)
     from gptbridge_mindspore.session import MindSporeModel
 
     return MindSporeModel(spec, device, world)
@@ -117,6 +121,10 @@ def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> Languag
 @hookimpl
 def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Trainer:
     """Build model and optimizer on `device`."""
+    if parallel.by_pieces(spec.parallel):
+        from gptbridge_mindspore.stages import StagedTrainer
+
+        return StagedTrainer(spec, device, world)
     from gptbridge_mindspore.session import MindSporeTrainer
 
     return MindSporeTrainer(spec, device, world)

@@ -82,7 +82,7 @@ def test_a_graph_of_wrong_shapes_does_not_get_that_far(monkeypatch: pytest.Monke
 
 def test_seeds_of_the_device_depend_on_seed_and_place_alone() -> None:
     model = make_spec(model=DROPOUT).model
-    device = dropout.DeviceDropout(model, cut_of(model, Place(), Groups()))
+    device = dropout.DeviceDropout(model, cut_of(model, Place(), Groups()), dropout.all_sites(model))
     first, again, other = ([int(seed) for seed in device.arguments(n, (4, 16))] for n in (1, 1, 2))
     assert first == again
     assert len({*first, *other}) == 2 * 7  # the embeddings, and three places in each of two blocks
@@ -128,11 +128,11 @@ def test_the_fused_kernel_is_asked_for_what_the_plain_core_computes(
     )
     kept = draw.random((b * n, t, t)) >= 0.2
     bits = np.packbits(kept, axis=-1, bitorder="little").ravel()
-    plain = parts.Core(model, ms.float32)(q, k, v, bias, *([Tensor(kept)] if drops else [])).asnumpy()
+    plain = parts.Core(model, ms.float32, 4)(q, k, v, bias, *([Tensor(kept)] if drops else [])).asnumpy()
     mistakes = {"": True, "the mask keeps": False} | ({"no scale": False} if drops else {})
     for mistake, right in mistakes.items():
         monkeypatch.setattr(ops, "flash_attention_score", fused(mistake))
-        core = parts.FlashCore(model, ms.float32)
+        core = parts.FlashCore(model, ms.float32, 4)
         found = core(q, k, v, bias, *([Tensor(bits)] if drops else [])).asnumpy()
         assert np.allclose(found, plain, rtol=0, atol=1e-4) == right, mistake
 

@@ -31,7 +31,7 @@ ms = hardware.import_mindspore()
 from mindspore import Parameter, Tensor  # noqa: E402
 
 from gptbridge_mindspore import loss  # noqa: E402
-from gptbridge_mindspore.dropout import HostDropout, keep_scale  # noqa: E402
+from gptbridge_mindspore.dropout import HostDropout, all_sites, keep_scale  # noqa: E402
 from gptbridge_mindspore.optimizer import Optimizer  # noqa: E402
 from gptbridge_mindspore.parallel import Groups, cut_of  # noqa: E402
 from gptbridge_mindspore.session import MindSporeModel, MindSporeTrainer  # noqa: E402
@@ -79,7 +79,7 @@ class TestMindSpore(SessionTests):
 
 def test_masks_drop_the_share_that_the_spec_says() -> None:
     spec = make_spec(model={"hidden_size": 512, **DROPOUT})
-    dropout = HostDropout(spec.model, cut_of(spec.model, Place(), Groups()))
+    dropout = HostDropout(spec.model, cut_of(spec.model, Place(), Groups()), all_sites(spec.model))
     draw = [list(dropout.arguments(dropout_seed(7, step, 0), (64, LENGTH))) for step in (1, 1, 2)]
     first, again, other = (masks[0].asnumpy() for masks in draw)
     attention, mlp = (mask.asnumpy() for mask in draw[0][2:4])
