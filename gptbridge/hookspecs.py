@@ -20,6 +20,7 @@ import pluggy
 if TYPE_CHECKING:
     from gptbridge.process.world import World
     from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
+    from gptbridge.weights.layouts.arrays import Read
     from gptbridge_specs import RunSpec
 
 hookspec = pluggy.HookspecMarker("gptbridge")
@@ -123,6 +124,14 @@ def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence
 
 
 @hookspec(firstresult=True)
+def gptbridge_rank() -> int | None:
+    """Worker: return which rank the launcher has made this process; None: it does not say, or this is none.
+
+    No framework is imported.
+    """
+
+
+@hookspec(firstresult=True)
 def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
     """Worker: meet the other ranks of `spec.parallel`; without an answer this process is the only one.
 
@@ -142,6 +151,17 @@ def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> Languag
 @hookspec(firstresult=True)
 def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Trainer | None:
     """Worker: build model and optimizer on `device`. Weights are undefined until they are written."""
+
+
+@hookspec(firstresult=True)
+def gptbridge_export(
+    spec: RunSpec, device: Device, format: str, read: Read, folder: Path
+) -> list[str] | None:
+    """Worker: write the model of `spec`, its weights as `read(name, box)` has them, into `folder`.
+
+    `format` is one that gptbridge.exporting.formats says this backend writes. No path of this machine may be
+    in the files, whose names are returned.
+    """
 
 
 @hookspec

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gptbridge.errors import UsageError
 from gptbridge.hookspecs import Launch
-from gptbridge.plugins.capabilities import Limit
+from gptbridge.plugins.capabilities import SEQUENCE_NEEDS_TENSOR, Limit
 from gptbridge.process.place import DIMENSIONS, REPLICAS, Place
 from gptbridge.process.world import World
 from gptbridge.weights.architecture import sizes, tensor_slice, weight_axes
@@ -22,7 +22,25 @@ if TYPE_CHECKING:
     from gptbridge_specs import ModelSpec, RunSpec
     from gptbridge_specs.run import ParallelSpec
 
-LIMITS: tuple[Limit, ...] = ()
+
+def _micro_batches(spec: RunSpec) -> int:
+    replicas = spec.parallel.data * spec.parallel.sharding
+    return spec.training.global_batch_size // (replicas * spec.micro_batch_size)
+
+
+LIMITS = (
+    SEQUENCE_NEEDS_TENSOR,
+    Limit(
+        "parallel.virtual_pipeline",
+        lambda spec, _: (
+            spec.parallel.virtual_pipeline > 1
+            and spec.parallel.pipeline_schedule == "1f1b"
+            and _micro_batches(spec) % spec.parallel.pipeline > 0
+        ),
+        "interleaved stages take micro-batches by the round: parallel.pipeline must divide the number of "
+        "micro-batches of a step, or pipeline_schedule be gpipe",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +96,11 @@ def by_pieces(parallel: ParallelSpec) -> bool:
 
 # A weight that is cut along each letter, as all others of the letter are.
 CUT_ALIKE = {"attn.q.weight": "m", "mlp.c_fc.weight": "f", "wte.weight": "v"}
+
+
+def rank() -> int | None:
+    """Return which rank msrun has made this process; None for its scheduler, and where there is no msrun."""
+    return int(os.environ["RANK_ID"]) if os.environ.get("MS_ROLE") == "MS_WORKER" else None
 
 
 def launch_command(launch: Launch, command: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptbridge.hookspecs import BackendInfo, Launch, MemoryUse, Problem, hookimpl
@@ -12,6 +13,7 @@ from gptbridge_mindspore import parallel
 if TYPE_CHECKING:
     from gptbridge.process.world import World
     from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
+    from gptbridge.weights.layouts.arrays import Read
     from gptbridge_specs import RunSpec
 
 # Measured by benchmarks/memory.py.
@@ -107,6 +109,12 @@ def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
 
 
 @hookimpl
+def gptbridge_rank() -> int | None:
+    """Return the rank of this process."""
+    return parallel.rank()
+
+
+@hookimpl
 def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
     """Build the model on `device`, to be read."""
     if parallel.by_pieces(spec.parallel):
@@ -116,6 +124,14 @@ def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> Languag
     from gptbridge_mindspore.session import MindSporeModel
 
     return MindSporeModel(spec, device, world)
+
+
+@hookimpl
+def gptbridge_export(spec: RunSpec, device: Device, format: str, read: Read, folder: Path) -> list[str]:
+    """Write the model for other software."""
+    from gptbridge_mindspore.export import export
+
+    return export(spec, device, read, folder)
 
 
 @hookimpl

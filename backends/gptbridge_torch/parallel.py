@@ -35,6 +35,11 @@ class Groups:
     losses: ProcessGroup | None = None  # each has its own part of the loss, or none of it
 
 
+def rank() -> int | None:
+    """Return which rank torchrun has made this process."""
+    return int(os.environ["RANK"]) if "RANK" in os.environ else None
+
+
 def launch_command(launch: Launch, command: Sequence[str]) -> list[str]:
     """Return torchrun around `command`; it waits for no other command's ranks and restarts none."""
     options = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptbridge.hookspecs import BackendInfo, Launch, MemoryUse, Problem, hookimpl
@@ -14,6 +15,7 @@ from gptbridge_torch import parallel
 if TYPE_CHECKING:
     from gptbridge.process.world import World
     from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
+    from gptbridge.weights.layouts.arrays import Read
     from gptbridge_specs import RunSpec
 
 # Measured by benchmarks/memory.py. Attention with dropout is computed in steps on a CPU, each of them kept.
@@ -82,6 +84,12 @@ def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence
 
 
 @hookimpl
+def gptbridge_rank() -> int | None:
+    """Return the rank of this process."""
+    return parallel.rank()
+
+
+@hookimpl
 def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
     """Meet the other ranks."""
     return parallel.join(spec, device)
@@ -93,6 +101,14 @@ def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> Languag
     from gptbridge_torch.session import TorchModel
 
     return TorchModel(spec, device, world)
+
+
+@hookimpl
+def gptbridge_export(spec: RunSpec, device: Device, format: str, read: Read, folder: Path) -> list[str]:
+    """Write the model for other software."""
+    from gptbridge_torch.export import export
+
+    return export(spec, device, format, read, folder)
 
 
 @hookimpl

@@ -78,6 +78,11 @@ def places(parallel: ParallelSpec) -> list[Place]:
     return [Place(parallel, rank) for rank in range(Place(parallel).degree(*DIMENSIONS))]
 
 
+def share(size: int, degree: int, index: int) -> tuple[int, int]:
+    """Return [start, stop) of part `index` of `size` entries; parts differ by one at most."""
+    return index * size // degree, (index + 1) * size // degree
+
+
 def chunk(size: int, degree: int, index: int) -> tuple[int, int]:
     """Return [start, stop) of part `index` of `size` entries over `degree` ranks: torch.chunk's rule."""
     step = -(-size // degree)

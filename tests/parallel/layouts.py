@@ -139,7 +139,8 @@ PLAIN = {"loss": 1e-5, "grad_norm": 1e-5, "weight": 1e-6}  # SGD without clippin
 def differences(model: ModelSpec, ranks: list[Arrays], alone: Arrays) -> dict[str, float]:
     """Return how far the ranks of a layout together are from one process: largest relative differences."""
     found = {
-        name: _apart(ranks[0][name], alone[name]) for name in ("loss", "grad_norm", "logits", "token_losses")
+        name: _apart(ranks[0][name], alone[name])
+        for name in ("loss", "grad_norm", "logits", "token_losses", "decoded")
     }
     for kind in ("weight", "exp_avg", "exp_avg_sq"):
         if f"{kind} 0" in alone:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from gptbridge.plugins.backend import load_backend
 from gptbridge.process.world import World
 from gptbridge.rules.dropout import dropout_seed
-from gptbridge.session import MOMENTS, Batch, Kind, Trainer
+from gptbridge.session import MOMENTS, Batch, Kind, LanguageModel, Trainer
 from gptbridge.testing import cases
 from gptbridge.weights.architecture import parameters
 from gptbridge.weights.shards import from_arrays, load
@@ -57,6 +57,14 @@ def held(trainer: Trainer, kind: Kind) -> list[dict[str, Any]]:
     ]
 
 
+def decoded(model: LanguageModel, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Return what follows two rows of unlike length, and what follows them exchanged and one token longer."""
+    decoder = model.decoder(2, 7)
+    before = decoder.feed(tokens[:2, :5], np.array([5, 3], np.int32))
+    decoder.keep(np.array([1, 0], np.int32))
+    return np.stack([before, decoder.feed(tokens[:2, 5:6], np.array([1, 1], np.int32))])
+
+
 def train(spec: RunSpec, backend: str, steps: int) -> tuple[World, dict[str, NDArray[Any]]]:
     """Train `steps` steps; return the ranks and what to write, boxes as JSON beside the arrays."""
     trainer, _, world = load_backend(backend).open_trainer(spec)
@@ -68,6 +76,7 @@ def train(spec: RunSpec, backend: str, steps: int) -> tuple[World, dict[str, NDA
         "grad_norm": np.array([result.grad_norm for result in results]),
         "token_losses": trainer.token_losses(first.inputs[0], first.labels[0]),
         "logits": trainer.logits(first.inputs[0]),
+        "decoded": decoded(trainer, first.inputs[0]),
     }
     kinds: tuple[Kind, ...] = ("weight", *(MOMENTS if spec.optimizer.name == "adamw" else ()))
     for kind in kinds:
