@@ -1,8 +1,9 @@
 """What ranks exchange, as Cells of a graph: MindSpore's own collectives where a device has them.
 
 A CPU knows AllReduce alone for every group: a gather there is a sum of parts beside zeros, a scatter is a
-part of a sum. In a graph it takes a tenth of what it takes outside. Collectives pass gradients by their own
-rules: the native ones sum a gradient again where all ranks already have the whole of it.
+part of a sum, what is sent is added to zeros. In a graph it takes a tenth of what it takes outside. What is
+native to Ascend is written by its documentation, and not run. The Cells have gradients of their own: those of
+AllReduce would add up once more what all ranks already have whole.
 """
 
 from __future__ import annotations
@@ -157,39 +158,39 @@ class Leave(nn.Cell):
         return (dy,)
 
 
-class Gathered(nn.Cell):
-    """Parts of a tensor along an axis, joined: what each rank then does to the whole adds up in the gradient.
+class EnterSequence(nn.Cell):
+    """The same where each rank has some tokens of a sample: they are gathered, and gradients come apart."""
 
-    Over the tokens of a sample (axis 1) it is `Enter` where sequences are cut.
-    """
-
-    def __init__(self, group: Group, axis: int = 0) -> None:
+    def __init__(self, group: Group) -> None:
         super().__init__()
-        self.gather, self.scatter = AllGather(group, axis), ReduceScatter(group, axis)
+        self.gather, self.scatter = AllGather(group, TOKENS), ReduceScatter(group, TOKENS)
 
     def construct(self, x: Tensor) -> Tensor:
-        """Return the whole."""
+        """Return all tokens."""
         return self.gather(x)
 
     def bprop(self, x: Tensor, out: Tensor, dy: Tensor) -> tuple[Tensor]:
-        """Return the gradient of this rank's part."""
+        """Return the gradient of this rank's tokens."""
         return (self.scatter(dy),)
 
 
-class Scattered(nn.Cell):
-    """This rank's part, along an axis, of the ranks' sum: `Leave` where sequences are cut."""
+class LeaveSequence(nn.Cell):
+    """The same where each rank is to have some tokens of a sample."""
 
-    def __init__(self, group: Group, axis: int = 0) -> None:
+    def __init__(self, group: Group) -> None:
         super().__init__()
-        self.gather, self.scatter = AllGather(group, axis), ReduceScatter(group, axis)
+        self.gather, self.scatter = AllGather(group, TOKENS), ReduceScatter(group, TOKENS)
 
     def construct(self, x: Tensor) -> Tensor:
-        """Return the part."""
+        """Return this rank's tokens."""
         return self.scatter(x)
 
     def bprop(self, x: Tensor, out: Tensor, dy: Tensor) -> tuple[Tensor]:
         """Return the gradient of x."""
         return (self.gather(dy),)
+
+
+TOKENS = 1  # the axis of (B, T, H)
 
 
 def same(x: Tensor) -> Tensor:
@@ -201,14 +202,14 @@ def enter(cut: Cut) -> Callable[[Tensor], Tensor]:
     """Return what a tensor (B, T, H) goes through before a layer of which each rank has some outputs."""
     if cut.group is None:
         return same
-    return Gathered(cut.group, 1) if cut.sequence else Enter(cut.group)
+    return EnterSequence(cut.group) if cut.sequence else Enter(cut.group)
 
 
 def leave(cut: Cut) -> nn.Cell | None:
     """Return what a tensor (B, T, H) goes through after a layer of which each rank has some inputs."""
     if cut.group is None:
         return None
-    return Scattered(cut.group, 1) if cut.sequence else Leave(cut.group)
+    return LeaveSequence(cut.group) if cut.sequence else Leave(cut.group)
 
 
 def all_reduce_each(tensors: Sequence[Tensor], group: Group | None) -> list[Tensor]:
@@ -219,6 +220,21 @@ def all_reduce_each(tensors: Sequence[Tensor], group: Group | None) -> list[Tens
 @cache  # layouts of the same ranks share what was compiled
 def _summing(group: Group) -> Callable[..., tuple[Tensor, ...]]:
     return ms.jit(AllReduceEach(group))  # type: ignore[no-any-return]
+
+
+def send(x: Tensor, pair: Group) -> None:
+    """Send a tensor to the other rank of a pair, which receives it at the same time."""
+    if pair.native:
+        ops.Send(0, 1 - pair.index, group=pair.name)(x)
+    else:
+        all_reduce_each([x], pair)
+
+
+def receive(shape: tuple[int, ...], pair: Group) -> Tensor:
+    """Return the tensor that the other rank of a pair sends."""
+    if pair.native:
+        return ops.Receive(0, 1 - pair.index, list(shape), ms.float32, group=pair.name)()
+    return all_reduce_each([ops.zeros(shape)], pair)[0]
 
 
 def total(values: Sequence[float], group: Group | None) -> list[float]:

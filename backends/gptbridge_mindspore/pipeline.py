@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from gptbridge.rules.pipelining import Turn, turns
-from gptbridge_mindspore.collectives import Group, all_reduce_each
+from gptbridge_mindspore.collectives import receive, send
 from gptbridge_mindspore.parallel import Groups
 from gptbridge_specs.run import ParallelSpec
 
@@ -63,7 +63,7 @@ class Neighbours:
 
     def __init__(self, parallel: ParallelSpec, stage: int, groups: Groups) -> None:
         self._stages, self._count = parallel.pipeline, parallel.pipeline * parallel.virtual_pipeline
-        self._stage, self._groups = stage, groups
+        self._stage, self._onward, self._back = stage, groups.onward, groups.back
         self._arrived: dict[tuple[int, int, bool], Tensor] = {}
 
     def exchange(self, now: list[Pass], results: Mapping[int, Tensor], shape: tuple[int, ...]) -> None:
@@ -75,22 +75,15 @@ class Neighbours:
             key = (each.following, each.turn.micro_batch, each.turn.backward)
             if each.stage == taker == self._stage:
                 self._arrived[key] = results[each.number]
-            elif each.stage == self._stage:
-                self._send(results[each.number], forward=not each.turn.backward)
-            elif taker == self._stage:
-                self._arrived[key] = self._receive(shape, forward=not each.turn.backward)
+                continue
+            if self._onward is None or self._back is None or self._stage not in (each.stage, taker):
+                continue
+            towards, along = (self._back, self._onward) if each.turn.backward else (self._onward, self._back)
+            if each.stage == self._stage:
+                send(results[each.number], towards)
+            else:
+                self._arrived[key] = receive(shape, along)
 
     def taken(self, each: Pass) -> Tensor:
         """Return what arrived for a turn."""
         return self._arrived.pop((each.number, each.turn.micro_batch, each.turn.backward))
-
-    def _send(self, x: Tensor, *, forward: bool) -> None:
-        _met(x, self._groups.onward if forward else self._groups.back)
-
-    def _receive(self, shape: tuple[int, ...], *, forward: bool) -> Tensor:
-        return _met(ops.zeros(shape), self._groups.back if forward else self._groups.onward)
-
-
-def _met(x: Tensor, pair: Group | None) -> Tensor:
-    """Return what a pair of ranks has together, of which one has zeros."""
-    return all_reduce_each([x], pair)[0]

@@ -279,9 +279,9 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         several = groups.replicas if self._by_rows is None else groups.data
         found = dict(zip(found, all_reduce_each(list(found.values()), several), strict=True))
         if self._between.sequence:
-            found |= _summed(found, self._uncut, groups.tensor)
+            found |= summed(found, self._uncut, groups.tensor)
         if self._spec.model.tie_word_embeddings:
-            found |= _summed(found, [name for name in found if name == TIED], groups.ends)
+            found |= summed(found, [name for name in found if name == TIED], groups.ends)
         self._gradients = found
         return all_reduce_each([total], groups.all)[0]
 
@@ -321,7 +321,7 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         return self._optimizer.kept.get(kind, 1.0)
 
 
-def _summed(tensors: Mapping[str, Tensor], names: Sequence[str], group: Group | None) -> dict[str, Tensor]:
+def summed(tensors: Mapping[str, Tensor], names: Sequence[str], group: Group | None) -> dict[str, Tensor]:
     """Return the sums over the ranks of some of the tensors."""
     return dict(zip(names, all_reduce_each([tensors[name] for name in names], group), strict=True))
 
