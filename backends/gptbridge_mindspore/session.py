@@ -81,16 +81,20 @@ class MindSporeModel:
         self._dtype = COMPUTE[spec.precision.compute]
         self._kernels = KERNELS[device.kind]
         self._cut = cut_of(spec.model, self._place, self._groups)
-        self._loss = LinearCrossEntropy(self._dtype, self._cut, spec.model.vocab_size)
-        self._token_losses, self._logits = ms.jit(self._loss.token_losses), ms.jit(self._loss.logits)
+        self._head = self._new_head()
+        self._token_losses, self._logits = ms.jit(self._head.token_losses), ms.jit(self._head.logits)
         self._weights = self._open()
 
     def _open(self) -> dict[str, Parameter]:
         """Build the graphs that read the model; return the weights that this rank holds."""
         self._model = self._built(self._cut, range(self._spec.model.num_layers))
         self._forward = ms.jit(self._model)
-        self._step = ms.jit(CachedStep(self._spec.model, self._model, self._loss, self._dtype))
+        self._step = ms.jit(CachedStep(self._spec.model, self._model, self._head, self._dtype))
         return self._model.weights()
+
+    def _new_head(self) -> LinearCrossEntropy:
+        """Return what is after the model; jit of a method makes it what other graphs find in a Cell."""
+        return LinearCrossEntropy(self._dtype, self._cut, self._spec.model.vocab_size)
 
     def _built(self, cut: Cut, layers: range) -> GPT:
         model = GPT(
@@ -229,7 +233,8 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
             trained = self._built(self._between, trained.layers)
             trained.adopt(self._weights)
         self._dropout = self._kernels.dropout(spec.model, self._between, all_sites(spec.model))
-        graph = LossAndGradients(spec.model, trained, spec.training.recompute, self._loss, self._dropout)
+        head, recompute = self._new_head(), spec.training.recompute
+        graph = LossAndGradients(spec.model, trained, recompute, head, self._dropout)
         self._loss_and_gradients = ms.jit(graph)
 
     def clear_gradients(self) -> None:

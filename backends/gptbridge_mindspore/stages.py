@@ -42,13 +42,13 @@ class StagedModel(MindSporeModel):
         self._embed, self._forward = ms.jit(self._embedding), ms.jit(self._layer)
         self._cached = ms.jit(CachedBlock(spec.model, self._model.h[0], self._dtype))
         self._final = ms.jit(self._model.final)
-        self._after_last = ms.jit(CachedStep(spec.model, self._model, self._loss, self._dtype).after_last)
+        self._after_last = ms.jit(CachedStep(spec.model, self._model, self._head, self._dtype).after_last)
         return self._pieces.weights
 
     def _cells(self, cut: Cut, net: GPT) -> tuple[Embedding, Layer]:
         """Return what a stage begins with, and a layer."""
         model, dropout = self._spec.model, self._kernels.dropout
-        ends = Ends(net, self._loss)
+        ends = Ends(net, self._new_head())
         layer = Layer(net.h[0], dropout(model, cut, layer_sites(model, 0)), model)
         return Embedding(ends, dropout(model, cut, embedding_sites(model))), layer
 
