@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -141,8 +142,9 @@ def join(spec: RunSpec, device: Device) -> World | None:
 
     groups = groups_of(place, native=device.kind == "ascend")
     total([0.0], groups.all)
-    for number in (signal.SIGINT, signal.SIGTERM):  # MindSpore's first collective takes them from Python
-        signal.signal(number, signal.getsignal(number))
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):  # MindSpore's first collective takes them from Python
+            signal.signal(number, signal.getsignal(number))
 
     def barrier() -> None:
         total([0.0], groups.all)
