@@ -124,6 +124,14 @@ def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence
 
 
 @hookspec(firstresult=True)
+def gptbridge_rank() -> int | None:
+    """Worker: return which rank the launcher has made this process; None: it does not say, or this is none.
+
+    No framework is imported.
+    """
+
+
+@hookspec(firstresult=True)
 def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
     """Worker: meet the other ranks of `spec.parallel`; without an answer this process is the only one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,11 @@ from gptbridge.hookspecs import Launch
 from gptbridge.plugins.capabilities import SINGLE_DEVICE
 
 LIMITS = SINGLE_DEVICE
+
+
+def rank() -> int | None:
+    """Return which rank msrun has made this process; None for its scheduler, and where there is no msrun."""
+    return int(os.environ["RANK_ID"]) if os.environ.get("MS_ROLE") == "MS_WORKER" else None
 
 
 def launch_command(launch: Launch, command: Sequence[str]) -> list[str]:

@@ -103,6 +103,12 @@ def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence
 
 
 @hookimpl
+def gptbridge_rank() -> int | None:
+    """Return the rank of this process."""
+    return parallel.rank()
+
+
+@hookimpl
 def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
     """Build the model on `device`, to be read."""
     from gptbridge_mindspore.session import MindSporeModel

@@ -20,7 +20,7 @@ from gptbridge.process.place import share
 from gptbridge_paddle.groups import Group
 
 SUM, MAX = dist.ReduceOp.SUM, dist.ReduceOp.MAX
-BUCKET = 2**20  # numbers that travel together
+BUCKET = 2**18  # numbers that travel together
 
 
 def all_reduce(x: Tensor, group: Group | None, operation: int = SUM) -> Tensor:

@@ -69,8 +69,9 @@ class GPT(nn.Layer):
         if first:
             self.wpe = table(model.max_position_embeddings)
             self.dropout = Dropout(model.hidden_dropout_prob, None, "embedding", cut)
-        blocks = {str(n): sharded(Block(model, n, self.recompute, cut), sharding) for n in layers}
-        self.h = nn.LayerDict(blocks)
+        forgotten = {"full_attn": "attn", "full": ""}.get(recompute)
+        blocks = {n: sharded(Block(model, n, self.recompute, cut), sharding, forgotten) for n in layers}
+        self.h = nn.LayerDict({str(n): block for n, block in blocks.items()})
         if last:
             self.ln_f = sharded(norm(model), sharding)
             if not self.tied:

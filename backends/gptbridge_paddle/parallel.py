@@ -59,6 +59,11 @@ class Groups:
     returning: Group | None = None  # and from the next
 
 
+def rank() -> int | None:
+    """Return which rank paddle.distributed.launch has made this process."""
+    return int(os.environ["PADDLE_TRAINER_ID"]) if "PADDLE_TRAINER_ID" in os.environ else None
+
+
 def launch_command(launch: Launch, command: Sequence[str]) -> list[str]:
     """Return paddle.distributed.launch around `command`."""
     options = {

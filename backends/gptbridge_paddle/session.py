@@ -206,7 +206,7 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
     def clear_gradients(self) -> None:
         """Drop every gradient."""
         for tensor in self._trains.values():
-            tensor.clear_gradient(set_to_zero=False)
+            tensor.grad = None  # clear_gradient would keep its memory
 
     def backward(
         self,

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import paddle
 from paddle import Tensor, nn
-from paddle.autograd import PyLayer
+from paddle.autograd import PyLayer, saved_tensors_hooks
 
 from gptbridge.process.place import chunk
 from gptbridge_paddle.collectives import all_gather, reduce_scatter
@@ -37,13 +37,17 @@ class Sharding:
         return [stop - start for start, stop in self.cuts(rows)]
 
 
-def sharded(layer: nn.Layer, sharding: Sharding) -> nn.Layer:
-    """Return the layer, its parameters and those of the layers in it shared as the stage says."""
+def sharded(layer: nn.Layer, sharding: Sharding, recomputed: str | None = None) -> nn.Layer:
+    """Return the layer, its parameters and those of the layers in it shared as the stage says.
+
+    `recomputed` is the layer in it ("" for all) that keeps nothing for the backward pass anyway.
+    """
     if sharding.group is None or not sharding.stage:
         return layer
-    for part in layer.sublayers(include_self=True):
+    for name, part in layer.named_sublayers(include_self=True):
         if part._parameters:
             _share(part, sharding, sharding.group.rank)
+            part.regathers = sharding.stage == 3 and (recomputed is None or not name.startswith(recomputed))
     return layer
 
 
@@ -62,7 +66,7 @@ def _share(layer: nn.Layer, sharding: Sharding, rank: int) -> None:
     if sharding.stage > 1:
         kind: Any = type(layer)
         layer.__class__ = _gathering(kind)
-        layer.sharding, layer.rows = sharding, rows
+        layer.sharding, layer.rows, layer.used = sharding, rows, None
 
 
 def trained(parameter: Tensor) -> Tensor:
@@ -75,7 +79,7 @@ def reduce_gradient(parameter: Tensor, sharding: Sharding) -> None:
     if parameter.grad is not None and trained(parameter) is not parameter:
         lengths = sharding.lengths(parameter.shape[0])
         trained(parameter).grad = reduce_scatter(parameter.grad, sharding.group, 0, lengths)
-        parameter.clear_gradient(set_to_zero=False)
+        parameter.grad = None  # clear_gradient would keep its memory
 
 
 def spread(parameters: Iterable[Tensor], sharding: Sharding) -> None:
@@ -87,18 +91,44 @@ def spread(parameters: Iterable[Tensor], sharding: Sharding) -> None:
 
 
 class _Gathering(nn.Layer):
-    """A layer each of whose parameters is gathered when it is used."""
+    """A layer each of whose parameters is gathered when it is used, and once more for the backward pass."""
 
     sharding: Sharding
     rows: dict[str, int]
+    regathers: bool
+    used: dict[int, tuple[str, Tensor]] | None  # during a call, what was gathered for it, by address
 
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
         if name not in self._parameters:
             return found
-        own, lengths, group = trained(found), self.sharding.lengths(self.rows[name]), self.sharding.group
-        gather = found.detach if own is not found else lambda: all_gather(own, group, 0, lengths)
-        return _Gather.apply(own, gather, group, lengths)
+        own = trained(found)
+        gather = found.detach if own is not found else partial(self._gather, name)
+        whole = _Gather.apply(own, gather, self.sharding.group, self.sharding.lengths(self.rows[name]))
+        if self.used is not None:
+            self.used[whole.data_ptr()] = name, whole
+        return whole
+
+    def __call__(self, *inputs: Any) -> Any:
+        if not self.regathers:
+            return super().__call__(*inputs)
+        self.used = {}
+        with saved_tensors_hooks(self._forget, self._find):
+            result = super().__call__(*inputs)
+        self.used = None
+        return result
+
+    def _gather(self, name: str) -> Tensor:
+        lengths = self.sharding.lengths(self.rows[name])
+        return all_gather(self._parameters[name], self.sharding.group, 0, lengths)
+
+    def _forget(self, kept: Tensor) -> Tensor | str:
+        """Return what is kept for the backward pass: of a weight its name."""
+        found = self.used and self.used.get(kept.data_ptr())
+        return found[0] if found else kept.detach()  # what made it would keep itself alive
+
+    def _find(self, kept: Tensor | str) -> Tensor:
+        return self._gather(kept) if isinstance(kept, str) else kept
 
 
 @cache

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from gptbridge.process.place import share
+
 SUM, MAX = dist.ReduceOp.SUM, dist.ReduceOp.MAX
 
 
@@ -44,6 +46,23 @@ def reduce_scatter(x: Tensor, group: ProcessGroup | None, dim: int, lengths: Seq
     mine = parts.new_empty((len(parts) // len(lengths), *parts.shape[1:]))
     dist.reduce_scatter_tensor(mine, parts, SUM, group)
     return mine.narrow(dim, 0, lengths[dist.get_rank(group)])
+
+
+def send(x: Tensor, group: ProcessGroup, to: int) -> None:
+    """Give `x` to the rank that is number `to` of the group, and wait until it is on the way."""
+    dist.send(x.contiguous(), group=group, group_dst=to)
+
+
+def receive(x: Tensor, group: ProcessGroup, source: int) -> Tensor:
+    """Fill `x` with what rank `source` of the group sends; return it."""
+    dist.recv(x, group=group, group_src=source)
+    return x
+
+
+def broadcast(x: Tensor, group: ProcessGroup, source: int) -> Tensor:
+    """Fill `x` with what rank `source` of the group has there; return it."""
+    dist.broadcast(x, group=group, group_src=source)
+    return x
 
 
 def _padded(x: Tensor, dim: int, length: int) -> Tensor:
@@ -77,11 +96,11 @@ class Cut:
 
     def part(self, size: int) -> tuple[int, int]:
         """Return [start, stop) of this rank's part of `size` entries: as `tensor_slice` cuts weights."""
-        return self.index * size // self.degree, (self.index + 1) * size // self.degree
+        return share(size, self.degree, self.index)
 
     def lengths(self, size: int) -> list[int]:
         """Return how many of `size` entries each rank has."""
-        return [(n + 1) * size // self.degree - n * size // self.degree for n in range(self.degree)]
+        return [stop - start for start, stop in (share(size, self.degree, n) for n in range(self.degree))]
 
 
 def enter(x: Tensor, cut: Cut) -> Tensor:

@@ -10,7 +10,7 @@ from gptbridge_specs import ModelSpec
 from gptbridge_torch.cache import Cache
 from gptbridge_torch.collectives import Cut, enter
 from gptbridge_torch.loss import Words
-from gptbridge_torch.parts import Attention, FeedForward, Recompute, dropout, embed, norm
+from gptbridge_torch.parts import Attention, Dropout, FeedForward, Recompute, embed, norm
 
 LAYOUT = gpt2_in_memory("torch", out_in=True)  # as nn.Linear has them
 
@@ -25,20 +25,21 @@ class Block(nn.Module):
         self.attn = Attention(model, layer, recompute, cut)
         self.ln_2 = norm(model)
         self.mlp = FeedForward(model, cut)
-        self.dropout = dropout(model.hidden_dropout_prob)
+        self.attn_dropout = Dropout(model.hidden_dropout_prob, layer, "attn", cut)
+        self.mlp_dropout = Dropout(model.hidden_dropout_prob, layer, "mlp", cut)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None, seed: int | None = None) -> Tensor:
         """Add attention, then feed-forward, to the residual stream; x and the result are (B, T, H)."""
-        x = x + self.dropout(self.recompute("full_attn", self.attn, self.ln_1(x), cache))
-        return x + self.dropout(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
+        x = x + self.attn_dropout(self.recompute("full_attn", self.attn, self.ln_1(x), cache, seed), seed)
+        return x + self.mlp_dropout(self.mlp(self.ln_2(x)), seed)  # type: ignore[no-any-return]
 
 
 class GPT(nn.Module):
     """The layers `layers` of the model, with the embeddings before them if they are the first, and the
     last norm and the head if they are the last.
 
-    The product with `head`, which makes logits of the result, is the loss's affair. `stream_dtype` is the
-    type of the residual stream between the blocks.
+    The product with `head`, which makes logits of the result, is the loss's affair. Products are computed in
+    `dtype`; `stream_dtype` is the type of the residual stream between the blocks.
     """
 
     def __init__(
@@ -49,11 +50,13 @@ class GPT(nn.Module):
         first: bool,
         last: bool,
         recompute: str,
+        dtype: torch.dtype,
         stream_dtype: torch.dtype,
         cut: Cut,
     ) -> None:
         super().__init__()
-        self.stream_dtype = stream_dtype
+        self.width = model.hidden_size
+        self.dtype, self.stream_dtype = dtype, stream_dtype
         self.recompute = Recompute(recompute, model)
         self.first, self.last = first, last
         self.cut = cut
@@ -63,7 +66,7 @@ class GPT(nn.Module):
             self.wte = nn.Embedding(model.vocab_size, model.hidden_size)
         if first:
             self.wpe = nn.Embedding(model.max_position_embeddings, model.hidden_size)
-            self.dropout = dropout(model.hidden_dropout_prob)
+            self.dropout = Dropout(model.hidden_dropout_prob, None, "embedding", cut)
         self.h = nn.ModuleDict({str(n): Block(model, n, self.recompute, cut) for n in layers})
         if last:
             self.ln_f = norm(model)
@@ -75,19 +78,32 @@ class GPT(nn.Module):
         """The output projection, this rank's rows of (V, H)."""
         return self.wte.weight if self.tied else self.lm_head.weight  # type: ignore[return-value]
 
-    def forward(self, x: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Return the hidden states (B, T, H) after these layers.
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        seed: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return the hidden states (B, T, H) after these layers, those after the last one in `dtype`.
 
         `x` are token ids (B, T), or the hidden states that the stage before returned. `positions` (B, T)
-        are the tokens' places, by default 0 to T - 1.
+        are the tokens' places, by default 0 to T - 1. Dropout is drawn from `seed`.
         """
-        if self.first:
-            places = self.wpe(positions) if positions is not None else self.wpe.weight[self._span(x.shape[1])]
-            x = embed(x, self.wte.weight, self.words, self.cut)
-            x = self.dropout((x + places).to(self.stream_dtype))
-        for block in self.h.values():
-            x = self.recompute("full", block, x, cache)
-        return enter(self.ln_f(x), self.cut) if self.last else x
+        drawn = None if seed is None else int(seed)
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if self.first:
+                places = (
+                    self.wpe.weight[slice(*self.span(x.shape[1]))]
+                    if positions is None
+                    else self.wpe(positions)
+                )
+                x = embed(x, self.wte.weight, self.words, self.cut)
+                x = self.dropout((x + places).to(self.stream_dtype), drawn)
+            for block in self.h.values():
+                x = self.recompute("full", block, x, cache, drawn)
+            return enter(self.ln_f(x).to(self.dtype), self.cut) if self.last else x
 
-    def _span(self, length: int) -> slice:
-        return slice(length) if self.cut.length is None else slice(*self.cut.part(length))
+    def span(self, length: int) -> tuple[int, int]:
+        """Return which of `length` positions this rank's residual stream has."""
+        return (0, length) if self.cut.length is None else self.cut.part(length)

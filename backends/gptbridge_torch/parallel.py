@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gptbridge.errors import UsageError
 from gptbridge.hookspecs import Launch
-from gptbridge.plugins.capabilities import SINGLE_DEVICE
+from gptbridge.plugins.capabilities import SEQUENCE_NEEDS_TENSOR, Limit
 from gptbridge.process.place import REPLICAS, Place
 from gptbridge.process.world import World
 
@@ -21,8 +21,44 @@ if TYPE_CHECKING:
     from gptbridge.session import Device
     from gptbridge_specs import RunSpec
 
-DONE = ("parallel.data", "parallel.tensor", "parallel.sequence")
-LIMITS = tuple(limit for limit in SINGLE_DEVICE if limit.field not in DONE)
+
+def _micro_batches(spec: RunSpec) -> int:
+    replicas = spec.parallel.data * spec.parallel.sharding
+    return spec.training.global_batch_size // (replicas * spec.micro_batch_size)
+
+
+LIMITS = (
+    SEQUENCE_NEEDS_TENSOR,
+    Limit(
+        "parallel.sharding_stage",
+        lambda spec, _: spec.parallel.sharding_stage > 0 and spec.parallel.sharding == 1,
+        "nothing is sharded over one rank: set parallel.sharding",
+    ),
+    Limit(
+        "parallel.virtual_pipeline",
+        lambda spec, _: spec.parallel.virtual_pipeline > 1 and spec.parallel.pipeline == 1,
+        "there is one stage: set parallel.pipeline",
+    ),
+    Limit(
+        "parallel.virtual_pipeline",
+        lambda spec, _: (
+            spec.parallel.virtual_pipeline > 1
+            and spec.parallel.pipeline_schedule == "1f1b"
+            and _micro_batches(spec) % spec.parallel.pipeline > 0
+        ),
+        "interleaved stages take micro-batches by the round: parallel.pipeline must divide the number of "
+        "micro-batches of a step, or pipeline_schedule be gpipe",
+    ),
+    Limit(
+        "training.compile",
+        lambda spec, _: (
+            spec.training.compile
+            and (spec.parallel.tensor > 1 or spec.parallel.pipeline > 1)
+            and (spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0)
+        ),
+        "compiled dropout draws alike on all tensor ranks and for no one stage: set compile or dropout aside",
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +66,18 @@ class Groups:
     """The ranks that a rank works with; None where it would be alone."""
 
     all: ProcessGroup | None = None
-    replicas: ProcessGroup | None = None  # they see different samples
     tensor: ProcessGroup | None = None
+    pipeline: ProcessGroup | None = None
+    ends: ProcessGroup | None = None  # the first and last stage, which both have a tied embedding
+    sharding: ProcessGroup | None = None
+    data: ProcessGroup | None = None
+    replicas: ProcessGroup | None = None  # they see different samples
     losses: ProcessGroup | None = None  # each has its own part of the loss, or none of it
+
+
+def rank() -> int | None:
+    """Return which rank torchrun has made this process."""
+    return int(os.environ["RANK"]) if "RANK" in os.environ else None
 
 
 def launch_command(launch: Launch, command: Sequence[str]) -> list[str]:
@@ -72,8 +117,12 @@ def join(spec: RunSpec, device: Device) -> World | None:
     place = Place(spec.parallel, dist.get_rank())
     groups = Groups(
         all=dist.group.WORLD,
-        replicas=_group(place.groups(*REPLICAS)),
         tensor=_group(place.groups("tensor")),
+        pipeline=_group(place.groups("pipeline")),
+        ends=_group(place.ends()) if place.degree("pipeline") > 1 else None,
+        sharding=_group(place.groups("sharding")),
+        data=_group(place.groups("data")),
+        replicas=_group(place.groups(*REPLICAS)),
         losses=_group(place.groups("pipeline", *REPLICAS)),
     )
 
@@ -96,14 +145,13 @@ def join(spec: RunSpec, device: Device) -> World | None:
 
 
 def _group(ranks: list[list[int]]) -> ProcessGroup | None:
-    """Return this rank's group of `ranks`, or None where every rank is alone."""
+    """Return this rank's group of `ranks`; None where every rank is alone, or this one in none."""
     return None if len(ranks[0]) == 1 else _made(tuple(map(tuple, ranks)))
 
 
 @cache  # layouts of the same ranks share them
-def _made(ranks: tuple[tuple[int, ...], ...]) -> ProcessGroup:
+def _made(ranks: tuple[tuple[int, ...], ...]) -> ProcessGroup | None:
     import torch.distributed as dist
 
     made = {group: dist.new_group(list(group)) for group in ranks}  # every rank makes all of them
-    mine: ProcessGroup = next(made[group] for group in ranks if dist.get_rank() in group)
-    return mine
+    return next((made[group] for group in ranks if dist.get_rank() in group), None)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gptbridge.rules.dropout import site_seed
 from gptbridge_specs import ModelSpec
 from gptbridge_torch.cache import Cache
 from gptbridge_torch.collectives import Cut, enter, leave
@@ -27,9 +28,37 @@ def norm(model: ModelSpec) -> nn.Module:
     return nn.LayerNorm(model.hidden_size, model.layernorm_epsilon)
 
 
-def dropout(probability: float) -> nn.Module:
-    """Return a dropout that costs nothing at probability 0."""
-    return nn.Dropout(probability) if probability else nn.Identity()
+class Dropout(nn.Module):
+    """Dropout of the residual stream at one site, drawn from a micro-batch's seed and the site alone.
+
+    Without a seed it goes on where the device's generator stands: a compiled model has one for all sites.
+    """
+
+    def __init__(self, probability: float, layer: int | None, site: str, cut: Cut) -> None:
+        super().__init__()
+        self.probability, self.layer, self.site, self.cut = probability, layer, site, cut
+
+    def forward(self, x: Tensor, seed: int | None) -> Tensor:
+        """Return `x` with its dropout: of the whole stream's, the part that this rank has."""
+        if not self.probability or not self.training:
+            return x
+        sow(x.device, seed, self.layer, self.site)
+        if self.cut.length is None:
+            return F.dropout(x, self.probability)
+        whole = F.dropout(x.new_ones((len(x), self.cut.length, x.shape[2])), self.probability)
+        start, stop = self.cut.part(self.cut.length)
+        return x * whole[:, start:stop]
+
+
+def sow(device: torch.device, seed: int | None, layer: int | None, site: str) -> None:
+    """Seed what the next dropout on `device` draws."""
+    if seed is None:
+        return
+    drawn = site_seed(seed, layer, site)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(drawn)  # torch.manual_seed goes through all kinds of devices
+    else:
+        torch.get_device_module(device).manual_seed(drawn)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -69,7 +98,8 @@ class Row(nn.Linear):
         """Return the stream (B, T, out) of this rank's part of (B, T, in)."""
         if self.cut.group is None:
             return product(x, self.weight, self.bias)
-        return leave(product(x, self.weight), self.cut) + self.bias  # once, not by every rank
+        y = leave(product(x, self.weight), self.cut)
+        return y + self.bias.to(y.dtype)  # once, not by every rank
 
 
 def embed(tokens: Tensor, weight: Tensor, words: Words, cut: Cut) -> Tensor:
@@ -104,21 +134,25 @@ class Attention(nn.Module):
         self.head_size = model.head_size
         self.dropout_prob = model.attention_probs_dropout_prob
         self.recompute = recompute
+        # The fused kernel draws by itself: a rank for its heads alone.
+        self.site = "attention" if cut.degree == 1 else f"attention of rank {cut.index}"
         self.c_attn = Column(model.hidden_size, 3 * model.hidden_size, cut)
         self.c_proj = Row(model.hidden_size, model.hidden_size, cut)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None, seed: int | None = None) -> Tensor:
         """Attend; x and the result are (B, T, H). With a cache, to what it holds as well."""
         q, k, v = self.c_attn(x).unflatten(-1, (3, -1, self.head_size)).permute(2, 0, 3, 1, 4)
         if cache is None:
-            y = self.recompute("core_attn", self._attend, q, k, v)
+            y = self.recompute("core_attn", self._attend, q, k, v, seed)
         else:
             k, v = cache.update(self.layer, k, v)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask)
         return self.c_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None) -> Tensor:
         dropout_p = self.dropout_prob if self.training else 0.0
+        if dropout_p:
+            sow(q.device, seed, self.layer, self.site)
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
 
 

@@ -84,6 +84,12 @@ def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence
 
 
 @hookimpl
+def gptbridge_rank() -> int | None:
+    """Return the rank of this process."""
+    return parallel.rank()
+
+
+@hookimpl
 def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
     """Meet the other ranks."""
     return parallel.join(spec, device)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-Checkpoint = Annotated[Path, typer.Argument(help="A run folder, or a checkpoint of any dialect.")]
+Checkpoint = Annotated[Path, typer.Argument(help="A run folder, a checkpoint of any dialect, hf:ORG/NAME.")]
 Prompts = Annotated[
     list[str] | None,
     typer.Option("--prompt", "-p", metavar="TEXT", help="A text to continue; repeatable."),

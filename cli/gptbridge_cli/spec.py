@@ -1,19 +1,32 @@
-"""`gptbridge spec`: list, show and check specs; print their JSON Schema."""
+"""`gptbridge spec`: list, show, check and import specs; print their JSON Schema."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gptbridge_cli.lines import paragraph, say
 
+if TYPE_CHECKING:
+    from gptbridge_specs.imports import Imported
+
 app = typer.Typer(no_args_is_help=True)
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--override", "-o", metavar="FIELD=VALUE", help="Set one field.")
+]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override",
+        "-o",
+        metavar="FIELD=VALUE",
+        help="Set one field of the spec, or a key of the file, or a variable of the script.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -111,3 +124,48 @@ def schema() -> None:
     from gptbridge_specs.run import RunSpec
 
     typer.echo(json.dumps(RunSpec.model_json_schema(), indent=2))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="A PaddleFleetX or MindFormers YAML, ModelScope's configuration.json, a script or list of "
+            "arguments of PaddleNLP or Megatron-LM, a PaddleNLP model_config.json."
+        ),
+    ],
+    output: Annotated[Path | None, typer.Option("--output", help="Write the spec here.")] = None,
+    overrides: Changes = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="Training samples: what an epoch is.")] = None,
+    devices: Annotated[int | None, typer.Option(min=1, help="Devices that the run had.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(min=1, help="Tokens that the tokenizer knows.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a spec of another system's configuration; say what becomes of every key."""
+    from gptbridge.errors import UsageError
+    from gptbridge_specs.imports import Facts, import_file
+
+    imported = import_file(file, overrides or (), Facts(samples, devices, vocab_size))
+    if output is not None:
+        try:
+            with output.open("x", encoding="utf-8") as written:
+                written.write(imported.yaml())
+        except OSError as error:
+            raise UsageError(f"cannot be written: {error.strerror}", where=output) from error
+    elif not as_json:
+        typer.echo(imported.yaml(), nl=False)
+    _tell(imported, f"gptbridge train {output or 'run.yaml'}", as_json=as_json)
+
+
+def _tell(imported: Imported, typed: str, *, as_json: bool) -> None:
+    """Print what became of every key, and what can be typed now."""
+    typed = " ".join([typed, *imported.options])
+    if as_json:
+        facts = {"system": imported.system, "spec": imported.spec.model_dump(mode="json"), "train": typed}
+        typer.echo(json.dumps({**facts, "keys": [asdict(line) for line in imported.lines]}, indent=2))
+        return
+    for line in imported.lines:
+        said = f"{line.key} = {line.value}" if line.value is not None else line.key
+        say(f"{line.kind:9}  {said:50}  {line.text}".rstrip(), err=True)
+    say(f"next       {typed}", err=True)

@@ -33,7 +33,7 @@ InitFrom = Annotated[
     typer.Option(
         "--init-from",
         metavar="CHECKPOINT",
-        help="Begin with these weights, of any dialect: they decide the model.",
+        help="Begin with these weights, of any dialect, or hf:ORG/NAME: they decide the model.",
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the whole spec and its size; launch nothing.")]

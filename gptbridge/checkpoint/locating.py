@@ -10,14 +10,18 @@ from gptbridge.checkpoint.state import is_of_a_run
 from gptbridge.checkpoint.store import CHECKPOINTS, CheckpointStore
 from gptbridge.errors import BadInput
 from gptbridge.files import nearby
+from gptbridge.weights.opening.hub import fetched
 
 
 def locate(path: Path, warn: Callable[[str], None]) -> Path:
     """Return the newest good checkpoint of the run folder `path`; else `path` itself, of whatever dialect.
 
+    A name on a hub is fetched.
+
     What a run wrote is compared with its manifest: a damaged newest one is named to `warn` and the one
     before is taken. BadInput for one that is named itself, or where all are damaged, or nothing is there.
     """
+    path = fetched(path)
     try:
         newest = CheckpointStore(path / CHECKPOINTS).newest_good(warn)
         if newest is not None:

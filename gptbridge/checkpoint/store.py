@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from gptbridge.checkpoint.manifest import verify, write_manifest
+from gptbridge.checkpoint.manifest import Entry, verify, write_manifest
 from gptbridge.errors import BadInput, BridgeError, RunFailed
 from gptbridge.files import identity, sync_folder
 from gptbridge_specs.run import CheckpointSpec
@@ -64,20 +64,23 @@ class CheckpointStore:
             )
         return None
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+    def saving(self, step: int) -> Path:
+        """Return the hidden folder that becomes the checkpoint of `step` once it is whole."""
+        return self.folder / (_SAVING + self.path(step).name)
+
+    def save(self, step: int, write: Callable[[Path], Mapping[str, Entry] | None]) -> Path:
         """Let `write` fill a folder and make it the checkpoint of `step`.
 
-        RunFailed when the disk does not take it: then nothing of it is left, and the checkpoints
-        from before are untouched; or when the run's folder has gone, by a new name or for good.
+        What `write` returns is known of its files already. RunFailed when the disk does not take it: then
+        nothing of it is left, and the checkpoints from before are untouched; or when the run's folder has
+        gone, by a new name or for good.
         """
         if self._run not in (None, identity(self.folder.parent)):
             raise RunFailed(MOVED, where=self.folder.parent, hint=FOLLOW)
-        final = self.path(step)
-        saving = final.with_name(_SAVING + final.name)
+        final, saving = self.path(step), self.saving(step)
         with _all_or_nothing(saving, final):
             saving.mkdir(parents=True)
-            write(saving)
-            write_manifest(saving)
+            write_manifest(saving, write(saving))
             sync_folder(saving)
             if final.exists():
                 final.rename(final.with_name(_REPLACED + final.name))

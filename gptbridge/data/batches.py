@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,14 +13,16 @@ from itertools import count, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.data.dataset import open_dataset
-from gptbridge.data.sampling import SPLITS, Samples, Split, split_bounds
+from gptbridge.data.dataset import joined, open_dataset
+from gptbridge.data.sampling import SPLITS, Mixture, Samples, Split, split_bounds
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
-from gptbridge.data.tokens import Ids, TokenDataset, beyond, sampled_blocks
+from gptbridge.data.tokens import Ids, TokenDataset, beyond, offsets_of, sampled_blocks
 from gptbridge.errors import UsageError
 from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import Batch
 from gptbridge_specs import RunSpec
+
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class RunData:
     dataset: TokenDataset
     tokenizer: Tokenizer
     thread: ThreadPoolExecutor  # one: it makes the next batch
+    parts: tuple[TokenDataset, ...] = ()  # of a mixture, which `dataset` joins
+    held: TokenDataset | None = None  # to evaluate on, where it is no part of `dataset`
     rank: int = 0
     ranks: int = 1
 
@@ -44,16 +49,32 @@ class RunData:
         if batch % (ranks * micro):
             problem = f"{batch} is not a multiple of {ranks} replicas x micro_batch_size"
             raise UsageError(problem, where="training.global_batch_size")
+        size = self.spec.evaluation.global_batch_size
+        if size is not None and size % ranks:
+            raise UsageError(
+                f"{size} is not a multiple of {ranks} replicas", where="evaluation.global_batch_size"
+            )
         return replace(self, rank=rank, ranks=ranks)
 
     @property
     def digest(self) -> str:
-        """The identity of the dataset's content."""
-        return self.dataset.digest
+        """The identity of the content that is trained on."""
+        if not self.parts:
+            return self.dataset.digest
+        return hashlib.sha256(" ".join(part.digest for part in self.parts).encode()).hexdigest()
 
-    def samples(self, split: Split) -> Samples:
+    def samples(self, split: Split) -> Samples | Mixture:
         """Return the samples of a split; UsageError where it holds none."""
-        return samples_of(self.spec, self.dataset, split)
+        if split == "validation" and self.held is not None:
+            return samples_of(self.spec, self.held, split, whole=True)
+        if not self.parts:
+            return samples_of(self.spec, self.dataset, split)
+        firsts = offsets_of([part.tokens for part in self.parts]).tolist()
+        each = [
+            samples_of(self.spec, part, split, first=first)
+            for part, first in zip(self.parts, firsts[:-1], strict=True)
+        ]
+        return Mixture(tuple(each), tuple(part.weight for part in self.spec.data.mixture))
 
     def training(self, first_step: int) -> Iterator[Batch]:
         """Yield the batches of steps `first_step`, `first_step` + 1, ... without end; 1 is the first.
@@ -61,37 +82,47 @@ class RunData:
         Samples beyond training.epochs, which the last batch of the run may need to be whole, are masked.
         """
         samples, epochs = self.samples("training"), self.spec.training.epochs
-        end = samples.of_epochs(epochs) if epochs else None
-        make = partial(self._batch, samples, end)
+        end = samples.of_epochs(epochs) if epochs and isinstance(samples, Samples) else None
+        size = self.spec.training.global_batch_size
+        make = partial(
+            self._batch, self.dataset, samples, size, lambda n: n < (n.max() + 1 if end is None else end)
+        )
         return _prefetched(self.thread, lambda step: make(step, step - 1), count(first_step))
 
     def validation(self) -> Iterator[Batch]:
-        """Yield the first `evaluation.batches` global batches of the validation split, in order.
+        """Yield the first `evaluation.batches` batches of what is evaluated on, in order.
 
         What the split lacks to a whole last batch is filled with masked samples.
         """
         samples = self.samples("validation")
-        whole = -(-samples.per_epoch // self.spec.training.global_batch_size)
+        size = self.spec.evaluation.global_batch_size or self.spec.training.global_batch_size
+        whole = -(-samples.per_epoch // size)
         numbers = range(min(whole, self.spec.evaluation.batches))
-        return _prefetched(
-            self.thread, lambda n: self._batch(samples, samples.per_epoch, 0, n), iter(numbers)
-        )
+        make = partial(self._batch, self.held or self.dataset, samples, size, samples.once)
+        return _prefetched(self.thread, lambda n: make(0, n), iter(numbers))
 
-    def _batch(self, samples: Samples, end: int | None, step: int, number: int) -> Batch:
-        """Return the batch `number` of a split, whose samples from `end` on are masked."""
-        size = self.spec.training.global_batch_size
+    def _batch(
+        self,
+        dataset: TokenDataset,
+        samples: Samples | Mixture,
+        size: int,
+        counts: Callable[[Numbers], NDArray[np.bool_]],
+        step: int,
+        number: int,
+    ) -> Batch:
+        """Return the batch `number` of `size` samples, of which those that do not count are masked."""
         numbers = number * size + np.arange(size)
-        counted = numbers < (numbers.max() + 1 if end is None else end)
+        counted = counts(numbers)
         starts = samples.starts(np.where(counted, numbers, 0))
         mine = self._share(size)
-        tokens = self._read(starts[mine], samples.seq_length + 1)
+        tokens = self._read(dataset, starts[mine], samples.seq_length + 1)
         inputs, labels = tokens[..., :-1], tokens[..., 1:]
         mask = np.broadcast_to(counted[mine][..., None], inputs.shape).copy()
         loss_tokens = int(counted.sum()) * samples.seq_length
         end = self.tokenizer.end_of_text
         if self.spec.data.mask_end_of_text and end is not None:
             mask &= inputs != end
-            everyone = self._read(starts[counted], samples.seq_length)
+            everyone = self._read(dataset, starts[counted], samples.seq_length)
             loss_tokens -= int((everyone == end).sum())
         return Batch(
             np.ascontiguousarray(inputs),
@@ -111,34 +142,42 @@ class RunData:
         """Return which samples of a global batch are this rank's, (A, B)."""
         share = size // self.ranks
         micro = self.spec.training.micro_batch_size or share
+        micro = share if share % micro else micro  # of an evaluation, whose batch is any size
         return np.arange(size).reshape(share // micro, self.ranks, micro)[:, self.rank]
 
-    def _read(self, starts: NDArray[np.int64], length: int) -> NDArray[np.int32]:
+    def _read(self, dataset: TokenDataset, starts: Numbers, length: int) -> NDArray[np.int32]:
         """Return `length` tokens from each of `starts`: shape of `starts` + (length,), all checked."""
-        tokens = np.empty((starts.size, length), self.dataset.source.dtype)
+        tokens = np.empty((starts.size, length), dataset.source.dtype)
         positions = starts.ravel().tolist()
         for row, start in zip(tokens, positions, strict=True):
-            row[:] = self.dataset.source.read(start, start + length)
+            row[:] = dataset.source.read(start, start + length)
         limit = self.spec.model.vocab_size
         if beyond(limit, tokens).any():  # of all at once: row by row it takes as long as the reading
             for row, start in zip(tokens, positions, strict=True):
-                _require_within(limit, row, start, self.dataset)
+                _require_within(limit, row, start, dataset)
         return tokens.astype(np.int32).reshape(*starts.shape, length)
 
 
-def samples_of(spec: RunSpec, dataset: TokenDataset, split: Split) -> Samples:
-    """Return the samples of a split of `dataset`; UsageError where it holds none."""
+def samples_of(
+    spec: RunSpec, dataset: TokenDataset, split: Split, *, whole: bool = False, first: int = 0
+) -> Samples:
+    """Return the samples of a split of `dataset`, or of all of it; UsageError where there is none.
+
+    `first` is the position of its first token in what it is joined with.
+    """
     training, data = spec.training, spec.data
     bounds = split_bounds(dataset.documents, data.split)
     index = SPLITS.index(split)
-    first, last = (int(dataset.offsets[bound]) for bound in bounds[index : index + 2])
+    if whole:
+        bounds, index = (0, dataset.documents, 0, 0), 0
+    begin, end = (int(dataset.offsets[bound]) for bound in bounds[index : index + 2])
     shuffle = data.shuffle and split == "training"
-    samples = Samples(first, last - first, training.seq_length, training.seed, shuffle)
+    samples = Samples(first + begin, end - begin, training.seq_length, training.seed, shuffle)
     if samples.per_epoch == 0:
         raise UsageError(
-            f"the {split} split holds {bounds[index + 1] - bounds[index]} of {dataset.documents} documents, "
-            f"{last - first} tokens: less than one sample of training.seq_length + 1 = "
-            f"{training.seq_length + 1}",
+            f"the {split} split of {dataset.where} holds {bounds[index + 1] - bounds[index]} of "
+            f"{dataset.documents} documents, {end - begin} tokens: less than one sample of "
+            f"training.seq_length + 1 = {training.seq_length + 1}",
             where="data.split",
             hint="Give it a larger share or take a larger dataset"
             + ("; evaluation.interval=0 trains without it" if split == "validation" else ""),
@@ -156,13 +195,17 @@ def open_data(spec: RunSpec) -> Iterator[RunData]:
     """
     if spec.task.name != "language_modeling":
         raise UsageError(f"{spec.task.name} reads no token dataset", where="task.name")
-    dataset = open_dataset(spec.data.path)
+    parts = [open_dataset(path) for path in spec.data.paths or (None,)]
+    dataset = parts[0] if len(parts) == 1 else joined(", ".join(spec.data.paths), parts)
     tokenizer = load_tokenizer(_tokenizer_name(spec, dataset))
-    _check_tokenizer(spec, dataset, tokenizer)
-    for start, ids in sampled_blocks(dataset.source):
-        _require_within(spec.model.vocab_size, ids, start, dataset)
+    held = open_dataset(spec.data.validation_path) if spec.data.validation_path is not None else None
+    for one in (dataset, *([held] if held else [])):
+        _check_tokenizer(spec, one, tokenizer)
+        for start, ids in sampled_blocks(one.source):
+            _require_within(spec.model.vocab_size, ids, start, one)
     with ThreadPoolExecutor(1, "gptbridge-data") as thread:
-        data = RunData(spec, dataset, tokenizer, thread)
+        mixed = tuple(parts) if spec.data.mixture else ()
+        data = RunData(spec, dataset, tokenizer, thread, mixed, held)
         data.samples("training")
         if spec.evaluation.interval:
             data.samples("validation")

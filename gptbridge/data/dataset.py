@@ -19,7 +19,7 @@ from gptbridge.data.tokens import ChainedTokens, TokenDataset, offsets_of
 from gptbridge.errors import BadInput
 from gptbridge.files import nearby
 
-__all__ = ["TokenDataset", "is_dataset", "open_dataset"]
+__all__ = ["TokenDataset", "is_dataset", "joined", "open_dataset"]
 
 _ALLOWED = (
     "the PREFIX of .bin and .idx or of _ids.npy and _idx.npz, a .bin, a .mindrecord, or a folder of them"
@@ -84,7 +84,7 @@ def open_dataset(path: str | None) -> TokenDataset:
             hint="Name the file of one of them",
         )
     datasets = [one.format.open(one.stem) for one in found]
-    dataset = datasets[0] if len(datasets) == 1 else _joined(path, datasets)
+    dataset = datasets[0] if len(datasets) == 1 else joined(path, datasets)
     if dataset.tokens == 0:
         raise BadInput("holds no token", where=path)
     return dataset
@@ -119,8 +119,11 @@ def _datasets_in(folder: Path) -> Iterator[_Found]:
                 break
 
 
-def _joined(path: str, datasets: list[TokenDataset]) -> TokenDataset:
-    """Return the documents of all `datasets`, one after the other."""
+def joined(path: str, datasets: list[TokenDataset]) -> TokenDataset:
+    """Return the documents of all `datasets`, one after the other, as one that is called `path`.
+
+    BadInput where they were made with different tokenizers.
+    """
     first = datasets[0]
     for other in datasets[1:]:
         if (other.tokenizer_identity, other.vocab_size) != (first.tokenizer_identity, first.vocab_size):

@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 Split = Literal["training", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("training", "validation", "test")
 
-_ROUNDS = 8
+_ROUNDS = 8  # of the permutation
+_ROUND = 1 << 16  # samples of a mixture
 
 
 def split_bounds(documents: int, shares: Sequence[float]) -> tuple[int, int, int, int]:
@@ -97,6 +99,10 @@ class Samples:
         """Return the samples of so many epochs: at least one."""
         return max(1, round(epochs * self.per_epoch))
 
+    def once(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which of `numbers` are of the first epoch."""
+        return numbers < self.per_epoch
+
     def starts(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the position of the first token of each sample, in the shape of `numbers`."""
         epochs, within = np.divmod(numbers, self.per_epoch)
@@ -106,3 +112,82 @@ class Samples:
                 order = Permutation(self.per_epoch, seed=self.seed, epoch=int(epoch))
                 within[here] = order(within[here])
         return self.first_token + within * self.seq_length
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The samples of several datasets in turn: a round of 65,536 has of each what its weight says.
+
+    The round is the same for all: within it, and so in every stretch of samples, each dataset is at most
+    about one sample off its share. Those of one dataset come in its own order, whatever the others are.
+    """
+
+    parts: tuple[Samples, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all datasets."""
+        return sum(part.tokens for part in self.parts)
+
+    @property
+    def seq_length(self) -> int:
+        """Tokens of a sample."""
+        return self.parts[0].seq_length
+
+    @property
+    def per_epoch(self) -> int:
+        """Samples until every dataset has been taken through once."""
+        return max(self._first_pass(i) for i in range(len(self.parts)))
+
+    def once(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell which of `numbers` are of the first pass over their dataset."""
+        which, own = self._own(numbers)
+        passes = np.array([part.per_epoch for part in self.parts])
+        result: NDArray[np.bool_] = own < passes[which]
+        return result
+
+    def starts(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the position of the first token of each sample, in the shape of `numbers`."""
+        which, own = self._own(numbers)
+        result = np.empty_like(own)
+        for i, part in enumerate(self.parts):
+            result[which == i] = part.starts(own[which == i])
+        return result
+
+    def _own(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return which dataset each sample is of, and its number among that dataset's."""
+        rounds, slots = np.divmod(numbers, _ROUND)
+        which = self._turns[slots]
+        return which, rounds * self._quotas[which] + self._before[slots]
+
+    def _first_pass(self, i: int) -> int:
+        """Return how many samples there are up to the last one of the first pass over dataset `i`."""
+        rounds, within = divmod(self.parts[i].per_epoch - 1, int(self._quotas[i]))
+        return rounds * _ROUND + int(np.flatnonzero(self._turns == i)[within]) + 1
+
+    @cached_property
+    def _quotas(self) -> NDArray[np.int64]:
+        """Samples of each dataset in a round: at least one, the rest by the largest remainders."""
+        shares = np.array(self.weights) / sum(self.weights) * (_ROUND - len(self.weights))
+        quotas = np.floor(shares).astype(np.int64)
+        largest = np.argsort(quotas - shares, kind="stable")[: _ROUND - len(self.weights) - int(quotas.sum())]
+        quotas[largest] += 1
+        result: NDArray[np.int64] = quotas + 1
+        return result
+
+    @cached_property
+    def _turns(self) -> NDArray[np.int64]:
+        """Which dataset each sample of a round is of: each dataset's are spread evenly."""
+        times = np.concatenate([(np.arange(quota) + 0.5) / quota for quota in self._quotas])
+        labels: NDArray[np.int64] = np.repeat(np.arange(len(self.parts)), self._quotas)
+        order: NDArray[np.int64] = np.argsort(times, kind="stable")
+        return labels[order]
+
+    @cached_property
+    def _before(self) -> NDArray[np.int64]:
+        """Samples of the same dataset before each one of a round."""
+        result = np.empty(_ROUND, np.int64)
+        for i, quota in enumerate(self._quotas):
+            result[self._turns == i] = np.arange(quota)
+        return result

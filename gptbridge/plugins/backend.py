@@ -92,6 +92,11 @@ class Backend:
             raise BackendBroken("no plugin answers gptbridge_launch_command", where=self.name)
         return list(answer)
 
+    def rank(self) -> int | None:
+        """Return which rank the launcher has made this process; None where it does not say."""
+        number: int | None = call(self.name, self._manager.hook.gptbridge_rank)
+        return number
+
     def probe(self) -> dict[str, Any]:
         """Import the framework; return {"version": str, "devices": [str, ...]}. One framework a process."""
         self._refuse_second_framework()

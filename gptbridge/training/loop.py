@@ -6,21 +6,19 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
+from gptbridge.checkpoint.saving import Saved, Saver
 from gptbridge.checkpoint.state import Origin, state_after
 from gptbridge.checkpoint.store import CheckpointStore
-from gptbridge.checkpoint.writing import write_checkpoint
 from gptbridge.data.batches import RunData
 from gptbridge.errors import BadInput, Interrupted, RunFailed
 from gptbridge.process.signals import StopRequest
 from gptbridge.process.world import World
 from gptbridge.rules.schedule import learning_rate
-from gptbridge.session import MOMENTS, Batch, StepResult, Trainer
+from gptbridge.session import Batch, StepResult, Trainer
 from gptbridge.training.evaluate import mean_loss
 from gptbridge.training.events import Events
-from gptbridge.weights.shards import from_shards
 from gptbridge_specs import RunSpec
 
 Reason = Literal["complete", "stopped"]
@@ -35,6 +33,7 @@ class Loop:
     world: World
     data: RunData
     store: CheckpointStore
+    saver: Saver
     events: Events
     stop: StopRequest
     backend: str
@@ -51,6 +50,7 @@ class Loop:
         batches = self.data.training(done + 1)
         for step in range(done + 1, last + 1):
             self._step(step, *self._next_batch(step, batches))
+            self._tell(self.saver.done())
             if self._due(step, self.spec.evaluation.interval) and not self._stopping():
                 self._evaluate(step)
             stopping = self._stopping()
@@ -58,12 +58,15 @@ class Loop:
                 self.save(step)
             if stopping and step < last:
                 self._interrupt(step)
+        self.settle()
         step = max(done, last)
         return step, "complete" if step >= training.max_steps else "stopped"
 
     def save(self, step: int) -> None:
-        """Save the run after `step` steps, then remove the checkpoints that are too old to keep."""
-        started = time.perf_counter()
+        """Begin to save the run after `step` steps; training goes on beside it.
+
+        Then the checkpoints that are too old to keep are removed. RunFailed where the save before failed.
+        """
         state = state_after(
             step,
             self.spec,
@@ -73,18 +76,16 @@ class Loop:
             tokenizer=self.data.tokenizer.identity,
             origin=self.origin,
         )
-        kinds = () if self.spec.optimizer.name == "sgd" else MOMENTS
-        write = partial(
-            write_checkpoint,
-            weights=from_shards(self.spec.model, self.trainer.shards()),
-            moments={kind: from_shards(self.spec.model, self.trainer.shards(kind)) for kind in kinds},
-            state=state,
-            tokenizer=self.data.tokenizer,
-        )
-        path = self.store.save(step, write)
-        self.store.prune(self.spec.checkpoint)
-        seconds = time.perf_counter() - started
-        self.events.emit("checkpoint", step=step, path=str(path), seconds=round(seconds, 3))
+        self._tell(self.saver.begin(state, self.data.tokenizer, self.trainer.shards))
+
+    def settle(self) -> None:
+        """Wait until what is being saved is whole."""
+        self._tell(self.saver.finish())
+
+    def _tell(self, saved: Saved | None) -> None:
+        if saved is not None:
+            seconds = round(saved.seconds, 3)
+            self.events.emit("checkpoint", step=saved.step, path=str(saved.path), seconds=seconds)
 
     def _next_batch(self, step: int, batches: Iterator[Batch]) -> tuple[Batch, float]:
         """Return the batch of a step and the seconds waited; save what is done where there is none."""
@@ -92,8 +93,10 @@ class Loop:
         try:
             return next(batches), time.perf_counter() - started
         except BadInput:
+            self.settle()
             if step - 1 not in (0, *self.store.steps()):
                 self.save(step - 1)
+                self.settle()
             raise
 
     def _step(self, step: int, batch: Batch, waited: float) -> None:
@@ -124,6 +127,7 @@ class Loop:
         finite = math.isfinite(result.loss) and math.isfinite(result.grad_norm)
         if finite or result.skipped:
             return
+        self.settle()
         saved = self.store.steps()
         raise RunFailed(
             f"step {step}: the loss is {result.loss}, the gradient norm {result.grad_norm}",
@@ -157,6 +161,7 @@ class Loop:
         return bool(interval) and (step % interval == 0 or step == self.spec.training.max_steps)
 
     def _interrupt(self, step: int) -> None:
+        self.settle()
         signal = self.stop.received
         raise Interrupted(
             f"stopped by {signal.name if signal else 'a signal'}; step {step} is saved: "

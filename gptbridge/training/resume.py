@@ -22,6 +22,7 @@ MAY_CHANGE = {
     "training.new_positions": FREE,  # of a run that begins
     "training.micro_batch_size": CHANGES_THE_CURVE,
     "data.path": FREE,  # the content is compared instead
+    "data.validation_path": FREE,
     "data.tokenizer": FREE,  # the identity is compared instead
     "parallel": FREE,
     "checkpoint": FREE,

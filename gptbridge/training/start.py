@@ -90,7 +90,7 @@ def resolve(
 def require_data(plan: RunPlan, name: str | None) -> None:
     """Raise UsageError where the spec called `name` is a published recipe and names no data."""
     recipe = recipe_of(name) if name and plan.resume is None else None
-    if recipe and plan.spec.data.path is None:
+    if recipe and not plan.spec.data.paths:
         raise UsageError(
             f"{recipe} is a recipe for data of its own, and none is named",
             where="data.path",
@@ -100,9 +100,9 @@ def require_data(plan: RunPlan, name: str | None) -> None:
 
 def _with_vocabulary(spec: RunSpec) -> RunSpec:
     """Return `spec` with the vocabulary of its data, unless it says one or the data do not."""
-    if "vocab_size" in spec.model.model_fields_set or spec.data.path is None:
+    if "vocab_size" in spec.model.model_fields_set or not spec.data.paths:
         return spec
-    size = open_dataset(spec.data.path).vocab_size
+    size = open_dataset(spec.data.paths[0]).vocab_size
     if size is None and spec.data.tokenizer is not None:
         size = load_tokenizer(spec.data.tokenizer).vocab_size
     return (

@@ -124,13 +124,6 @@ def from_arrays(model: ModelSpec, weights: Mapping[str, Array]) -> Read:
     return read
 
 
-def from_shards(model: ModelSpec, shards: Sequence[Shard]) -> Read:
-    """Return a function that reads slices of `shards`, each of which holds its tensor whole."""
-    whole = sizes(model)
-    by_name = {shard.name: shard for shard in shards}
-    return lambda name, box: _slice(by_name[name].read(), by_name[name].axes, whole, box)
-
-
 def _slice(array: Array, order: Axes, whole: Mapping[str, int], box: Box) -> Array:
     chosen = order.spread(array, whole)[tuple(slice(*box[letter]) for letter in order.letters)]
     return chosen.reshape(order.shape({letter: stop - start for letter, (start, stop) in box.items()}))

@@ -113,52 +113,46 @@ def preset_instead(name: str, known: Iterable[str]) -> str | None:
     return next(iter([*sorted(whole, key=len), *near]), None)
 
 
-# Whose file it is, the preset that is nearest to what its users have, and keys that ours lack: two say it.
+# Whose file it is, and keys that ours lack: two say it.
 _SYSTEMS = (
-    (
-        "PaddleFleetX",
-        "fleetx-345m-single-card",
-        "Global Engine Distributed Optimizer Model Data Generation Inference _base_",
-    ),
+    ("PaddleFleetX", "Global Engine Distributed Optimizer Model Data Generation Inference _base_"),
     (
         "MindFormers",
-        "mindformers-gpt2-small",
         "run_mode runner_config trainer train_dataset train_dataset_task lr_schedule auto_trans_ckpt "
         "runner_wrapper use_parallel parallel_config context callbacks load_checkpoint recompute_config "
         "training_args eval_dataset moe_config",
     ),
-    (
-        "ModelScope",
-        "modelscope-gpt3-1.3b-poetry",
-        "framework pipeline preprocessor megatron train dataset",
-    ),
+    ("ModelScope", "framework pipeline preprocessor megatron train dataset"),
     (
         "PaddleNLP",
-        "paddlenlp-gpt2-en",
         "model_name_or_path model_type input_dir output_dir max_lr min_lr max_seq_len decay_steps "
         "warmup_rate logging_freq save_steps tokenizer_name_or_path do_train per_device_train_batch_size "
-        "learning_rate weight_decay max_seq_length fp16",
+        "learning_rate weight_decay max_seq_length fp16 init_args init_class",
     ),
-    (
-        "Hugging Face",
-        "gpt2-small",
-        "architectures n_embd n_head n_layer n_positions model_type hidden_act",
-    ),
+    ("Hugging Face", "architectures n_embd n_head n_layer n_positions model_type hidden_act"),
 )
 
 
-def foreign_file(content: Mapping[str, Any]) -> str | None:
-    """Return whose configuration `content` is and what to type; None: nobody's that is known."""
+def system_of(content: Mapping[str, Any]) -> str | None:
+    """Return the name of the system whose configuration `content` is; None: nobody's that is known."""
 
-    def score(system: tuple[str, str, str]) -> int:
-        return len(set(system[2].split()) & content.keys())
+    def score(system: tuple[str, str]) -> int:
+        return len(set(system[1].split()) & content.keys())
 
     best = max(_SYSTEMS, key=score)
-    if score(best) < 2:
+    return best[0] if score(best) >= 2 else None
+
+
+def foreign_file(content: Mapping[str, Any], path: object) -> str | None:
+    """Return whose configuration `content` of `path` is and what to type; None: nobody's that is known."""
+    title = system_of(content)
+    if title is None:
         return None
-    title, example, _ = best
+    typed = (
+        "gptbridge train --init-from FOLDER begins with the weights beside it"
+        if title == "Hugging Face"
+        else (f"gptbridge spec import {path} --output run.yaml makes one of it")
+    )
     return (
-        f"this is a configuration of {title}, not a spec. Start from a preset and set what differs: "
-        f"gptbridge train {example} -o data.path=PREFIX -o FIELD=VALUE; docs/moving.md has its fields "
-        "beside ours"
+        f"this is a configuration of {title}, not a spec: {typed}; docs/moving.md has its fields beside ours"
     )

@@ -44,8 +44,9 @@ def markdown_table(rows: Iterable[Described]) -> str:
 
 
 def part_in(annotation: Any) -> type[Part] | None:
-    """Return the section that a field holds, if it holds one."""
-    for kind in (annotation, *get_args(annotation)):
+    """Return the section that a field holds, if it holds one; a list of sections is none."""
+    is_union = get_origin(annotation) in (Union, UnionType)
+    for kind in (annotation, *(get_args(annotation) if is_union else ())):
         if isinstance(kind, type) and issubclass(kind, Part):
             return kind
     return None

@@ -109,8 +109,12 @@ def _origin(name_or_file: str, overrides: Sequence[str]) -> Origin:
 
 def _read_file(path: Path) -> dict[str, Any]:
     """Return the content of a spec's file; another system's configuration is refused with what to type."""
+    if path.suffix == ".sh":
+        raise SpecError(
+            [f"{path}: a script, not a spec: gptbridge spec import {path} --output run.yaml makes one"]
+        )
     content = read_mapping(path)
-    if foreign := foreign_file(content):
+    if foreign := foreign_file(content, path):
         raise SpecError([f"{path}: {foreign}"])
     return content
 

@@ -11,6 +11,13 @@ from gptbridge_specs.generation import GenerationSpec
 from gptbridge_specs.model import ModelSpec
 
 
+class MixturePart(Part):
+    """One dataset of a mixture."""
+
+    path: str = Field(description="Token dataset, named as data.path names one.")
+    weight: float = Field(gt=0, description="Its share of the samples, beside the weights of the others.")
+
+
 class DataSpec(Part):
     """Which tokens, and how they are cut into samples."""
 
@@ -18,6 +25,16 @@ class DataSpec(Part):
         None,
         description="Token dataset: the PREFIX of .bin/.idx, a .bin, an _ids.npy, a .mindrecord, or a folder "
         "of them; absent: the embedded corpus (the Python standard library of this machine, byte-level).",
+    )
+    mixture: tuple[MixturePart, ...] = Field(
+        (),
+        description="Several datasets in place of data.path, each with its path and weight, of which samples "
+        "are taken in turn: WEIGHT PATH WEIGHT PATH ..., or a list.",
+    )
+    validation_path: str | None = Field(
+        None,
+        description="Token dataset to evaluate on, whole; absent: the validation split of the data. "
+        "data.split cuts these as before.",
     )
     tokenizer: str | None = Field(
         None,
@@ -40,6 +57,30 @@ class DataSpec(Part):
             return value
         parts = value.replace("/", ",").split(",")
         return [*parts, *["0"] * (3 - len(parts))]
+
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _mixture_as_text(cls, value: Any) -> Any:
+        """Take Megatron's form too: `0.7 data/a 0.3 data/b`."""
+        words = value.split() if isinstance(value, str) else value
+        if not words or not all(isinstance(word, str) for word in words):
+            return () if words in ("", None, []) else words
+        if len(words) % 2:
+            raise ValueError("a weight before each path: 0.7 data/a 0.3 data/b")
+        return [
+            {"weight": weight, "path": path} for weight, path in zip(words[::2], words[1::2], strict=True)
+        ]
+
+    @model_validator(mode="after")
+    def _one_place_says_the_data(self) -> Self:
+        if self.mixture and self.path is not None:
+            raise ValueError(f"path={self.path}: data.mixture names the datasets; leave data.path out")
+        return self
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The datasets to train on; none: the embedded corpus."""
+        return tuple(part.path for part in self.mixture) or ((self.path,) if self.path is not None else ())
 
     @model_validator(mode="after")
     def _split_is_a_share(self) -> Self:
@@ -206,7 +247,10 @@ class EvaluationSpec(Part):
     """Loss on the validation split while training."""
 
     interval: int = Field(100, ge=0, description="Steps between evaluations; 0: never.")
-    batches: int = Field(10, ge=1, description="Global batches of one evaluation, at the most.")
+    batches: int = Field(10, ge=1, description="Batches of one evaluation, at the most.")
+    global_batch_size: int | None = Field(
+        None, ge=1, description="Samples of one batch; absent: training.global_batch_size."
+    )
 
 
 class RunSpec(Part):
@@ -237,6 +281,11 @@ class RunSpec(Part):
             raise ValueError(
                 f"training.global_batch_size={self.training.global_batch_size} is not a multiple of "
                 f"parallel.data x parallel.sharding x micro_batch_size = {replicas * micro}"
+            )
+        if self.data.mixture and self.training.epochs is not None:
+            raise ValueError(
+                f"training.epochs={self.training.epochs:g} counts passes over one dataset: with data.mixture "
+                "training.max_steps says the length"
             )
         if self.task.name == "classification" and self.task.num_labels is None:
             raise ValueError("task.num_labels is needed for task.name=classification")

@@ -51,6 +51,23 @@ def test_an_error_cannot_move_the_cursor(tmp_path: Path) -> None:
     assert "\x1b" not in result.stderr
 
 
+def test_import_writes_a_spec_and_says_what_became_of_every_key(tmp_path: Path) -> None:
+    written = tmp_path / "spec.yaml"
+    arguments = tmp_path / "args.txt"
+    arguments.write_text("--model_type gpt --model_name_or_path gpt2-en --output_dir out --max_steps 7\n")
+    imported = gptbridge("spec", "import", str(arguments), "--output", str(written))
+    assert imported.returncode == 0
+    lines = imported.stderr.splitlines()
+    assert any(line.startswith("field") and "training.max_steps = 7" in line for line in lines)
+    assert lines[-1] == f"next       gptbridge train {written} --run out"
+    assert gptbridge("spec", "check", str(written)).returncode == 0
+    facts = json.loads(gptbridge("spec", "import", str(arguments), "--json", "-o", "training.seed=3").stdout)
+    assert (facts["system"], facts["spec"]["training"]["seed"]) == ("PaddleNLP", 3)
+    assert {"kind", "key", "value", "text"} == set(facts["keys"][0])
+    again = gptbridge("spec", "import", str(arguments), "--output", str(written))
+    assert (again.returncode, "File exists" in again.stderr) == (2, True)
+
+
 def test_schema_describes_every_field() -> None:
     schema = json.loads(gptbridge("spec", "schema").stdout)
     parts = [schema, *schema["$defs"].values()]

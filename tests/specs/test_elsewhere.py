@@ -39,8 +39,8 @@ def test_a_configuration_of_another_system_is_named(tmp_path: Path, system: str,
     (line,) = refused.value.problems
     assert line.startswith(f"{path}: ")
     assert f"configuration of {system}" in line
-    example = line.partition("gptbridge train ")[2].partition(" ")[0]
-    assert example in [*preset_names("runs"), *preset_names("models")]
+    typed = "gptbridge train --init-from" if system == "Hugging Face" else f"gptbridge spec import {path} "
+    assert typed in line
 
 
 def test_our_own_files_are_nobody_elses(tmp_path: Path) -> None:

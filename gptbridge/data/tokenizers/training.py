@@ -53,12 +53,7 @@ def train_tokenizer(
     text has nothing left to merge. UsageError when `output` exists, BadInput for a bad document, RunFailed,
     with nothing left behind, for the disk.
     """
-    if kind not in KINDS:
-        raise UsageError(f"{kind} is no kind of vocabulary", where="--kind", allowed=", ".join(KINDS))
-    if vocab_size < KINDS[kind]:
-        raise UsageError(f"--vocab-size {vocab_size} is too small", allowed=f"{KINDS[kind]} or more")
-    if output.exists():
-        raise UsageError("exists already", where=output, hint="Choose another --output")
+    _require_possible(kind, vocab_size, output)
     found = find_sources(inputs, selection)
     if notice := found.notice():
         on_problem(notice)
@@ -76,6 +71,15 @@ def train_tokenizer(
             hint=_ROOM,
         ) from error
     return trained
+
+
+def _require_possible(kind: str, vocab_size: int, output: Path) -> None:
+    if kind not in KINDS:
+        raise UsageError(f"{kind} is no kind of vocabulary", where="--kind", allowed=", ".join(KINDS))
+    if vocab_size < KINDS[kind]:
+        raise UsageError(f"--vocab-size {vocab_size} is too small", allowed=f"{KINDS[kind]} or more")
+    if output.exists():
+        raise UsageError("exists already", where=output, hint="Choose another --output")
 
 
 def _train(kind: str, texts: Iterator[str], vocab_size: int, corpus: Path, folder: Path) -> Vocabulary:
