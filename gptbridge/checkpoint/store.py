@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gptbridge.checkpoint.manifest import verify, write_manifest
@@ -20,6 +20,7 @@ from gptbridge_specs.run import CheckpointSpec
 MOVED = "the run's folder was renamed or removed while it trained"
 FOLLOW = "What was saved went with it: continue there with --resume"
 CHECKPOINTS = "checkpoints"  # the folder of them in a run's folder
+BEST = "best"  # in that folder, a link to one of them
 _NAME = re.compile(r"step-(\d{8,})")
 _SAVING, _REPLACED, _REMOVING = ".saving-", ".replaced-", ".removing-"
 
@@ -86,12 +87,23 @@ class CheckpointStore:
         shutil.rmtree(final.with_name(_REPLACED + final.name), ignore_errors=True)
         return final
 
-    def prune(self, spec: CheckpointSpec) -> None:
-        """Remove all but the newest `spec.keep` checkpoints and the multiples of `spec.keep_every`."""
+    def prune(self, spec: CheckpointSpec, best: int | None = None) -> None:
+        """Remove all but the newest `spec.keep` checkpoints and the multiples of `spec.keep_every`.
+
+        With `spec.keep_best` that of the step `best` stays too.
+        """
         every = spec.keep_every
         for step in self.steps()[: -spec.keep]:
-            if every is None or step % every:
+            if (every is None or step % every) and not (spec.keep_best and step == best):
                 self._remove(step)
+
+    def link_best(self, step: int) -> None:
+        """Let `best` lead to the checkpoint of `step`, where the disk has links."""
+        made = self.folder / (_SAVING + BEST)
+        with suppress(OSError):
+            made.unlink(missing_ok=True)
+            made.symlink_to(self.path(step).name)
+            made.replace(self.folder / BEST)
 
     def set_aside_after(self, good: Path) -> None:
         """Rename the checkpoints newer than `good`, which are damaged: they are never counted again."""

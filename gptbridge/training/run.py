@@ -26,6 +26,7 @@ from gptbridge.training.loop import Loop, Reason
 from gptbridge.training.resume import allow_resume
 from gptbridge.training.run_folder import locked
 from gptbridge.training.start import RunPlan, choose_checkpoint
+from gptbridge.training.watching import Watch
 from gptbridge.weights.initial import InitialWeights
 from gptbridge.weights.shards import load
 from gptbridge_specs import RunSpec
@@ -90,7 +91,8 @@ def _train(
     if origin is not None:
         facts["origin"] = origin.model_dump()
     with _end_told(events), StopRequest() as stop:
-        loop = Loop(spec, trainer, world, data, folder.store, events, stop, plugin.name, origin)
+        watch = Watch(spec.evaluation, checkpoint.state.best if checkpoint is not None else None)
+        loop = Loop(spec, trainer, world, data, folder.store, events, stop, plugin.name, origin, watch)
         if checkpoint is not None and checkpoint.weights.path.parent != folder.store.folder:
             loop.save(done)  # first of all: a branch must not depend on the run that it came from
         _announce(events, facts, checkpoint, done, warnings)

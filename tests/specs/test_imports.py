@@ -719,6 +719,8 @@ def test_paddlenlp_s_model_of_its_own(files: Files) -> None:
         ("--eod-mask-loss", "data.mask_end_of_text", True),
         ("--loss-scale 1024", "precision.loss_scale", 1024.0),
         ("--exit-interval 100", "training.stop_after_steps", 100),
+        ("--exit-duration-in-mins 230", "training.max_minutes", 230),
+        ("--valid-data-path held", "data.validation_path", "held"),
         ("--sequence-parallel", "parallel.sequence", True),
         ("--seed=7", "training.seed", 7),
     ],
@@ -726,6 +728,16 @@ def test_paddlenlp_s_model_of_its_own(files: Files) -> None:
 def test_megatron_values(files: Files, words: str, field: str, expected: Any) -> None:
     assert value(files.read("a.sh", MEGATRON).spec, field) != expected
     assert value(files.read("a.sh", MEGATRON.replace("--fp16", f"--fp16 {words}")).spec, field) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "weights"), [("0.7 a 0.3 b", (0.7, 0.3)), ("a b c", (1, 1, 1)), ("2 a", (2,))]
+)
+def test_megatron_blends(files: Files, words: str, weights: tuple[float, ...]) -> None:
+    spec = files.read("a.sh", MEGATRON.replace("$DATA_PATH", words)).spec
+    assert tuple(part.weight for part in spec.data.mixture) == weights
+    assert spec.data.paths == tuple("abc"[: len(weights)])
+    assert "before each prefix" in refusal(files.read, "a.sh", MEGATRON.replace("$DATA_PATH", "0.7 a b"))
 
 
 def test_megatron_s_own_gelu_is_the_tanh(files: Files) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,14 @@ def _data(reading: Reading) -> None:
 
 
 def _blend(reading: Reading, words: list[Any]) -> None:
-    reading.refuse("data-path", "several datasets in one run: join them in a folder, or keep one")
+    """Take weights and prefixes in turn, or prefixes alone, which weigh the same there."""
+    weights = [word for word in words[::2] if re.fullmatch(r"[0-9.eE+-]+", str(word))]
+    if len(weights) * 2 == len(words):
+        reading.set("data.mixture", " ".join(map(str, words)), "data-path")
+    elif weights:
+        reading.refuse("data-path", "a weight before each prefix, or before none")
+    else:
+        reading.set("data.mixture", " ".join(f"1 {word}" for word in words), "data-path")
 
 
 def _recompute(reading: Reading) -> None:
@@ -232,7 +240,7 @@ SYSTEM = System(
         Row("rampup-batch-size", refused("a batch has the same size in every step")),
         Row("train-iters train-samples", decides("training.max_steps")),
         Row("exit-interval", to("training.stop_after_steps")),
-        Row("exit-duration-in-mins", refused("a run ends by steps: training.stop_after_steps")),
+        Row("exit-duration-in-mins", to("training.max_minutes")),
         Row("log-interval", to("training.log_interval"), 100),
         Row("save-interval", decides("checkpoint.interval")),
         Row("eval-interval", decides("evaluation.interval"), 1000),
@@ -308,10 +316,8 @@ SYSTEM = System(
         ),
         Row("data-path", decides("data.path")),
         Row("split", decides("data.split"), "969, 30, 1"),
-        Row(
-            "train-data-path valid-data-path test-data-path",
-            refused("data.path and data.split say what is read"),
-        ),
+        Row("valid-data-path", to("data.validation_path")),
+        Row("train-data-path test-data-path", refused("--data-path and data.split say what is read")),
         Row("data-cache-path", ignored("there are no index files")),
         Row("mock-data", refused("made-up tokens: without data.path a run has text of its own")),
         Row("dataloader-type", only("single", why="samples are a function of the step")),
