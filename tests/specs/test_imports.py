@@ -493,6 +493,19 @@ Eval: {eval_path: None, cloze_eval: False}
     )
 
 
+def test_fleetx_s_engine_within_global(files: Files) -> None:
+    """As its examples of 2023 have it."""
+    engine = yaml.safe_load(FLEETX_BASE)
+    top = yaml.safe_load(LOCAL_8 + MODEL_345M + REST)
+    one = files.fleetx(yaml.safe_dump(top), yaml.safe_dump(engine))
+    engine["Global"] |= engine.pop("Engine")
+    other = files.fleetx(yaml.safe_dump(top), yaml.safe_dump(engine))
+    assert other.spec == one.spec
+    assert "Global.max_steps" in {line.key for line in other.lines}
+    engine["Global"]["max_steps"] = 7
+    assert files.fleetx(yaml.safe_dump(top), yaml.safe_dump(engine)).spec.training.max_steps == 7
+
+
 def test_fleetx_finetuning_counts_epochs(files: Files) -> None:
     top = """
 _base_: base.yaml
@@ -610,6 +623,12 @@ def test_mindformers_accumulation_and_interleaving(files: Files) -> None:
         ("type: CosineWithWarmUpLR, warmup_steps: 7", "schedule.name", "cosine"),
         ("type: linear, total_steps: 70", "schedule.decay_steps", 70),
         ("type: linear", "schedule.min_lr", 0.0),
+        ("type: linear", "schedule.name", "linear"),
+        (
+            "type: linear, warmup_steps: 7",
+            "schedule.name",
+            "polynomial",
+        ),  # it falls from the warm-up's end on
         ("type: polynomial", "schedule.min_lr", 1e-7),
         ("type: polynomial, power: 2.0", "schedule.power", 2.0),
         ("type: polynomial, warmup_epochs: 2", "schedule.warmup_steps", 50),
@@ -632,6 +651,16 @@ def test_mindformers_lora_targets(files: Files, pattern: str, targets: tuple[str
     assert lora is not None
     assert lora.targets == targets
     assert "matches none" in refusal(files.read, "run.yaml", text.replace(pattern, "'.*nothing'"))
+
+
+def test_mindformers_may_evaluate_by_epochs(files: Files) -> None:
+    text = changed(
+        MINDFORMERS, ("do_eval: False", "do_eval: True\neval_step_interval: -1\neval_epoch_interval: 5")
+    )
+    assert files.read("run.yaml", text, samples=100).spec.evaluation.interval == 5 * 25
+    assert "give --samples N" in refusal(files.read, "run.yaml", text)
+    steps = changed(text, ("eval_step_interval: -1", "eval_step_interval: 30"))
+    assert files.read("run.yaml", steps).spec.evaluation.interval == 30
 
 
 def test_mindformers_scales_and_clips(files: Files) -> None:
@@ -820,6 +849,15 @@ def test_modelscope_needs_its_model(files: Files) -> None:
 def test_nonsense_is_one_line(files: Files, name: str, text: str) -> None:
     said = refusal(files.read, name, text)
     assert said.startswith(str(files.folder / name))
+
+
+def test_what_grows_without_end_is_refused(files: Files) -> None:
+    bomb = "A0=x\n" + "".join(f'A{n}="$A{n - 1}$A{n - 1}$A{n - 1}$A{n - 1}"\n' for n in range(1, 19))
+    assert "more than 1 MB" in refusal(files.read, "a.sh", f"{bomb}python pretrain_gpt.py --lr $A18\n")
+    assert "is not set" in refusal(files.read, "a.sh", "A=$B\nB=$A\npython pretrain_gpt.py --lr $A\n")
+    files.read("open.sh", MEGATRON + '\necho "' + "\nx" * 100_000)
+    many = json.dumps({"framework": 1, "pipeline": 2, "model": 3, **{f"k{n}": n for n in range(20_000)}})
+    assert "no such key" in refusal(files.read, "configuration.json", many)
 
 
 def test_overrides_set_fields_and_keys(files: Files) -> None:

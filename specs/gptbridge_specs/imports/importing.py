@@ -49,7 +49,7 @@ def import_file(path: Path, overrides: Sequence[str] = (), facts: Facts = Facts(
     """
     ours = [text for text in overrides if parse_override(text)[0][0] in RunSpec.model_fields]
     system, given, launched = _read(path, [text for text in overrides if text not in ours])
-    reading = Reading(given, system.defaults(), facts, launched=launched)
+    reading = Reading(given, system.defaults(), facts, system.also, launched=launched)
     system.read(reading)
     problems = [f"{path}: {problem}" for problem in reading.problems]
     if problems:

@@ -116,6 +116,8 @@ def _schedule(reading: Reading, total: int, steps: int) -> None:
         reading.set("schedule.warmup_rate", fraction, "lr-warmup-fraction")
     if reading.value("lr") is None:
         reading.refuse("lr", "is not given")
+    if str(reading.value("lr-decay-style")) == "cosine":
+        reading.note("the first update has the rate of step 1 here, and of step 0 there", "lr-decay-style")
     if str(reading.value("lr-decay-style")) == "linear":
         reading.set("schedule.name", "polynomial", "lr-decay-style")
         reading.note(

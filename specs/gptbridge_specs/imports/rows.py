@@ -11,6 +11,7 @@ from typing import Any
 from gptbridge_specs.errors import suggestion
 from gptbridge_specs.imports.reading import Line, Reading
 
+_SUGGESTIONS = 100  # unknown keys that get one: each takes a millisecond
 Action = Callable[[Reading, str, Any], str]  # returns what became of the key
 
 
@@ -39,10 +40,16 @@ class System:
     combine: Callable[[Reading], None]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    also: tuple[str, str] = ("", "")  # a section, and another that holds its keys in some releases
 
     def actions(self) -> dict[str, Action]:
         """Return the action of every key, and of every pattern, in the table's order."""
-        return {key: row.action for row in self.rows for key in expanded(row.keys)}
+        own = {key: row.action for row in self.rows for key in expanded(row.keys)}
+        section, other = self.also
+        moved = {
+            other + key.removeprefix(section): act for key, act in own.items() if key.startswith(section)
+        }
+        return {**moved, **own} if section else own
 
     def defaults(self) -> dict[str, Any]:
         """Return what the system takes for keys that are absent."""
@@ -59,13 +66,14 @@ class System:
         for key, value in reading.given.items():
             action = actions.get(key) or next((actions[p] for p in actions if fnmatchcase(key, p)), None)
             if action is None:
-                reading.refuse(key, f"{self.title} has no such key.{suggestion(key, known)}")
+                near = suggestion(key, known) if len(reading.problems) < _SUGGESTIONS else ""
+                reading.refuse(key, f"{self.title} has no such key.{near}")
             elif value is None or value == {}:
                 reading.lines.append(Line("unset", key, value, "not set"))
             else:
                 reading.lines.append(_line("field", reading, key, value, action))
         for key, value in reading.defaults.items():
-            if reading.given.get(key) is None:
+            if reading.given.get(reading.key(key)) is None:
                 reading.lines.append(_line("default", reading, key, value, actions[key]))
         self.combine(reading)
         for text in self.notes:
