@@ -13,6 +13,7 @@ from gptbridge.errors import require_posix
 if TYPE_CHECKING:
     from gptbridge.api import convert as convert
     from gptbridge.api import evaluate as evaluate
+    from gptbridge.api import export as export
     from gptbridge.api import generate as generate
     from gptbridge.api import inspect as inspect
     from gptbridge.api import open_checkpoint as open_checkpoint
@@ -30,6 +31,7 @@ _PUBLIC = {
     "RunSpec": "gptbridge_specs",
     "convert": "gptbridge.api",
     "evaluate": "gptbridge.api",
+    "export": "gptbridge.api",
     "generate": "gptbridge.api",
     "hookimpl": "gptbridge.hookspecs",
     "inspect": "gptbridge.api",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gptbridge.data.inspection import DatasetFacts
     from gptbridge.evaluation.result import Evaluation
     from gptbridge.evaluation.scoring import Progress as RowProgress
+    from gptbridge.exporting.export import Exported
     from gptbridge.generation.generate import Continuation, OnPiece, Tell, Writer
     from gptbridge.training.events import Observer
     from gptbridge.training.run import Outcome
@@ -273,6 +274,34 @@ def convert(
     )
     done = convert_checkpoint(conversion, progress)
     return verified(conversion, replace(done, notes=(*notes, *done.notes)), wanted=verify)
+
+
+def export(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    format: str,
+    dtype: str | None = None,
+    tokenizer: str | Path | None = None,
+    verify: bool | None = None,
+    overwrite: bool = False,
+    warn: Tell = _warn,
+    **hints: Unpack[HintWords],
+) -> Exported:
+    """Write a run's newest checkpoint, or a checkpoint of any dialect, for other software to run.
+
+    `format` is "huggingface", "gguf", "onnx", "torch-export", "paddle-inference" or "mindir". The folder
+    `output` holds the artefact, its tokenizer, a script that runs it and a card; a process without
+    gptbridge computes its logits, and RunFailed, with nothing written, where they are not the
+    checkpoint's. `verify` None: where what that takes is installed. `tokenizer` is a folder or "byte".
+    """
+    from gptbridge.exporting.export import Export, export_checkpoint
+    from gptbridge.weights.opening import hints_of
+
+    about = hints_of(**hints)
+    words = str(tokenizer) if tokenizer is not None else None
+    asked = Export(Path(checkpoint), Path(output), format, about, dtype, words, verify, overwrite)
+    return export_checkpoint(asked, warn)
 
 
 def inspect(path: str | Path, **hints: Unpack[HintWords]) -> CheckpointFacts | DatasetFacts:

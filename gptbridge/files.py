@@ -143,7 +143,12 @@ def discard(path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Wait until the disk has the names in `folder`."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sync_file(folder, os.O_DIRECTORY)
+
+
+def sync_file(path: Path, flags: int = 0) -> None:
+    """Wait until the disk has the content of a file."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(handle)
     finally:

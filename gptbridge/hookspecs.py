@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -19,6 +20,7 @@ import pluggy
 if TYPE_CHECKING:
     from gptbridge.process.world import World
     from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
+    from gptbridge.weights.layouts.arrays import Read
     from gptbridge_specs import RunSpec
 
 hookspec = pluggy.HookspecMarker("gptbridge")
@@ -69,6 +71,18 @@ class BackendInfo:
     api_version: int = API_VERSION
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """The ranks that one machine starts, as a launcher must know it; all ranks meet at `master`:`port`."""
+
+    processes: int  # on this machine
+    logs: Path  # a folder for what the ranks print
+    port: int
+    master: str = "127.0.0.1"
+    nodes: int = 1
+    node_rank: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing in a spec that a backend cannot do."""
@@ -102,8 +116,28 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
 
 
 @hookspec(firstresult=True)
+def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence[str] | None:
+    """Return the framework's own launcher around `command`, this Python and its arguments, for every rank.
+
+    No framework is imported. The launcher starts with the folder of this Python first on its PATH.
+    """
+
+
+@hookspec(firstresult=True)
+def gptbridge_rank() -> int | None:
+    """Worker: return which rank the launcher has made this process; None: it does not say, or this is none.
+
+    No framework is imported.
+    """
+
+
+@hookspec(firstresult=True)
 def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
-    """Worker: meet the other ranks of the run; without an answer this process is the only one."""
+    """Worker: meet the other ranks of `spec.parallel`; without an answer this process is the only one.
+
+    What the launcher left in the environment says which rank this is. May be called again for another
+    layout of the same ranks.
+    """
 
 
 @hookspec(firstresult=True)
@@ -117,6 +151,17 @@ def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> Languag
 @hookspec(firstresult=True)
 def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Trainer | None:
     """Worker: build model and optimizer on `device`. Weights are undefined until they are written."""
+
+
+@hookspec(firstresult=True)
+def gptbridge_export(
+    spec: RunSpec, device: Device, format: str, read: Read, folder: Path
+) -> list[str] | None:
+    """Worker: write the model of `spec`, its weights as `read(name, box)` has them, into `folder`.
+
+    `format` is one that gptbridge.exporting.formats says this backend writes. No path of this machine may be
+    in the files, whose names are returned.
+    """
 
 
 @hookspec

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptbridge.hookspecs import BackendInfo, MemoryUse, Problem, hookimpl
+from gptbridge.hookspecs import BackendInfo, Launch, MemoryUse, Problem, hookimpl
 from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
 from gptbridge_mindspore import parallel
 
 if TYPE_CHECKING:
     from gptbridge.process.world import World
     from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
+    from gptbridge.weights.layouts.arrays import Read
     from gptbridge_specs import RunSpec
 
 # Measured by benchmarks/memory.py.
@@ -95,11 +97,31 @@ def gptbridge_setup_hardware(spec: RunSpec) -> Device | None:
 
 
 @hookimpl
+def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence[str]:
+    """Return msrun around `command`."""
+    return parallel.launch_command(launch, command)
+
+
+@hookimpl
+def gptbridge_rank() -> int | None:
+    """Return the rank of this process."""
+    return parallel.rank()
+
+
+@hookimpl
 def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
     """Build the model on `device`, to be read."""
     from gptbridge_mindspore.session import MindSporeModel
 
     return MindSporeModel(spec, device)
+
+
+@hookimpl
+def gptbridge_export(spec: RunSpec, device: Device, format: str, read: Read, folder: Path) -> list[str]:
+    """Write the model for other software."""
+    from gptbridge_mindspore.export import export
+
+    return export(spec, device, read, folder)
 
 
 @hookimpl

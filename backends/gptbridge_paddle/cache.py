@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -11,21 +12,23 @@ from numpy.typing import NDArray
 from paddle import Tensor
 
 from gptbridge.rules.rows import Rows
-from gptbridge_specs import ModelSpec
 
 
 class Cache:
     """The keys and values of R rows, each up to `capacity` tokens; heads lie before rows, as in attention.
 
-    One more place takes what fills up the shorter rows of a call; nothing ever attends to it.
+    `heads` are this rank's, by each of its `layers`. One more place takes what fills up the shorter rows of
+    a call; nothing ever attends to it.
     """
 
-    def __init__(self, model: ModelSpec, rows: int, capacity: int, dtype: str) -> None:
+    def __init__(
+        self, layers: Iterable[int], heads: int, head_size: int, rows: int, capacity: int, dtype: str
+    ) -> None:
         self.rows = Rows(rows, capacity)
-        self._heads = model.num_attention_heads
-        shape = [self._heads * rows, capacity + 1, model.head_size]
-        self._keys = [paddle.zeros(shape, dtype) for _ in range(model.num_layers)]
-        self._values = [paddle.zeros(shape, dtype) for _ in range(model.num_layers)]
+        self._heads = heads
+        shape = [heads * rows, capacity + 1, head_size]
+        self._keys = {layer: paddle.zeros(shape, dtype) for layer in layers}
+        self._values = {layer: paddle.zeros(shape, dtype) for layer in self._keys}
 
     def place(self, lengths: NDArray[np.int32], width: int) -> None:
         """Prepare for T = `width` new tokens in the rows of which `lengths` is not 0."""
@@ -36,7 +39,7 @@ class Cache:
         self.mask = paddle.to_tensor(hidden)  # (R, T, S), 0 where a token is seen and -inf elsewhere
         self._span = placed.visible.shape[-1]
         rows = self._by_head(placed.rows)
-        self._all = len(rows) == self._keys[0].shape[0]
+        self._all = len(rows) == self._heads * len(self.rows.lengths)
         self._rows = paddle.to_tensor(rows)
         slots = np.tile(placed.slots, (self._heads, 1))
         row = np.broadcast_to(rows[:, None], slots.shape)
@@ -55,8 +58,9 @@ class Cache:
         """Make row n what row `rows[n]` was; -1 begins an empty row."""
         chosen = paddle.to_tensor(self._by_head(np.maximum(rows, 0)))
         self.rows.keep(rows)
-        self._keys = [paddle.index_select(store, chosen) for store in self._keys]
-        self._values = [paddle.index_select(store, chosen) for store in self._values]
+        for held in (self._keys, self._values):
+            for layer, store in held.items():
+                held[layer] = paddle.index_select(store, chosen)
 
     def _by_head(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Return the places of `rows` of every head."""

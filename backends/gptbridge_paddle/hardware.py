@@ -58,8 +58,9 @@ def setup(wanted: str, *, keep_memory: bool = True) -> Device | None:
         return None
     paddle = import_paddle()
     if _gpus(paddle) and wanted != "cpu":
-        paddle.device.set_device("gpu:0")
-        return Device("gpu", paddle.device.cuda.get_device_name(0), paddle.CUDAPlace(0))
+        number = paddle.distributed.ParallelEnv().device_id  # the launcher's choice, else 0
+        paddle.device.set_device(f"gpu:{number}")
+        return Device("gpu", paddle.device.cuda.get_device_name(number), paddle.CUDAPlace(number))
     if wanted == "gpu":
         raise UsageError(
             "paddle sees no GPU",

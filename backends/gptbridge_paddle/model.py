@@ -6,7 +6,10 @@ from paddle import Tensor, nn
 
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
 from gptbridge_paddle.cache import Cache
-from gptbridge_paddle.parts import Attention, FeedForward, Recompute, dropout, embedding, norm
+from gptbridge_paddle.collectives import Cut, enter
+from gptbridge_paddle.loss import Words
+from gptbridge_paddle.parts import Attention, Dropout, FeedForward, Recompute, embed, embedding, norm
+from gptbridge_paddle.sharding import Sharding, sharded
 from gptbridge_specs import ModelSpec
 
 LAYOUT = gpt2_in_memory("paddle", out_in=False)  # as nn.Linear has them
@@ -15,19 +18,20 @@ LAYOUT = gpt2_in_memory("paddle", out_in=False)  # as nn.Linear has them
 class Block(nn.Layer):
     """One transformer layer."""
 
-    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute) -> None:
+    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute, cut: Cut) -> None:
         super().__init__()
         self.recompute = recompute
         self.ln_1 = norm(model)
-        self.attn = Attention(model, layer, recompute)
+        self.attn = Attention(model, layer, recompute, cut)
+        self.attn_dropout = Dropout(model.hidden_dropout_prob, layer, "attn", cut)
         self.ln_2 = norm(model)
-        self.mlp = FeedForward(model)
-        self.dropout = dropout(model.hidden_dropout_prob)
+        self.mlp = FeedForward(model, cut)
+        self.mlp_dropout = Dropout(model.hidden_dropout_prob, layer, "mlp", cut)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None, seed: int = 0) -> Tensor:
         """Add attention, then feed-forward, to the residual stream; x and the result are (B, T, H)."""
-        x = x + self.dropout(self.recompute("full_attn", self.attn, self.ln_1(x), cache))
-        return x + self.dropout(self.mlp(self.ln_2(x)))
+        x = x + self.attn_dropout(self.recompute("full_attn", self.attn, self.ln_1(x), cache, seed), seed)
+        return x + self.mlp_dropout(self.mlp(self.ln_2(x)), seed)
 
 
 class GPT(nn.Layer):
@@ -38,36 +42,62 @@ class GPT(nn.Layer):
     between the blocks is fp32.
     """
 
-    def __init__(self, model: ModelSpec, layers: range, *, first: bool, last: bool, recompute: str) -> None:
+    def __init__(
+        self,
+        model: ModelSpec,
+        layers: range,
+        *,
+        first: bool,
+        last: bool,
+        recompute: str,
+        cut: Cut,
+        sharding: Sharding,
+    ) -> None:
         super().__init__()
-        self.recompute = Recompute(recompute, model)
+        self.recompute = Recompute(recompute)
         self.first, self.last = first, last
+        self.cut = cut
+        self.words = Words.of(model.vocab_size, cut)
         self.tied = model.tie_word_embeddings
+
+        def table(rows: int) -> nn.Layer:
+            return sharded(embedding(rows, model.hidden_size), sharding)
+
+        rows = self.words.stop - self.words.start
         if first or (last and self.tied):
-            self.wte = embedding(model.vocab_size, model.hidden_size)
+            self.wte = table(rows)
         if first:
-            self.wpe = embedding(model.max_position_embeddings, model.hidden_size)
-            self.dropout = dropout(model.hidden_dropout_prob)
-        self.h = nn.LayerDict({str(n): Block(model, n, self.recompute) for n in layers})
+            self.wpe = table(model.max_position_embeddings)
+            self.dropout = Dropout(model.hidden_dropout_prob, None, "embedding", cut)
+        forgotten = {"full_attn": "attn", "full": ""}.get(recompute)
+        blocks = {n: sharded(Block(model, n, self.recompute, cut), sharding, forgotten) for n in layers}
+        self.h = nn.LayerDict({str(n): block for n, block in blocks.items()})
         if last:
-            self.ln_f = norm(model)
+            self.ln_f = sharded(norm(model), sharding)
             if not self.tied:
-                self.lm_head = embedding(model.vocab_size, model.hidden_size)
+                self.lm_head = table(rows)
 
     @property
     def head(self) -> Tensor:
-        """The output projection, (V, H)."""
+        """The output projection, this rank's rows of (V, H)."""
         return self.wte.weight if self.tied else self.lm_head.weight
 
-    def forward(self, x: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Return the hidden states (B, T, H) after these layers.
+    def forward(
+        self, x: Tensor, positions: Tensor | None = None, cache: Cache | None = None, seed: int = 0
+    ) -> Tensor:
+        """Return the hidden states (B, T, H) after these layers, the last ones ready for the head.
 
         `x` are token ids (B, T), or the hidden states that the stage before returned. `positions` (B, T)
-        are the tokens' places, by default 0 to T - 1.
+        are the tokens' places, by default 0 to T - 1. `seed` is that of the micro-batch's dropout.
         """
         if self.first:
-            places = self.wpe.weight[: x.shape[1]] if positions is None else self.wpe(positions)
-            x = self.dropout((self.wte(x) + places).astype("float32"))
+            places = self.wpe.weight[self._span(x.shape[1])] if positions is None else self.wpe(positions)
+            x = embed(x, self.wte, self.words, self.cut)
+            x = self.dropout((x + places).astype("float32"), seed)
         for block in self.h.values():
-            x = self.recompute("full", block, x, cache)
-        return self.ln_f(x) if self.last else x
+            x = self.recompute("full", block, x, cache, seed)
+        return enter(self.ln_f(x), self.cut) if self.last else x
+
+    def _span(self, length: int) -> slice:
+        """Return the positions of the tokens that this rank has of `length`."""
+        return slice(length) if self.cut.length is None else slice(*self.cut.part(length))

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import paddle
 from paddle import Tensor
 
 from gptbridge.session import MOMENTS, Kind
+from gptbridge_paddle.collectives import all_reduce
+from gptbridge_paddle.groups import Group
 from gptbridge_specs.run import OptimizerSpec
 
 
 class Optimizer:
     """AdamW or SGD over the parameters of a model, with global norm clipping.
 
-    `decays` are the decoupled weight decays by the parameters' names.
+    `decays` are the decoupled weight decays by the parameters' names, `owned` the parameters of which this
+    rank's part counts in the norm over all ranks, `ranks`.
     """
 
     def __init__(
-        self, spec: OptimizerSpec, parameters: Mapping[str, Tensor], decays: Mapping[str, float]
+        self,
+        spec: OptimizerSpec,
+        parameters: Mapping[str, Tensor],
+        decays: Mapping[str, float],
+        owned: Collection[str],
+        ranks: Group | None,
     ) -> None:
         self._spec = spec
+        self._owned = owned
+        self._ranks = ranks
         self._parameters = parameters
         self._decays = decays
         kinds = MOMENTS if spec.name == "adamw" else ()
@@ -33,8 +43,8 @@ class Optimizer:
     def clip(self) -> Tensor:
         """Scale the gradients to the largest norm that the spec allows; return their norm before."""
         # Not paddle.linalg.norm: its fp32 sum of five million squares on CPU is 0.6 % too small.
-        squares = [paddle.sum(paddle.square(p.grad)) for p in self._parameters.values()]
-        norm = paddle.sqrt(paddle.add_n(squares))
+        squares = [paddle.sum(paddle.square(self._parameters[name].grad)) for name in self._owned]
+        norm = paddle.sqrt(all_reduce(paddle.add_n(squares or [paddle.zeros([])]), self._ranks))
         limit = self._spec.clip_grad_norm
         if limit is not None and float(norm) > limit:
             self.scale_gradients(limit / float(norm))

@@ -1,8 +1,8 @@
-"""One device's model in Paddle, and its optimizer, behind the protocols of `gptbridge.session`."""
+"""One rank's model in Paddle, and its optimizer, behind the protocols of `gptbridge.session`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,17 +11,25 @@ import paddle
 from numpy.typing import NDArray
 from paddle import Tensor
 
+from gptbridge.process.world import World
+from gptbridge.rules.pipelining import turns
 from gptbridge.rules.rows import CachedDecoder
 from gptbridge.rules.stepping import Stepper
-from gptbridge.session import Device, Kind, Shard
-from gptbridge.weights.shards import decay_of_tensors, shards_of
+from gptbridge.session import Batch, Device, Kind, Shard
+from gptbridge.weights.held import TIED
+from gptbridge.weights.shards import decay_of_tensors, held_tensors, shards_of
 from gptbridge_paddle.cache import Cache
+from gptbridge_paddle.collectives import Cut, all_gather, all_reduce, all_reduce_each
 from gptbridge_paddle.loss import linear_cross_entropy, token_losses
 from gptbridge_paddle.model import GPT, LAYOUT
 from gptbridge_paddle.optimizer import Optimizer
+from gptbridge_paddle.parallel import Groups
+from gptbridge_paddle.pipeline import Pipeline
+from gptbridge_paddle.sharding import Sharding, reduce_gradient, spread, trained
 from gptbridge_specs import RunSpec
 
 UPLOADED = 1 << 20  # numbers at a time
+ALONE = World()
 COMPUTE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -47,59 +55,115 @@ class PaddleModel:
     A trainer's are fp32, and lower precision happens in auto_cast regions.
     """
 
-    def __init__(self, spec: RunSpec, device: Device, *, weight_dtype: str | None = None) -> None:
+    def __init__(
+        self, spec: RunSpec, device: Device, world: World = ALONE, *, weight_dtype: str | None = None
+    ) -> None:
         self._spec = spec
-        self._place = device.handle
+        self._place = world.place
+        self._groups: Groups = world.handle or Groups()
+        self._cut = Cut(self._groups.tensor, self._place.index("tensor"), self._place.degree("tensor"))
+        stage = spec.parallel.sharding_stage if self._groups.sharding else 0
+        self._sharding = Sharding(self._groups.sharding, stage)
+        self._device = device.handle
         self._dtype = COMPUTE[spec.precision.compute]
-        layers = range(spec.model.num_layers)
+        runs = self._place.layers(spec.model.num_layers)
         with _default_dtype(weight_dtype or self._dtype):  # what is built in fp32 and cast is there twice
-            self._model = GPT(spec.model, layers, first=True, last=True, recompute=spec.training.recompute)
+            self._runs = [
+                GPT(
+                    spec.model,
+                    layers,
+                    first=self._place.first and number == 0,
+                    last=self._place.last and number == len(runs) - 1,
+                    recompute=spec.training.recompute,
+                    cut=self._cut,
+                    sharding=self._sharding,
+                )
+                for number, layers in enumerate(runs)
+            ]
+        self._pipeline = Pipeline(self._runs, self._groups)
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), PaddleMemory())
+        sliced = self._sharding.stage > (2 if kind == "weight" else 0)
+        tensors = self._tensors(kind)
+        return shards_of(self._spec.model, LAYOUT, tensors, PaddleMemory(), self._place, sliced=sliced)
 
     def token_losses(
         self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
     ) -> NDArray[np.float32]:
         """Return the negative log likelihood of each of (B, T) `labels`; of (B, K) at positions `at`."""
-        with paddle.no_grad(), self._autocast():
-            hidden = self._at(self._evaluate(inputs), at).flatten(0, 1)
-            losses = token_losses(hidden, self._model.head, self._to_device(labels).flatten())
-        return _to_host(losses).reshape(labels.shape)
+
+        def losses(hidden: Tensor) -> Tensor:
+            hidden, wanted = self._at(hidden, at).flatten(0, 1), self._to_device(labels).flatten()
+            return token_losses(hidden, self._runs[-1].head, wanted, self._runs[-1].words)
+
+        return self._read(losses, inputs, (labels.size,)).reshape(labels.shape)
 
     def logits(self, tokens: NDArray[np.int32], at: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Return (B, T, V) logits of (B, T) tokens; (B, K, V) at positions `at` (B, K)."""
-        return self._project(self._at(self._evaluate(tokens), at))
+        shape = (*(tokens if at is None else at).shape, self._spec.model.vocab_size)
+        return self._read(lambda hidden: self._project(self._at(hidden, at)), tokens, shape)
 
     def decoder(self, rows: int, capacity: int) -> CachedDecoder[Cache]:
         """Return a decoder of `rows` empty rows of at most `capacity` tokens."""
-        return CachedDecoder(self._decode, Cache(self._spec.model, rows, capacity, self._dtype))
+        model, (first, stop) = self._spec.model, self._cut.part(self._spec.model.num_attention_heads)
+        layers = [layer for run in self._place.layers(model.num_layers) for layer in run]
+        cache = Cache(layers, stop - first, model.head_size, rows, capacity, self._dtype)
+        return CachedDecoder(self._decode, cache)
 
     def close(self) -> None:
         """Free the device."""
-        del self._model
-        if not self._place.is_cpu_place():
+        del self._runs, self._pipeline
+        if not self._device.is_cpu_place():
             paddle.device.cuda.empty_cache()
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
-        return dict(self._model.named_parameters()) if kind == "weight" else {}
+        return self._parameters() if kind == "weight" else {}
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {name: parameter for run in self._runs for name, parameter in run.named_parameters()}
 
     def _decode(self, tokens: NDArray[np.int32], cache: Cache) -> NDArray[np.float32]:
         """Return (R, V) logits after the last of the (R, T) `tokens` that `cache` was prepared for."""
-        hidden = self._evaluate(tokens, cache)
-        return self._project(paddle.take_along_axis(hidden, cache.last.reshape([-1, 1, 1]), 1)[:, 0])
 
-    def _evaluate(self, tokens: NDArray[np.int32], cache: Cache | None = None) -> Tensor:
-        """Return the final hidden states of (B, T) tokens without dropout and without a graph."""
-        self._model.eval()
-        with paddle.no_grad():
-            return self._hidden(self._to_device(tokens), cache)
+        def last(hidden: Tensor) -> Tensor:
+            return self._project(paddle.take_along_axis(hidden, cache.last.reshape([-1, 1, 1]), 1)[:, 0])
 
-    def _hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return the final hidden states (B, T, H)."""
-        with self._autocast():
-            return self._model(tokens, cache.positions if cache else None, cache)
+        return self._read(last, tokens, (len(tokens), self._spec.model.vocab_size), cache)
+
+    def _read(
+        self,
+        function: Callable[[Tensor], Tensor],
+        tokens: NDArray[np.int32],
+        shape: tuple[int, ...],
+        cache: Cache | None = None,
+    ) -> NDArray[np.float32]:
+        """Return `function`, an array of `shape`, of the hidden states (B, T, H) of (B, T) tokens.
+
+        They are computed without dropout and without a graph; all stages of a pipeline get the result.
+        """
+        positions = cache.positions if cache else None
+        with paddle.no_grad(), self._autocast():
+            self._set_mode(None)
+            hidden = self._pipeline.read(
+                lambda run, x: run(x, positions, cache), self._to_device(tokens), self._stream(*tokens.shape)
+            )
+            if self._groups.pipeline is None:
+                return _to_host(function(hidden))
+            # what the other stages add is 0
+            found = function(hidden).astype("float32") if self._place.last else paddle.zeros(shape)
+            return _to_host(all_reduce(found, self._groups.pipeline))
+
+    def _set_mode(self, length: int | None) -> None:
+        """Let the model train on samples of `length` tokens; None: let it be read."""
+        self._cut.length = length if self._spec.parallel.sequence else None
+        for run in self._runs:
+            run.eval() if length is None else run.train()
+
+    def _stream(self, samples: int, tokens: int) -> list[int]:
+        """Return the shape of what one stage passes to the next."""
+        start, stop = (0, tokens) if self._cut.length is None else self._cut.part(tokens)
+        return [samples, stop - start, self._spec.model.hidden_size]
 
     def _autocast(self) -> Any:
         enabled = self._dtype != "float32"
@@ -109,29 +173,40 @@ class PaddleModel:
         """Return the hidden states (B, K, H) at positions `at` (B, K); all of them for None."""
         return hidden if at is None else paddle.take_along_axis(hidden, self._to_device(at).unsqueeze(2), 1)
 
-    def _project(self, hidden: Tensor) -> NDArray[np.float32]:
-        with paddle.no_grad(), self._autocast():
-            return _to_host(paddle.matmul(hidden, self._model.head, transpose_y=True))
+    def _project(self, hidden: Tensor) -> Tensor:
+        """Return the logits of hidden states over the whole vocabulary."""
+        logits = paddle.matmul(hidden, self._runs[-1].head, transpose_y=True)
+        lengths = self._cut.lengths(self._spec.model.vocab_size)
+        return all_gather(logits, self._groups.tensor, logits.ndim - 1, lengths)
 
     def _to_device(self, array: NDArray[np.generic]) -> Tensor:
-        return paddle.to_tensor(np.ascontiguousarray(array), place=self._place)
+        return paddle.to_tensor(np.ascontiguousarray(array), place=self._device)
 
 
 class PaddleTrainer(PaddleModel, Stepper[Tensor]):
     """A `gptbridge.session.Trainer`."""
 
-    def __init__(self, spec: RunSpec, device: Device) -> None:
-        PaddleModel.__init__(self, spec, device, weight_dtype="float32")
+    def __init__(self, spec: RunSpec, device: Device, world: World = ALONE) -> None:
+        PaddleModel.__init__(self, spec, device, world, weight_dtype="float32")
         Stepper.__init__(self, spec)
-        self._random = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
-        parameters = dict(self._model.named_parameters())
-        decays = decay_of_tensors(spec.model, LAYOUT, parameters, spec.optimizer)
-        self._optimizer = Optimizer(spec.optimizer, parameters, decays)
+        trains = {name: trained(parameter) for name, parameter in self._parameters().items()}
+        decays = decay_of_tensors(spec.model, LAYOUT, trains, spec.optimizer)
+        held = held_tensors(spec.model, LAYOUT, trains, self._place, sliced=self._sharding.stage > 0)
+        owned = [name for name in trains if held[name].owned]
+        self._optimizer = Optimizer(spec.optimizer, trains, decays, owned, self._groups.all)
+        self._trains = trains
+        # Where the tokens are cut, each tensor rank has seen its own alone.
+        self._by_tokens = [
+            name for name in trains if spec.parallel.sequence and held[name].native.axes.cut is None
+        ]
+        self._at_both_ends = [
+            name for name in trains if spec.model.tie_word_embeddings and TIED in held[name].native.canonicals
+        ]
 
     def clear_gradients(self) -> None:
         """Drop every gradient."""
-        for parameter in self._model.parameters():
-            parameter.clear_gradient(set_to_zero=False)
+        for tensor in self._trains.values():
+            tensor.grad = None  # clear_gradient would keep its memory
 
     def backward(
         self,
@@ -142,12 +217,48 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
         seed: int,
     ) -> Tensor:
         """Add the gradient of `factor` x the masked sum of losses; return that sum, still on the device."""
-        self._model.train()
-        if self._random:
-            paddle.seed(seed)  # a generator on CPU takes the low 32 bits of these 63
-        loss = self._masked_sum(self._to_device(inputs), self._to_device(labels), self._to_device(mask))
+        (run,) = self._runs
+        self._set_mode(inputs.shape[1])
+        with self._autocast():
+            hidden = run(self._to_device(inputs), seed=seed)
+            loss = self._masked_sum(hidden, labels, mask)
         (loss * factor).backward()
         return loss.detach()
+
+    def run(self, batch: Batch, labels: NDArray[np.int32], factor: float) -> Tensor:
+        """Add the gradients of all micro-batches; return the sum of this rank's unmasked losses."""
+        parallel, (number, samples, tokens) = self._spec.parallel, batch.inputs.shape
+        if parallel.pipeline == 1:
+            return super().run(batch, labels, factor)
+
+        def forward(run: GPT, n: int, x: Tensor | None) -> Tensor:
+            with self._autocast():
+                x = run(self._to_device(batch.inputs[n]) if x is None else x, seed=batch.dropout_seeds[n])
+                return self._masked_sum(x, labels[n], batch.loss_mask[n]) if run.last else x
+
+        order = turns(
+            parallel.pipeline_schedule,
+            self._place.index("pipeline"),
+            parallel.pipeline,
+            parallel.virtual_pipeline,
+            number,
+        )
+        self._set_mode(tokens)
+        return self._pipeline.train(order, forward, factor, self._stream(samples, tokens))
+
+    def combine(self, total: Tensor) -> Tensor:
+        """Sum the gradients over the ranks that see other samples or tokens; return the sum of the totals."""
+        groups = self._groups
+        for parameter in self._parameters().values():
+            reduce_gradient(parameter, self._sharding)
+        others = groups.data if self._sharding.stage else groups.replicas
+        all_reduce_each(self._gradients(self._trains), others)
+        all_reduce_each(self._gradients(self._by_tokens), groups.tensor)
+        all_reduce_each(self._gradients(self._at_both_ends), groups.ends)
+        return all_reduce(total, groups.losses)
+
+    def _gradients(self, names: Iterable[str]) -> list[Tensor]:
+        return [self._trains[name].grad for name in names]
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply every gradient by `factor`."""
@@ -160,6 +271,8 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
     def update(self, learning_rate: float, count: int) -> None:
         """Change the weights by their gradients."""
         self._optimizer.update(learning_rate, count)
+        with paddle.no_grad():
+            spread(self._parameters().values(), self._sharding)
 
     def measure(self, *scalars: Tensor) -> Callable[[], list[float]]:
         """Read `scalars` before anything more is queued; return a function that returns them."""
@@ -168,21 +281,24 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
 
     def close(self) -> None:
         """Free the device."""
-        del self._optimizer
+        del self._optimizer, self._trains
         super().close()
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         if kind == "gradient":
-            return {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
+            return {name: p.grad for name, p in self._trains.items() if p.grad is not None}
         return super()._tensors(kind) if kind == "weight" else self._optimizer.moments(kind)
 
-    def _masked_sum(self, inputs: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """Return the sum of the unmasked tokens' negative log likelihood; all arguments (B, T)."""
-        with self._autocast():
-            hidden = self._hidden(inputs).flatten(0, 1)
-            return linear_cross_entropy(
-                hidden, self._model.head, labels.flatten(), mask.flatten().astype("float32")
-            )
+    def _masked_sum(self, hidden: Tensor, labels: NDArray[np.int32], mask: NDArray[np.bool_]) -> Tensor:
+        """Return the sum of the unmasked tokens' negative log likelihood; `hidden` is (B, T, H)."""
+        wanted, counted = self._to_device(labels).flatten(), self._to_device(mask).flatten()
+        return linear_cross_entropy(
+            hidden.flatten(0, 1),
+            self._runs[-1].head,
+            wanted,
+            counted.astype("float32"),
+            self._runs[-1].words,
+        )
 
 
 @contextmanager

@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from gptbridge.rules.rows import Rows
-from gptbridge_specs import ModelSpec
 
 
 class Cache:
-    """The keys and values of R rows, each up to `capacity` tokens.
+    """The keys and values that `layers` have of `heads` heads, of R rows, each up to `capacity` tokens.
 
     One more place takes what fills up the shorter rows of a call; nothing ever attends to it.
     """
 
     def __init__(
-        self, model: ModelSpec, rows: int, capacity: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: Sequence[int],
+        heads: int,
+        head_size: int,
+        rows: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.rows = Rows(rows, capacity)
-        shape = (model.num_layers, rows, model.num_attention_heads, capacity + 1, model.head_size)
+        self._numbers = {layer: number for number, layer in enumerate(layers)}
+        shape = (len(layers), rows, heads, capacity + 1, head_size)
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros_like(self._keys)
 
@@ -45,8 +54,8 @@ class Cache:
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add `k` and `v` (R, N, T, D) of the new tokens; return all up to the longest row, (R, N, S, D)."""
-        held = []
-        for store, new in ((self._keys[layer], k), (self._values[layer], v)):
+        number, held = self._numbers[layer], []
+        for store, new in ((self._keys[number], k), (self._values[number], v)):
             store[self._row, :, self._slots] = new.transpose(1, 2).to(store.dtype)
             held.append(store[self._rows, :, : self._span])
         return held[0], held[1]

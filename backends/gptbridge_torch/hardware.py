@@ -51,7 +51,10 @@ def setup(wanted: str, *, keep_memory: bool = True) -> Device | None:
     torch = import_torch()
     make_deterministic()
     if torch.cuda.is_available() and wanted != "cpu":
-        handle = torch.device("cuda", 0)
+        handle = torch.device(
+            "cuda", int(os.environ.get("LOCAL_RANK", "0"))
+        )  # torchrun's number within a machine
+        torch.cuda.set_device(handle)
         return Device("gpu", torch.cuda.get_device_name(handle), handle, torch.cuda.mem_get_info(handle)[0])
     if wanted == "gpu":
         raise UsageError(

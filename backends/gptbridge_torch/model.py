@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
 from gptbridge_specs import ModelSpec
 from gptbridge_torch.cache import Cache
-from gptbridge_torch.parts import Attention, FeedForward, Recompute, dropout, norm
+from gptbridge_torch.collectives import Cut, enter
+from gptbridge_torch.loss import Words
+from gptbridge_torch.parts import Attention, Dropout, FeedForward, Recompute, embed, norm
 
 LAYOUT = gpt2_in_memory("torch", out_in=True)  # as nn.Linear has them
 
@@ -16,27 +18,28 @@ LAYOUT = gpt2_in_memory("torch", out_in=True)  # as nn.Linear has them
 class Block(nn.Module):
     """One transformer layer."""
 
-    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute) -> None:
+    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute, cut: Cut) -> None:
         super().__init__()
         self.recompute = recompute
         self.ln_1 = norm(model)
-        self.attn = Attention(model, layer, recompute)
+        self.attn = Attention(model, layer, recompute, cut)
         self.ln_2 = norm(model)
-        self.mlp = FeedForward(model)
-        self.dropout = dropout(model.hidden_dropout_prob)
+        self.mlp = FeedForward(model, cut)
+        self.attn_dropout = Dropout(model.hidden_dropout_prob, layer, "attn", cut)
+        self.mlp_dropout = Dropout(model.hidden_dropout_prob, layer, "mlp", cut)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None, seed: int | None = None) -> Tensor:
         """Add attention, then feed-forward, to the residual stream; x and the result are (B, T, H)."""
-        x = x + self.dropout(self.recompute("full_attn", self.attn, self.ln_1(x), cache))
-        return x + self.dropout(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
+        x = x + self.attn_dropout(self.recompute("full_attn", self.attn, self.ln_1(x), cache, seed), seed)
+        return x + self.mlp_dropout(self.mlp(self.ln_2(x)), seed)  # type: ignore[no-any-return]
 
 
 class GPT(nn.Module):
     """The layers `layers` of the model, with the embeddings before them if they are the first, and the
     last norm and the head if they are the last.
 
-    The product with `head`, which makes logits of the result, is the loss's affair. `stream_dtype` is the
-    type of the residual stream between the blocks.
+    The product with `head`, which makes logits of the result, is the loss's affair. Products are computed in
+    `dtype`; `stream_dtype` is the type of the residual stream between the blocks.
     """
 
     def __init__(
@@ -47,19 +50,24 @@ class GPT(nn.Module):
         first: bool,
         last: bool,
         recompute: str,
+        dtype: torch.dtype,
         stream_dtype: torch.dtype,
+        cut: Cut,
     ) -> None:
         super().__init__()
-        self.stream_dtype = stream_dtype
+        self.width = model.hidden_size
+        self.dtype, self.stream_dtype = dtype, stream_dtype
         self.recompute = Recompute(recompute, model)
         self.first, self.last = first, last
+        self.cut = cut
+        self.words = Words.of(model.vocab_size, cut)
         self.tied = model.tie_word_embeddings
         if first or (last and self.tied):
             self.wte = nn.Embedding(model.vocab_size, model.hidden_size)
         if first:
             self.wpe = nn.Embedding(model.max_position_embeddings, model.hidden_size)
-            self.dropout = dropout(model.hidden_dropout_prob)
-        self.h = nn.ModuleDict({str(n): Block(model, n, self.recompute) for n in layers})
+            self.dropout = Dropout(model.hidden_dropout_prob, None, "embedding", cut)
+        self.h = nn.ModuleDict({str(n): Block(model, n, self.recompute, cut) for n in layers})
         if last:
             self.ln_f = norm(model)
             if not self.tied:
@@ -67,18 +75,35 @@ class GPT(nn.Module):
 
     @property
     def head(self) -> nn.Parameter:
-        """The output projection, (V, H)."""
+        """The output projection, this rank's rows of (V, H)."""
         return self.wte.weight if self.tied else self.lm_head.weight  # type: ignore[return-value]
 
-    def forward(self, x: Tensor, positions: Tensor | None = None, cache: Cache | None = None) -> Tensor:
-        """Return the hidden states (B, T, H) after these layers.
+    def forward(
+        self,
+        x: Tensor,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        seed: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return the hidden states (B, T, H) after these layers, those after the last one in `dtype`.
 
         `x` are token ids (B, T), or the hidden states that the stage before returned. `positions` (B, T)
-        are the tokens' places, by default 0 to T - 1.
+        are the tokens' places, by default 0 to T - 1. Dropout is drawn from `seed`.
         """
-        if self.first:
-            places = self.wpe.weight[: x.shape[1]] if positions is None else self.wpe(positions)
-            x = self.dropout((self.wte(x) + places).to(self.stream_dtype))
-        for block in self.h.values():
-            x = self.recompute("full", block, x, cache)
-        return self.ln_f(x) if self.last else x
+        drawn = None if seed is None else int(seed)
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            if self.first:
+                places = (
+                    self.wpe.weight[slice(*self.span(x.shape[1]))]
+                    if positions is None
+                    else self.wpe(positions)
+                )
+                x = embed(x, self.wte.weight, self.words, self.cut)
+                x = self.dropout((x + places).to(self.stream_dtype), drawn)
+            for block in self.h.values():
+                x = self.recompute("full", block, x, cache, drawn)
+            return enter(self.ln_f(x).to(self.dtype), self.cut) if self.last else x
+
+    def span(self, length: int) -> tuple[int, int]:
+        """Return which of `length` positions this rank's residual stream has."""
+        return (0, length) if self.cut.length is None else self.cut.part(length)

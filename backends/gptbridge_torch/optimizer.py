@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from gptbridge.session import MOMENTS, Kind
 from gptbridge_specs.run import OptimizerSpec
+from gptbridge_torch.collectives import all_reduce
+from gptbridge_torch.parallel import Groups
 
 
 class Optimizer:
     """AdamW or SGD over the parameters of a model, with global norm clipping.
 
-    `decays` are the decoupled weight decays by the parameters' names. SGD's weight decay in torch is added
+    `decays` are the decoupled weight decays by the parameters' names, `owned` the parameters of which this
+    rank's part counts in the norm over all ranks. SGD's weight decay in torch is added
     to the gradient, which without momentum is the decoupled rule.
     """
 
     def __init__(
-        self, spec: OptimizerSpec, parameters: Mapping[str, nn.Parameter], decays: Mapping[str, float]
+        self,
+        spec: OptimizerSpec,
+        parameters: Mapping[str, nn.Parameter],
+        decays: Mapping[str, float],
+        owned: Collection[str],
+        groups: Groups,
     ) -> None:
         self._spec = spec
+        self._owned = owned
+        self._all = groups.all
         self._parameters = parameters
-        groups: list[dict[str, object]] = [
+        rules: list[dict[str, object]] = [
             {
                 "params": [parameters[name] for name in parameters if decays[name] == decay],
                 "weight_decay": decay,
             }
             for decay in sorted(set(decays.values()), reverse=True)
         ]
-        self._rule = _rule(spec, groups)
+        self._rule = _rule(spec, rules)
         self._updates = 0
 
     def clip(self) -> Tensor:
@@ -38,10 +48,15 @@ class Optimizer:
 
         Not by torch's clip_grad_norm_, whose limit is 1e-6 lower than the other backends'.
         """
-        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        norms = torch.stack(torch._foreach_norm(list(gradients.values())))
+        norm: Tensor = torch.linalg.vector_norm(
+            norms * norms.new_tensor([name in self._owned for name in gradients])
+        )
+        if self._all is not None:
+            norm = all_reduce(norm.square(), self._all).sqrt()
         if self._spec.clip_grad_norm is not None:
-            torch._foreach_mul_(gradients, (self._spec.clip_grad_norm / norm).clamp(max=1.0))
+            torch._foreach_mul_(list(gradients.values()), (self._spec.clip_grad_norm / norm).clamp(max=1.0))
         return norm
 
     def update(self, learning_rate: float, count: int) -> None:

@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gptbridge.rules.dropout import site_seed
 from gptbridge_specs import ModelSpec
 from gptbridge_torch.cache import Cache
+from gptbridge_torch.collectives import Cut, enter, leave
+from gptbridge_torch.loss import Words
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
@@ -25,9 +28,37 @@ def norm(model: ModelSpec) -> nn.Module:
     return nn.LayerNorm(model.hidden_size, model.layernorm_epsilon)
 
 
-def dropout(probability: float) -> nn.Module:
-    """Return a dropout that costs nothing at probability 0."""
-    return nn.Dropout(probability) if probability else nn.Identity()
+class Dropout(nn.Module):
+    """Dropout of the residual stream at one site, drawn from a micro-batch's seed and the site alone.
+
+    Without a seed it goes on where the device's generator stands: a compiled model has one for all sites.
+    """
+
+    def __init__(self, probability: float, layer: int | None, site: str, cut: Cut) -> None:
+        super().__init__()
+        self.probability, self.layer, self.site, self.cut = probability, layer, site, cut
+
+    def forward(self, x: Tensor, seed: int | None) -> Tensor:
+        """Return `x` with its dropout: of the whole stream's, the part that this rank has."""
+        if not self.probability or not self.training:
+            return x
+        sow(x.device, seed, self.layer, self.site)
+        if self.cut.length is None:
+            return F.dropout(x, self.probability)
+        whole = F.dropout(x.new_ones((len(x), self.cut.length, x.shape[2])), self.probability)
+        start, stop = self.cut.part(self.cut.length)
+        return x * whole[:, start:stop]
+
+
+def sow(device: torch.device, seed: int | None, layer: int | None, site: str) -> None:
+    """Seed what the next dropout on `device` draws."""
+    if seed is None:
+        return
+    drawn = site_seed(seed, layer, site)
+    if device.type == "cpu":
+        torch.default_generator.manual_seed(drawn)  # torch.manual_seed goes through all kinds of devices
+    else:
+        torch.get_device_module(device).manual_seed(drawn)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -35,20 +66,48 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     A CPU multiplies a few rows faster from the other side: fp32, 8 rows, 12 layers: 47 ms, else 61.
     """
+    if torch.is_grad_enabled() or x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
+        return F.linear(x, weight, bias)  # also while a model is exported, when x has no number of rows
     rows = x.numel() // x.shape[-1]
-    few = x.device.type == "cpu" and x.dtype == torch.float32 and 4 <= rows <= 32
-    if not few or torch.is_grad_enabled() or weight.dtype != torch.float32:
+    if not 4 <= rows <= 32:
         return F.linear(x, weight, bias)
     y = (weight @ x.reshape(rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
     return y if bias is None else y + bias
 
 
-class Linear(nn.Linear):
-    """A linear layer by `product`."""
+class Column(nn.Linear):
+    """A linear layer of which each tensor rank has some of the outputs."""
+
+    def __init__(self, inputs: int, outputs: int, cut: Cut) -> None:
+        super().__init__(inputs, outputs)
+        self.cut = cut
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (..., out) of (..., in)."""
-        return product(x, self.weight, self.bias)
+        """Return this rank's part of (B, T, out) of the stream (B, T, in)."""
+        return product(enter(x, self.cut), self.weight, self.bias)
+
+
+class Row(nn.Linear):
+    """A linear layer of which each tensor rank has some of the inputs."""
+
+    def __init__(self, inputs: int, outputs: int, cut: Cut) -> None:
+        super().__init__(inputs, outputs)
+        self.cut = cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the stream (B, T, out) of this rank's part of (B, T, in)."""
+        if self.cut.group is None:
+            return product(x, self.weight, self.bias)
+        y = leave(product(x, self.weight), self.cut)
+        return y + self.bias.to(y.dtype)  # once, not by every rank
+
+
+def embed(tokens: Tensor, weight: Tensor, words: Words, cut: Cut) -> Tensor:
+    """Return the stream (B, T, H) of token ids (B, T), of which this rank's `weight` has `words`."""
+    if cut.group is None:
+        return F.embedding(tokens, weight)
+    mine, rows = words.find(tokens)
+    return leave(F.embedding(rows, weight) * mine[..., None], cut)
 
 
 class Recompute:
@@ -69,38 +128,42 @@ class Recompute:
 class Attention(nn.Module):
     """Causal self-attention of layer `layer`."""
 
-    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute) -> None:
+    def __init__(self, model: ModelSpec, layer: int, recompute: Recompute, cut: Cut) -> None:
         super().__init__()
         self.layer = layer
         self.head_size = model.head_size
         self.dropout_prob = model.attention_probs_dropout_prob
         self.recompute = recompute
-        self.c_attn = Linear(model.hidden_size, 3 * model.hidden_size)
-        self.c_proj = Linear(model.hidden_size, model.hidden_size)
+        # The fused kernel draws by itself: a rank for its heads alone.
+        self.site = "attention" if cut.degree == 1 else f"attention of rank {cut.index}"
+        self.c_attn = Column(model.hidden_size, 3 * model.hidden_size, cut)
+        self.c_proj = Row(model.hidden_size, model.hidden_size, cut)
 
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: Cache | None = None, seed: int | None = None) -> Tensor:
         """Attend; x and the result are (B, T, H). With a cache, to what it holds as well."""
         q, k, v = self.c_attn(x).unflatten(-1, (3, -1, self.head_size)).permute(2, 0, 3, 1, 4)
         if cache is None:
-            y = self.recompute("core_attn", self._attend, q, k, v)
+            y = self.recompute("core_attn", self._attend, q, k, v, seed)
         else:
             k, v = cache.update(self.layer, k, v)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask)
         return self.c_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None) -> Tensor:
         dropout_p = self.dropout_prob if self.training else 0.0
+        if dropout_p:
+            sow(q.device, seed, self.layer, self.site)
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
 
 
 class FeedForward(nn.Module):
     """Two linear layers around the activation."""
 
-    def __init__(self, model: ModelSpec) -> None:
+    def __init__(self, model: ModelSpec, cut: Cut) -> None:
         super().__init__()
-        self.c_fc = Linear(model.hidden_size, model.ffn_size)
+        self.c_fc = Column(model.hidden_size, model.ffn_size, cut)
         self.activation = ACTIVATIONS[model.activation]
-        self.c_proj = Linear(model.ffn_size, model.hidden_size)
+        self.c_proj = Row(model.ffn_size, model.hidden_size, cut)
 
     def forward(self, x: Tensor) -> Tensor:
         """Widen, activate, narrow; x and the result are (B, T, H)."""

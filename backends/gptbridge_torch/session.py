@@ -1,30 +1,37 @@
-"""One device's model in torch, and its optimizer, behind the protocols of `gptbridge.session`."""
+"""One rank's model in torch, and its optimizer, behind the protocols of `gptbridge.session`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from gptbridge.process.world import World
 from gptbridge.rules.rows import CachedDecoder
 from gptbridge.rules.stepping import Stepper
-from gptbridge.session import Device, Kind, Shard
-from gptbridge.weights.shards import decay_of_tensors, shards_of
+from gptbridge.session import Batch, Device, Kind, Shard
+from gptbridge.weights.held import TIED
+from gptbridge.weights.shards import decay_of_tensors, held_tensors, shards_of
 from gptbridge_specs import RunSpec
 from gptbridge_torch.cache import Cache
+from gptbridge_torch.collectives import Cut, all_gather, all_reduce, all_reduce_each
 from gptbridge_torch.hardware import read_back
 from gptbridge_torch.loss import linear_cross_entropy, token_losses
 from gptbridge_torch.model import GPT, LAYOUT
 from gptbridge_torch.optimizer import Optimizer
+from gptbridge_torch.parallel import Groups
 from gptbridge_torch.parts import product
+from gptbridge_torch.stages import COMPUTE, build, own_parts, read, weights_of
 
-COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# fp16 ends at 65504, which the residual stream of a deep model can pass.
-STREAM = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float32}
+if TYPE_CHECKING:
+    from gptbridge_torch.pipeline import Pipeline
+    from gptbridge_torch.sharding import Sharding
+
+ALONE = World()
 
 
 class TorchMemory:
@@ -45,80 +52,109 @@ class TorchModel:
     A trainer's are fp32, and lower precision happens in autocast regions.
     """
 
-    def __init__(self, spec: RunSpec, device: Device, *, weight_dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        device: Device,
+        world: World = ALONE,
+        *,
+        weight_dtype: torch.dtype | None = None,
+    ) -> None:
         self._spec = spec
+        self._place = world.place
+        self._groups: Groups = world.handle or Groups()
         self._device: torch.device = device.handle
         self._dtype = COMPUTE[spec.precision.compute]
-        layers = range(spec.model.num_layers)
-        stream = STREAM[spec.precision.compute]
-        with torch.device("meta"):  # draws no initial weights: they are written
-            model = GPT(
-                spec.model,
-                layers,
-                first=True,
-                last=True,
-                recompute=spec.training.recompute,
-                stream_dtype=stream,
-            )
-        self._model = model.to(weight_dtype or self._dtype).to_empty(device=self._device)
+        self._cut = Cut(self._groups.tensor, self._place.index("tensor"), self._place.degree("tensor"))
+        stages = [stage.to(weight_dtype or self._dtype) for stage in build(spec, self._place, self._cut)]
+        self._sharding: Sharding | None = None
+        if self._groups.sharding and spec.parallel.sharding_stage:
+            from gptbridge_torch.sharding import Sharding  # half a second
+
+            level = spec.parallel.sharding_stage
+            self._sharding = Sharding(stages, self._groups.sharding, self._device.type, level)
+        self._stages = [stage.to_empty(device=self._device) for stage in stages]
+        self._weights = weights_of(self._stages)
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), TorchMemory())
+        sliced = self._sharding is not None
+        tensors = own_parts(self._tensors(kind))
+        return shards_of(self._spec.model, LAYOUT, tensors, TorchMemory(), self._place, sliced=sliced)
 
     def token_losses(
         self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
     ) -> NDArray[np.float32]:
         """Return the negative log likelihood of each of (B, T) `labels`; of (B, K) at positions `at`."""
-        hidden = self._at(self._evaluate(inputs), at).flatten(0, 1)
-        losses = token_losses(hidden, self._model.head, self._to_device(labels).flatten())
-        return losses.view(labels.shape).cpu().numpy()
+
+        def losses(hidden: Tensor) -> Tensor:
+            chosen, wanted = self._at(hidden, at).flatten(0, 1), self._to_device(labels).flatten()
+            return token_losses(chosen, self._model.head, wanted, self._model.words).view(labels.shape)
+
+        return self._read(inputs, losses, labels.shape)
 
     def logits(self, tokens: NDArray[np.int32], at: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Return (B, T, V) logits of (B, T) tokens; (B, K, V) at positions `at` (B, K)."""
-        return self._project(self._at(self._evaluate(tokens), at))
+        shape = (*(tokens if at is None else at).shape, self._spec.model.vocab_size)
+        return self._read(tokens, lambda hidden: self._project(self._at(hidden, at)), shape)
 
     def decoder(self, rows: int, capacity: int) -> CachedDecoder[Cache]:
         """Return a decoder of `rows` empty rows of at most `capacity` tokens."""
-        cache = Cache(self._spec.model, rows, capacity, self._dtype, self._device)
+        model = self._spec.model
+        start, stop = self._cut.part(model.num_attention_heads)
+        layers = [int(layer) for stage in self._stages for layer in stage.h]
+        cache = Cache(layers, stop - start, model.head_size, rows, capacity, self._dtype, self._device)
         return CachedDecoder(self._decode, cache)
 
     def close(self) -> None:
         """Free the device."""
-        del self._model
+        del self._stages, self._weights
         if self._device.type != "cpu":
             torch.get_device_module(self._device).empty_cache()
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
-        return dict(self._model.named_parameters()) if kind == "weight" else {}
+        return self._weights if kind == "weight" else {}
+
+    @property
+    def _model(self) -> GPT:
+        """The stage that has the head, if one of this rank's has."""
+        return self._stages[-1]
 
     def _decode(self, tokens: NDArray[np.int32], cache: Cache) -> NDArray[np.float32]:
         """Return (R, V) logits after the last of the (R, T) `tokens` that `cache` was prepared for."""
-        hidden = self._evaluate(tokens, cache)
-        return self._project(hidden.take_along_dim(cache.last[:, None, None], 1)[:, 0])
 
-    def _evaluate(self, tokens: NDArray[np.int32], cache: Cache | None = None) -> Tensor:
-        """Return the final hidden states of (B, T) tokens without dropout and without a graph."""
-        self._model.eval()
-        with torch.inference_mode():
-            return self._hidden(self._to_device(tokens), cache)
+        def logits(hidden: Tensor) -> Tensor:
+            return self._project(hidden.take_along_dim(cache.last[:, None, None], 1)[:, 0])
 
-    def _hidden(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
-        """Return the final hidden states (B, T, H) in the compute type."""
-        with self._autocast():
-            hidden = self._model(tokens, cache.positions if cache else None, cache)
-            return hidden.to(self._dtype)  # type: ignore[no-any-return]
+        return self._read(tokens, logits, (len(tokens), self._spec.model.vocab_size), cache)
 
-    def _autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32)
+    def _read(
+        self,
+        tokens: NDArray[np.int32],
+        finish: Callable[[Tensor], Tensor],
+        shape: tuple[int, ...],
+        cache: Cache | None = None,
+    ) -> NDArray[np.float32]:
+        """Return what `finish` makes of the final hidden states, without dropout and without a graph."""
+        for stage in self._stages:
+            stage.eval()
+        self._cut.length = None
+        given = self._to_device(tokens)
+        # What sharded weights are gathered into is used in training too, where no inference tensor may be.
+        with torch.no_grad() if self._sharding else torch.inference_mode():
+            found = read(self._stages, self._place, self._groups, given, cache, finish, shape)
+        if self._sharding:
+            self._sharding.reshard()
+        return found.cpu().numpy()
 
     def _at(self, hidden: Tensor, at: NDArray[np.int32] | None) -> Tensor:
         """Return the hidden states (B, K, H) at positions `at` (B, K); all of them for None."""
         return hidden if at is None else hidden.take_along_dim(self._to_device(at)[:, :, None], 1)
 
-    @torch.inference_mode()
-    def _project(self, hidden: Tensor) -> NDArray[np.float32]:
-        return product(hidden, self._model.head.to(hidden.dtype)).float().cpu().numpy()
+    def _project(self, hidden: Tensor) -> Tensor:
+        logits = product(hidden, self._model.head.to(hidden.dtype)).float()
+        lengths = self._cut.lengths(self._spec.model.vocab_size)
+        return all_gather(logits, self._groups.tensor, logits.dim() - 1, lengths)
 
     def _to_device(self, array: NDArray[np.generic]) -> Tensor:
         """Return a copy on the device without waiting for it; integers become int64."""
@@ -131,19 +167,44 @@ class TorchModel:
 class TorchTrainer(TorchModel, Stepper[Tensor]):
     """A `gptbridge.session.Trainer`."""
 
-    def __init__(self, spec: RunSpec, device: Device) -> None:
-        TorchModel.__init__(self, spec, device, weight_dtype=torch.float32)
+    def __init__(self, spec: RunSpec, device: Device, world: World = ALONE) -> None:
+        TorchModel.__init__(self, spec, device, world, weight_dtype=torch.float32)
         Stepper.__init__(self, spec)
         self._random = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
-        parameters = dict(self._model.named_parameters())
-        decays = decay_of_tensors(spec.model, LAYOUT, parameters, spec.optimizer)
-        self._optimizer = Optimizer(spec.optimizer, parameters, decays)
-        compiled = spec.training.compile
-        self._loss = torch.compile(self._masked_sum, dynamic=False) if compiled else self._masked_sum
+        decays = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer)
+        held = held_tensors(spec.model, LAYOUT, self._weights, self._place, sliced=self._sharding is not None)
+        self._uncut = {name for name, tensor in held.items() if tensor.native.axes.cut is None}
+        owned = {name for name, tensor in held.items() if tensor.owned}
+        self._updated = self._weights
+        if self._sharding:  # the optimizer sees this rank's part alone
+            self._updated = {name: nn.Parameter(part) for name, part in own_parts(self._weights).items()}
+        self._optimizer = Optimizer(spec.optimizer, self._updated, decays, owned, self._groups)
+        self._compiled = spec.training.compile
+        self._loss = torch.compile(self._masked_sum, dynamic=False) if self._compiled else self._masked_sum
+        self._pipeline: Pipeline | None = None
+        if self._groups.pipeline:
+            from gptbridge_torch.pipeline import Pipeline  # half a second
+
+            self._pipeline = Pipeline(spec.parallel, self._place, self._groups, self._stages, self._sum)
 
     def clear_gradients(self) -> None:
         """Drop every gradient."""
-        self._model.zero_grad()
+        for weight in (*self._weights.values(), *self._updated.values()):
+            weight.grad = None
+
+    def run(self, batch: Batch, labels: NDArray[np.int32], factor: float) -> Tensor:
+        """Add the gradients of all micro-batches; return the sum of this rank's losses."""
+        for stage in self._stages:
+            stage.train()
+        self._cut.length = batch.inputs.shape[-1] if self._spec.parallel.sequence else None
+        if self._sharding:
+            factor *= self._place.degree("sharding")  # it leaves the ranks' mean
+        self._left = len(batch.inputs)
+        if self._pipeline is None:
+            return super().run(batch, labels, factor)
+        seeds = self._to_device(np.array(batch.dropout_seeds)) if self._random else None
+        inputs, wanted, mask = map(self._to_device, (batch.inputs, labels, batch.loss_mask))
+        return self._pipeline.run(inputs, wanted, mask, factor, seeds)
 
     def backward(
         self,
@@ -154,16 +215,35 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
         seed: int,
     ) -> Tensor:
         """Add the gradient of `factor` x the masked sum of losses; return that sum, still on the device."""
-        self._model.train()
-        if self._random:
+        self._left -= 1
+        if self._sharding:
+            self._sharding.before_backward(last=not self._left)
+        if self._random and self._compiled:
             torch.manual_seed(seed)
-        loss = self._loss(self._to_device(inputs), self._to_device(labels), self._to_device(mask))
+        drawn = seed if self._random and not self._compiled else None
+        loss = self._loss(self._to_device(inputs), self._to_device(labels), self._to_device(mask), drawn)
         torch.autograd.backward(loss * factor)
         return loss.detach()
 
+    def combine(self, total: Tensor) -> Tensor:
+        """Sum the gradients over the ranks that have parts of them; return the sum of their totals."""
+        if self._sharding:
+            for name, part in own_parts(self._weights).items():
+                self._updated[name].data = part
+            for name, part in own_parts({n: w.grad for n, w in self._weights.items()}).items():
+                self._updated[name].grad = part
+        gradients = self._tensors("gradient")
+        if self._spec.parallel.sequence:  # the stream's weights have seen this rank's positions alone
+            stream = [gradient for name, gradient in gradients.items() if name in self._uncut]
+            all_reduce_each(stream, self._groups.tensor)
+        if TIED in gradients and self._spec.model.tie_word_embeddings:  # the first stage's and the last one's
+            all_reduce(gradients[TIED], self._groups.ends)
+        all_reduce_each(gradients.values(), self._groups.data if self._sharding else self._groups.replicas)
+        return all_reduce(total, self._groups.losses)
+
     def scale_gradients(self, factor: float) -> None:
         """Multiply every gradient by `factor`."""
-        torch._foreach_mul_([p.grad for p in self._model.parameters() if p.grad is not None], factor)
+        torch._foreach_mul_(list(self._tensors("gradient").values()), factor)
 
     def clip(self) -> Tensor:
         """Clip the gradients; return their norm before."""
@@ -179,17 +259,23 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
 
     def close(self) -> None:
         """Free the device."""
-        del self._optimizer, self._loss
+        del self._optimizer, self._loss, self._pipeline
         super().close()
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         if kind == "gradient":
-            return {name: p.grad for name, p in self._model.named_parameters() if p.grad is not None}
+            return {name: p.grad for name, p in self._updated.items() if p.grad is not None}
         return super()._tensors(kind) if kind == "weight" else self._optimizer.moments(kind)
 
-    def _masked_sum(self, inputs: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-        """Return the sum of the unmasked tokens' negative log likelihood; all arguments (B, T)."""
-        hidden = self._hidden(inputs).flatten(0, 1)
+    def _masked_sum(self, inputs: Tensor, labels: Tensor, mask: Tensor, seed: int | None) -> Tensor:
+        """Return the sum of the unmasked tokens' negative log likelihood; tensors are (B, T)."""
+        return self._sum(self._model(inputs, seed=seed), labels, mask)
+
+    def _sum(self, hidden: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         return linear_cross_entropy(
-            hidden, self._model.head, labels.flatten(), mask.flatten().to(hidden.dtype)
+            hidden.flatten(0, 1),
+            self._model.head,
+            labels.flatten(),
+            mask.flatten().to(hidden.dtype),
+            self._model.words,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptbridge_cli.hint_options import DIALECTS, HINTS
-from gptbridge_cli.lines import say
+from gptbridge_cli.lines import facts, say
 from gptbridge_cli.passing import Options, passing
 
 if TYPE_CHECKING:
@@ -108,9 +108,8 @@ def inspect(path: Inspected, as_json: AsJson = False, **words: Any) -> None:
     """Tell what a checkpoint or a token dataset is. Nothing in it is executed."""
     from gptbridge import api
 
-    facts = api.inspect(path, **words).as_dict()
+    found = api.inspect(path, **words).as_dict()
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        typer.echo(json.dumps(found, indent=2))
         return
-    for name, value in facts.items():
-        say(f"{name.replace('_', ' '):18} {value}")
+    facts(found)

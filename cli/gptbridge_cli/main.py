@@ -15,6 +15,7 @@ from gptbridge_cli import (
     convert,
     data,
     evaluate,
+    export,
     generate,
     parity,
     spec,
@@ -40,6 +41,7 @@ app.command()(parity.parity)
 app.command()(backends.backends)
 app.command(cls=DialectCommand)(convert.convert)
 app.command(cls=DialectCommand)(convert.inspect)
+app.command(cls=DialectCommand)(export.export)
 app.command()(tensorboard.tensorboard)
 app.add_typer(spec.app, cls=QuickGroup, name="spec", help="List, show and check specs.")
 app.add_typer(tokenizer.app, cls=QuickGroup, name="tokenizer", help="Train a vocabulary.")

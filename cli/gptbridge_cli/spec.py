@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gptbridge_cli.lines import say
+from gptbridge_cli.lines import paragraph, say
 
 if TYPE_CHECKING:
     from gptbridge_specs.imports import Imported
@@ -52,7 +52,8 @@ def list_presets(as_json: AsJson = False) -> None:
         return
     for row in rows:
         size = f"{int(str(row['parameters'])) / 1e9:.4g}B"
-        typer.echo(f"{row['kind']:5}  {row['name']:28}  {size:>9}  {row['reproduces']}")
+        say(f"{row['kind']:5}  {row['name']:32}  {size:>9}")
+        paragraph(str(row["reproduces"]), indent="       ")
 
 
 @app.command()

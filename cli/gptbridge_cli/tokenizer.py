@@ -22,8 +22,11 @@ def tokenizer() -> None:
 @app.command()
 def train(
     inputs: Inputs,
-    vocab_size: Annotated[int, typer.Option(help="Tokens, with the 256 bytes and end-of-text.")],
+    vocab_size: Annotated[
+        int, typer.Option(help="Tokens, with the special ones; of a bpe, the 256 bytes too.")
+    ],
     output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+    kind: Annotated[str, typer.Option(help="bpe, or for Chinese jieba-bpe (ModelScope) or cpm.")] = "bpe",
     json_key: JsonKey = "text",
     document_separator: Separator = None,
     glob: Glob = None,
@@ -31,26 +34,27 @@ def train(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a byte-level BPE; write vocab.json, merges.txt, tokenizer.json, tokenizer_config.json."""
+    """Train a byte-level BPE, or a Chinese vocabulary, and write the tokenizer's files."""
     from gptbridge.data.sources import Selection
     from gptbridge.data.tokenizers.training import train_tokenizer
     from gptbridge_cli.progress import transfer_progress
 
     with transfer_progress("reading", quiet=quiet) as report:
-        definition = train_tokenizer(
+        trained = train_tokenizer(
             inputs,
             vocab_size,
             output,
+            kind=kind,
             json_key=json_key,
             document_separator=document_separator,
             selection=Selection(glob, as_text),
             on_progress=lambda consumed, total: report(consumed, total, ""),
             on_problem=lambda line: say(line, err=True),
         )
-    facts = {"folder": str(output), "vocab_size": definition.vocab_size, "identity": definition.identity}
+    facts = {"folder": str(output), "vocab_size": trained.vocab_size, "identity": trained.identity}
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    say(f"{output}: {definition.vocab_size} tokens, identity {definition.identity}")
-    if definition.vocab_size < vocab_size:
+    say(f"{output}: {trained.vocab_size} tokens, identity {trained.identity}")
+    if trained.vocab_size < vocab_size:
         typer.echo(f"fewer than {vocab_size}: the text has nothing left to merge", err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,20 @@ from gptbridge.files import read_json, require_regular_file, write_json
 
 MANIFEST_FILE = "manifest.json"
 
+Entry = dict[str, Any]
 
-def write_manifest(folder: Path) -> None:
-    """Push every file of `folder` to the disk, then list them all."""
-    files: dict[str, Any] = {}
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.name] = {"size": path.stat().st_size, "sha256": digest}
+
+def write_manifest(folder: Path, known: Mapping[str, Entry] | None = None) -> None:
+    """Push every file of `folder` to the disk, then list them all; those in `known` need no reading."""
+    files = {path.name: (known or {}).get(path.name) or entry_of(path) for path in sorted(folder.iterdir())}
     write_json(folder / MANIFEST_FILE, {"version": 1, "files": files})
+
+
+def entry_of(path: Path) -> Entry:
+    """Push a file to the disk; return what the manifest says of it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def verify(folder: Path) -> None:

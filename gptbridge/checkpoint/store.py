@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gptbridge.checkpoint.manifest import verify, write_manifest
+from gptbridge.checkpoint.manifest import Entry, verify, write_manifest
 from gptbridge.errors import BadInput, BridgeError, RunFailed
 from gptbridge.files import identity, sync_folder
 from gptbridge_specs.run import CheckpointSpec
@@ -65,20 +65,23 @@ class CheckpointStore:
             )
         return None
 
-    def save(self, step: int, write: Callable[[Path], None]) -> Path:
+    def saving(self, step: int) -> Path:
+        """Return the hidden folder that becomes the checkpoint of `step` once it is whole."""
+        return self.folder / (_SAVING + self.path(step).name)
+
+    def save(self, step: int, write: Callable[[Path], Mapping[str, Entry] | None]) -> Path:
         """Let `write` fill a folder and make it the checkpoint of `step`.
 
-        RunFailed when the disk does not take it: then nothing of it is left, and the checkpoints
-        from before are untouched; or when the run's folder has gone, by a new name or for good.
+        What `write` returns is known of its files already. RunFailed when the disk does not take it: then
+        nothing of it is left, and the checkpoints from before are untouched; or when the run's folder has
+        gone, by a new name or for good.
         """
         if self._run not in (None, identity(self.folder.parent)):
             raise RunFailed(MOVED, where=self.folder.parent, hint=FOLLOW)
-        final = self.path(step)
-        saving = final.with_name(_SAVING + final.name)
+        final, saving = self.path(step), self.saving(step)
         with _all_or_nothing(saving, final):
             saving.mkdir(parents=True)
-            write(saving)
-            write_manifest(saving)
+            write_manifest(saving, write(saving))
             sync_folder(saving)
             if final.exists():
                 final.rename(final.with_name(_REPLACED + final.name))
@@ -90,20 +93,14 @@ class CheckpointStore:
     def prune(self, spec: CheckpointSpec, best: int | None = None) -> None:
         """Remove all but the newest `spec.keep` checkpoints and the multiples of `spec.keep_every`.
 
-        With `spec.keep_best` that of the step `best` stays too.
+        With `spec.keep_best` that of the step `best` stays too, and the link `best` leads to it.
         """
+        if spec.keep_best and best in self.steps():
+            self._link_best(self.path(best).name)
         every = spec.keep_every
         for step in self.steps()[: -spec.keep]:
             if (every is None or step % every) and not (spec.keep_best and step == best):
                 self._remove(step)
-
-    def link_best(self, step: int) -> None:
-        """Let `best` lead to the checkpoint of `step`, where the disk has links."""
-        made = self.folder / (_SAVING + BEST)
-        with suppress(OSError):
-            made.unlink(missing_ok=True)
-            made.symlink_to(self.path(step).name)
-            made.replace(self.folder / BEST)
 
     def set_aside_after(self, good: Path) -> None:
         """Rename the checkpoints newer than `good`, which are damaged: they are never counted again."""
@@ -119,6 +116,13 @@ class CheckpointStore:
         for prefix in (_SAVING, _REPLACED, _REMOVING):
             for left in self.folder.glob(prefix + "*"):
                 shutil.rmtree(left, ignore_errors=True)
+
+    def _link_best(self, name: str) -> None:
+        made = self.folder / (_SAVING + BEST)
+        with suppress(OSError):  # a disk without links keeps the checkpoint all the same
+            made.unlink(missing_ok=True)
+            made.symlink_to(name)
+            made.replace(self.folder / BEST)
 
     def _remove(self, step: int) -> None:
         # Renamed first: a half-deleted folder must not look like a damaged checkpoint.

@@ -1,4 +1,4 @@
-"""Canonical tensors as safetensors in the layout of a run's checkpoints: written in a stream, read in slices.
+"""Canonical tensors as safetensors in the layout of a run's checkpoints: written and read in slices.
 
 A tensor of a run is a weight, or a moment of one: a moment has its weight's name, then `.exp_avg` or
 `.exp_avg_sq`, and lies as the weight does.
@@ -6,74 +6,113 @@ A tensor of a run is a weight, or a moment of one: a moment has its weight's nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.errors import BackendBroken, BadInput, RunFailed, printable
+from gptbridge.session import Shard
 from gptbridge.weights.architecture import parameters, sizes
 from gptbridge.weights.canonical.arrays import CanonicalArrays
 from gptbridge.weights.canonical.assembly import assemble
 from gptbridge.weights.canonical.cutting import LetterCutting, Stage
 from gptbridge.weights.canonical.weight import CanonicalWeight
 from gptbridge.weights.dialects.gptbridge import DIALECT as OWN
-from gptbridge.weights.formats import Entry, TensorInfo, WeightFile, open_weights
+from gptbridge.weights.formats import TensorInfo, WeightFile, open_weights
 from gptbridge.weights.formats.finite import all_finite
-from gptbridge.weights.formats.safetensors import write_safetensors
-from gptbridge.weights.formats.shards import SHARD_BYTES, write_sharded
-from gptbridge.weights.layouts.arrays import Read, stored_array
+from gptbridge.weights.formats.safetensors import header_of
+from gptbridge.weights.formats.shards import SHARD_BYTES, shard_files, write_index
+from gptbridge.weights.layouts.axes import Axes
+from gptbridge.weights.layouts.boxes import sizes_of
 from gptbridge.weights.layouts.matching import best_match, require_whole
 from gptbridge.weights.layouts.rules import NativeTensor
+from gptbridge.weights.layouts.runs import runs
 from gptbridge_specs import ModelSpec
 
 _LAYOUT = OWN.layouts[0]
+_WRITE_BYTES = 8 << 20  # at once: others wait for as long
 _NOT_SAVED = (
     "Earlier checkpoints are untouched; a lower schedule.max_lr, a longer warm-up or "
     "optimizer.clip_grad_norm may help"
 )
 
 
-def write_tensors(
-    folder: Path,
-    stem: str,
-    model: ModelSpec,
-    sources: Mapping[str, Read],
-    *,
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
-    """Write STEM.safetensors into `folder`, or shards and an index, a tensor at a time, in float32.
+class TensorFiles:
+    """STEM.safetensors, or shards of it and an index: every tensor of a model once for each of `ends`.
 
-    `sources` reads what the names of the file end in: "" for weights, or ".exp_avg" and ".exp_avg_sq".
-    RunFailed for a tensor with NaN or infinity, BackendBroken for a slice of another shape than asked for.
+    A tensor is named as its weight and one of `ends`: "" for weights, or ".exp_avg" and ".exp_avg_sq". What
+    the files are follows from the model alone, so that any number of ranks write the same bytes: one of them
+    creates the files, all write what they own.
     """
-    whole = sizes(model)
-    names = [parameter.name for parameter in parameters(model)]
-    entries: list[Entry] = [
-        (
-            TensorInfo(native.name + end, "float32", native.axes.shape(whole)),
-            partial(_content, native, whole, read, native.name + end),
-        )
-        for native in _LAYOUT.natives(names, model.num_layers)
-        for end, read in sources.items()
-    ]
-    write_sharded(folder, stem, "safetensors", entries, write_safetensors, shard_bytes)
+
+    def __init__(
+        self, stem: str, model: ModelSpec, ends: Sequence[str] = ("",), *, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        self._stem, self._sizes = stem, sizes(model)
+        names = [parameter.name for parameter in parameters(model)]
+        self._natives = list(_LAYOUT.natives(names, model.num_layers))
+        infos = [
+            TensorInfo(native.name + end, "float32", native.axes.shape(self._sizes))
+            for native in self._natives
+            for end in ends
+        ]
+        self._files = shard_files(stem, "safetensors", infos, shard_bytes)
+
+    def create(self, folder: Path) -> None:
+        """Make every file in its full size, with nothing but its header, and the index."""
+        for name, infos in self._files.items():
+            header, _ = header_of(infos)
+            with (folder / name).open("xb") as file:
+                file.write(header)
+                file.truncate(len(header) + sum(info.nbytes for info in infos))
+        write_index(folder, self._stem, "safetensors", self._files)
+
+    def write(self, folder: Path, shards: Mapping[str, Sequence[Shard]]) -> None:
+        """Write `shards`, by the end of their tensors' names, in float32, one after the other, to the disk.
+
+        RunFailed for a tensor with NaN or infinity, BackendBroken for a shard of another shape than its box.
+        """
+        weights = {name: (n, part) for n in self._natives for part, name in enumerate(n.canonicals)}
+        wanted: dict[str, list[tuple[Shard, int, NativeTensor]]] = {}
+        for end, held in shards.items():
+            for shard in held:
+                native, part = weights[shard.name]
+                if 0 not in shard.shape:  # of fewer rows than ranks
+                    wanted.setdefault(native.name + end, []).append((shard, part, native))
+        for file, infos in self._files.items():
+            _, offsets = header_of(infos)
+            if offsets.keys() & wanted.keys():
+                with (folder / file).open("r+b", buffering=0) as output:
+                    for name, offset in offsets.items():
+                        for shard, part, native in wanted.get(name, ()):
+                            content = _content(shard, native.axes.parts[part], name)
+                            starts, run = runs(native.axes, part, shard.box, self._sizes)
+                            for start, row in zip(starts.tolist(), content.reshape(-1, run), strict=True):
+                                _write_at(output.fileno(), offset + row.itemsize * start, row)
+                    os.fsync(output.fileno())
 
 
-def _content(
-    native: NativeTensor, whole: Mapping[str, int], read: Read, name: str
-) -> list[NDArray[np.float32]]:
-    try:
-        array = stored_array(native, whole, read)
-    except ValueError as error:
-        raise BackendBroken(str(error)) from error
+def _content(shard: Shard, order: Axes, name: str) -> NDArray[np.float32]:
+    """Return what a shard holds in the order of the stored letters `order`."""
+    array = shard.read()
+    if array.shape != shard.shape:
+        raise BackendBroken(f"{shard.name} has shape {array.shape}, not {shard.shape}")
     if not all_finite(array, "float32"):
         raise RunFailed(f"{name} holds NaN or infinity: there is nothing to go on from", hint=_NOT_SAVED)
-    return [array]
+    spread = shard.axes.spread(array, sizes_of(shard.box)).transpose(shard.axes.order_of(order))
+    return np.ascontiguousarray(spread)
+
+
+def _write_at(fd: int, offset: int, row: NDArray[np.float32]) -> None:
+    rest = row.data.cast("B")
+    while rest:
+        written = os.pwrite(fd, rest[:_WRITE_BYTES], offset)
+        rest, offset = rest[written:], offset + written
 
 
 def open_tensors(

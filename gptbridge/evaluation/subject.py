@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from gptbridge.checkpoint.locating import locate
-from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
+from gptbridge.checkpoint.state import TrainingState
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.evaluation.scoring import Progress, Scorer
-from gptbridge.plan.fitting import require_room_to_open
 from gptbridge.plugins.backend import load_backend
+from gptbridge.reading import open_model, run_state, trained_length
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
-from gptbridge.weights.shards import load
 from gptbridge_specs import ModelSpec, RunSpec
 from gptbridge_specs.loading import build
 from gptbridge_specs.overrides import apply_overrides, parse_override
@@ -51,9 +50,7 @@ class Subject:
         plugin = load_backend(backend)
         weights = self.opened.merged()
         spec = spec_of(self.model, window, rows, overrides)
-        require_room_to_open(spec, plugin.info)
-        with closing(plugin.open_model(spec)) as model:
-            load(model.shards(), weights.read)
+        with open_model(spec, plugin, weights.read) as model:
             yield Scorer(model, rows * window, self.model.vocab_size, progress)
 
 
@@ -65,12 +62,11 @@ def open_subject(checkpoint: Path, hints: Hints, tokenizer: str | None, warn: Te
     """
     with open_checkpoint(locate(checkpoint, warn), hints) as opened:
         opened.require_language_head()
-        state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
+        state = run_state(opened)
         words = _tokenizer(opened, state, tokenizer)
-        positions = opened.model.max_position_embeddings
         for message in (*opened.warnings, *opened.assumed, *_doubts(words, opened.model)):
             warn(message)
-        yield Subject(opened, words, state.spec.training.seq_length if state is not None else positions)
+        yield Subject(opened, words, trained_length(opened, state))
 
 
 def spec_of(model: ModelSpec, window: int, rows: int, overrides: Sequence[str]) -> RunSpec:

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gptbridge.checkpoint.locating import locate
-from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
+from gptbridge.checkpoint.state import TrainingState
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.generation.advice import advise, length_advice, parts_used
 from gptbridge.generation.engine import Engine
 from gptbridge.generation.requests import Ending, Reason, Request, Written, request
 from gptbridge.generation.texts import Stream, Texts
-from gptbridge.plan.fitting import require_room_to_open
 from gptbridge.plugins.backend import load_backend
+from gptbridge.reading import open_model, run_state, trained_length
 from gptbridge.session import LanguageModel
 from gptbridge.weights.opening import Hints, open_checkpoint
-from gptbridge.weights.shards import load
 from gptbridge_specs import ModelSpec, RunSpec
 from gptbridge_specs.loading import build
 from gptbridge_specs.overrides import apply_overrides
@@ -166,19 +165,17 @@ def open_writer(
     with open_checkpoint(locate(checkpoint, warn), hints) as opened:
         opened.require_language_head()
         weights = opened.merged()
-        state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
+        state = run_state(opened)
         spec = _spec(opened.model, state, overrides)
         words = opened.tokenizer(tokenizer)
         _require_known(spec.generation.stop_tokens, words, spec.model)
-        window = _window(spec, state)
+        window = _window(spec, trained_length(opened, state))
         for message in (*opened.warnings, *opened.assumed, *advise(spec, overrides)):
             warn(message)
         for message in parts_used(opened):
             note(message)
         list(_contexts(first, words, spec, window))
-        require_room_to_open(spec, plugin.info)
-        with closing(plugin.open_model(spec)) as model:
-            load(model.shards(), weights.read)
+        with open_model(spec, plugin, weights.read) as model:
             yield Writer(model, spec, words, window, warn, rows)
 
 
@@ -225,13 +222,13 @@ def _spec(model: ModelSpec, state: TrainingState | None, overrides: Sequence[str
     return spec
 
 
-def _window(spec: RunSpec, state: TrainingState | None) -> int:
+def _window(spec: RunSpec, trained: int) -> int:
     """Return how many tokens the model may see: as many as it was trained at, unless another is asked for."""
     positions = spec.model.max_position_embeddings
     asked = spec.generation.window
     if asked is not None and asked > positions:
         raise UsageError(f"{asked} is more than the model's {positions} positions", where="generation.window")
-    return asked or (state.spec.training.seq_length if state is not None else positions)
+    return asked or trained
 
 
 def _require_known(tokens: Sequence[int], tokenizer: Tokenizer, model: ModelSpec) -> None:

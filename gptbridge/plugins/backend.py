@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 
 from gptbridge.errors import BackendBroken, BackendMissing, BridgeError, UsageError
-from gptbridge.hookspecs import API_VERSION, BackendInfo, Problem
+from gptbridge.hookspecs import API_VERSION, BackendInfo, Launch, Problem
 from gptbridge.plugins.finding import backend_names, find, hardware_names, missing_framework, repair_hint
 from gptbridge.plugins.loading import call, describe, load_hardware, load_module, new_manager, register
 
 if TYPE_CHECKING:
     from gptbridge.process.world import World
     from gptbridge.session import Device, DeviceKind, LanguageModel, Trainer
+    from gptbridge.weights.layouts.arrays import Read
     from gptbridge_specs import RunSpec
 
 _log = logging.getLogger(__name__)
@@ -82,6 +84,19 @@ class Backend:
         if lines:
             raise UsageError("\n".join(lines))
 
+    def launch_command(self, launch: Launch, command: Sequence[str]) -> list[str]:
+        """Return the command that starts `command` once for each rank; BackendBroken where there is none."""
+        hook = self._manager.hook.gptbridge_launch_command
+        answer = call(self.name, hook, launch=launch, command=command)
+        if answer is None:
+            raise BackendBroken("no plugin answers gptbridge_launch_command", where=self.name)
+        return list(answer)
+
+    def rank(self) -> int | None:
+        """Return which rank the launcher has made this process; None where it does not say."""
+        number: int | None = call(self.name, self._manager.hook.gptbridge_rank)
+        return number
+
     def probe(self) -> dict[str, Any]:
         """Import the framework; return {"version": str, "devices": [str, ...]}. One framework a process."""
         self._refuse_second_framework()
@@ -111,6 +126,18 @@ class Backend:
         open_trainer = self._manager.hook.gptbridge_open_trainer
         trainer: Trainer = self._answer(Trainer, open_trainer, spec=spec, device=device, world=world)
         return trainer, device, world
+
+    def export(self, spec: RunSpec, format: str, read: Read, folder: Path) -> list[str]:
+        """Import the framework and let it write the model of `spec` into `folder`; return the names of files.
+
+        Raises as `open_trainer` does. `read` has the weights.
+        """
+        device, _ = self._enter(spec)
+        export = self._manager.hook.gptbridge_export
+        files: list[str] = self._answer(
+            list, export, spec=spec, device=device, format=format, read=read, folder=folder
+        )
+        return files
 
     def _enter(self, spec: RunSpec) -> tuple[Device, World]:
         """Prepare this process and return its device and its place among the ranks."""

@@ -37,6 +37,13 @@ SINGLE_DEVICE = (
     Limit("parallel.sequence", lambda spec, _: spec.parallel.sequence, ONE_DEVICE),
 )
 
+SEQUENCE_NEEDS_TENSOR = Limit(
+    "parallel.sequence",
+    lambda spec, _: spec.parallel.sequence and spec.parallel.tensor == 1,
+    "it is between parts of the model cut over tensor ranks that tokens are cut: parallel.tensor must be "
+    "more than 1",
+)
+
 LANGUAGE_MODELING_ONLY = (
     Limit("task.name", lambda spec, _: spec.task.name != "language_modeling", LANGUAGE_MODELING),
     Limit("task.lora", lambda spec, _: spec.task.lora is not None, "this backend trains all weights"),

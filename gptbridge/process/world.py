@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from gptbridge.process.place import DIMENSIONS, REPLICAS, Place
 
 
 def _same(values: Sequence[float]) -> list[float]:
@@ -12,15 +15,33 @@ def _same(values: Sequence[float]) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """One rank among `size`. Replicas are the ranks that see different samples of each batch.
+    """One rank among those of a run. Replicas are the ranks that see different samples of each batch.
 
-    By default there is one rank, which agrees with itself.
+    By default there is one rank, which agrees with itself. `handle` is the backend's own: its groups.
     """
 
-    rank: int = 0
-    size: int = 1
-    replica: int = 0  # which share of each batch this rank takes
-    replicas: int = 1
+    place: Place = field(default_factory=Place)
     total: Callable[[Sequence[float]], list[float]] = _same  # each value summed over the replicas
     any: Callable[[bool], bool] = bool  # whether a flag is set on any rank
     barrier: Callable[[], None] = lambda: None  # wait until every rank is here
+    handle: Any = None
+
+    @property
+    def rank(self) -> int:
+        """This process's number; 0 keeps the log."""
+        return self.place.rank
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are."""
+        return self.place.degree(*DIMENSIONS)
+
+    @property
+    def replica(self) -> int:
+        """Which share of each batch this rank takes."""
+        return self.place.index(*REPLICAS)
+
+    @property
+    def replicas(self) -> int:
+        """Into how many shares each batch is cut."""
+        return self.place.degree(*REPLICAS)

@@ -11,5 +11,18 @@ def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
     `micro_batch` is its number among those of all ranks, so that the same samples see the same dropout
     however they are shared out.
     """
-    digest = hashlib.blake2b(f"dropout:{seed}:{step}:{micro_batch}".encode(), digest_size=8).digest()
+    return _seed(f"dropout:{seed}:{step}:{micro_batch}")
+
+
+def site_seed(seed: int, layer: int | None, site: str) -> int:
+    """Return the 63-bit seed of one place that drops: `site` of `layer`, or of what is outside the layers.
+
+    `seed` is the micro-batch's. A mask is drawn whole from it, and a rank keeps its part: so every layout
+    draws the same, in any order of micro-batches, and once more where activations are recomputed.
+    """
+    return _seed(f"site:{seed}:{layer}:{site}")
+
+
+def _seed(words: str) -> int:
+    digest = hashlib.blake2b(words.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -47,6 +47,21 @@ class Stepper(ABC, Generic[T]):
         Adds the gradient of `factor` x that sum to the gradients. Labels that do not count are 0.
         """
 
+    def run(self, batch: Batch, labels: NDArray[np.int32], factor: float) -> T:
+        """Return the sum of this rank's unmasked losses of all micro-batches, one after the other.
+
+        Adds the gradient of `factor` x that sum to the gradients. A pipeline has an order of its own.
+        """
+        total: Any = None
+        for n, seed in enumerate(batch.dropout_seeds):
+            loss = self.backward(batch.inputs[n], labels[n], batch.loss_mask[n], factor, seed)
+            total = loss if total is None else total + loss
+        return total  # type: ignore[no-any-return]
+
+    def combine(self, total: T) -> T:
+        """Sum over the ranks what each has of the gradients; return the sum of their totals."""
+        return total
+
     @abstractmethod
     def scale_gradients(self, factor: float) -> None:
         """Multiply every gradient by `factor`."""
@@ -85,10 +100,7 @@ class Stepper(ABC, Generic[T]):
         labels = np.where(batch.loss_mask, batch.labels, 0)  # a label that does not count may be anything
         scale = self.state.loss_scale or 1.0
         factor = scale / batch.loss_tokens
-        total: Any = None
-        for n, seed in enumerate(batch.dropout_seeds):
-            loss = self.backward(batch.inputs[n], labels[n], batch.loss_mask[n], factor, seed)
-            total = loss if total is None else total + loss
+        total = self.combine(self.run(batch, labels, factor))
         if scale != 1.0:
             self.scale_gradients(1 / scale)
-        return total  # type: ignore[no-any-return]
+        return total

@@ -17,4 +17,7 @@ def advise(spec: RunSpec, *, tokenizer_vocab_size: int, done: int) -> list[str]:
         )
     if done and done == spec.training.max_steps:
         warnings.append(f"step {done} is the last of this run; -o training.max_steps=N goes on to step N")
+    stop = spec.training.stop_after_steps
+    if done and stop and stop <= done < spec.training.max_steps:
+        warnings.append(f"training.stop_after_steps={stop} is over at step {done}: there is nothing to do")
     return warnings

@@ -6,22 +6,20 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
+from gptbridge.checkpoint.saving import Saved, Saver
 from gptbridge.checkpoint.state import Origin, state_after
 from gptbridge.checkpoint.store import CheckpointStore
-from gptbridge.checkpoint.writing import write_checkpoint
 from gptbridge.data.batches import RunData
 from gptbridge.errors import BadInput, Interrupted, RunFailed
 from gptbridge.process.signals import StopRequest
 from gptbridge.process.world import World
 from gptbridge.rules.schedule import learning_rate
-from gptbridge.session import MOMENTS, Batch, StepResult, Trainer
+from gptbridge.session import Batch, StepResult, Trainer
 from gptbridge.training.evaluate import mean_loss
 from gptbridge.training.events import Events
 from gptbridge.training.watching import Watch
-from gptbridge.weights.shards import from_shards
 from gptbridge_specs import RunSpec
 
 Reason = Literal["complete", "stopped", "early"]
@@ -36,6 +34,7 @@ class Loop:
     world: World
     data: RunData
     store: CheckpointStore
+    saver: Saver
     events: Events
     stop: StopRequest
     backend: str
@@ -58,26 +57,28 @@ class Loop:
         ends = time.monotonic() + 60 * (training.max_minutes or math.inf)
         for step in range(done + 1, last + 1):
             self._step(step, *self._next_batch(step, batches))
+            self._tell(self.saver.done())
             is_best = self._due(step, self.spec.evaluation.interval) and self._evaluate(step)
             stopping = self._stopping()
             if self.watch.exhausted or self._over(ends):
                 last = step
             if step == last or stopping or step % self.spec.checkpoint.interval == 0 or is_best:
                 self.save(step)
-            if is_best:
-                self.store.link_best(step)
             if stopping and step < last:
                 self._interrupt(step)
             if step == last:
                 break
+        self.settle()
         step = max(done, last)
         if self.watch.exhausted:
             return step, "early"
         return step, "complete" if step >= training.max_steps else "stopped"
 
     def save(self, step: int) -> None:
-        """Save the run after `step` steps, then remove the checkpoints that are too old to keep."""
-        started = time.perf_counter()
+        """Begin to save the run after `step` steps; training goes on beside it.
+
+        Then the checkpoints that are too old to keep are removed. RunFailed where the save before failed.
+        """
         state = state_after(
             step,
             self.spec,
@@ -88,18 +89,16 @@ class Loop:
             origin=self.origin,
             best=self.watch.best,
         )
-        kinds = () if self.spec.optimizer.name == "sgd" else MOMENTS
-        write = partial(
-            write_checkpoint,
-            weights=from_shards(self.spec.model, self.trainer.shards()),
-            moments={kind: from_shards(self.spec.model, self.trainer.shards(kind)) for kind in kinds},
-            state=state,
-            tokenizer=self.data.tokenizer,
-        )
-        path = self.store.save(step, write)
-        self.store.prune(self.spec.checkpoint, self.watch.best.step if self.watch.best else None)
-        seconds = time.perf_counter() - started
-        self.events.emit("checkpoint", step=step, path=str(path), seconds=round(seconds, 3))
+        self._tell(self.saver.begin(state, self.data.tokenizer, self.trainer.shards))
+
+    def settle(self) -> None:
+        """Wait until what is being saved is whole."""
+        self._tell(self.saver.finish())
+
+    def _tell(self, saved: Saved | None) -> None:
+        if saved is not None:
+            seconds = round(saved.seconds, 3)
+            self.events.emit("checkpoint", step=saved.step, path=str(saved.path), seconds=seconds)
 
     def _next_batch(self, step: int, batches: Iterator[Batch]) -> tuple[Batch, float]:
         """Return the batch of a step and the seconds waited; save what is done where there is none."""
@@ -107,8 +106,10 @@ class Loop:
         try:
             return next(batches), time.perf_counter() - started
         except BadInput:
+            self.settle()
             if step - 1 not in (0, *self.store.steps()):
                 self.save(step - 1)
+                self.settle()
             raise
 
     def _step(self, step: int, batch: Batch, waited: float) -> None:
@@ -139,6 +140,7 @@ class Loop:
         finite = math.isfinite(result.loss) and math.isfinite(result.grad_norm)
         if finite or result.skipped:
             return
+        self.settle()
         saved = self.store.steps()
         raise RunFailed(
             f"step {step}: the loss is {result.loss}, the gradient norm {result.grad_norm}",
@@ -158,7 +160,7 @@ class Loop:
             return False
         finite = math.isfinite(loss)
         facts = {"loss": _number(loss), "perplexity": math.exp(min(loss, 20.0)) if finite else None}
-        is_best = self.watch.take(step, facts)
+        is_best = self.watch.take(step, facts, self.world.any)
         seconds = round(time.perf_counter() - started, 3)
         self.events.emit("evaluate", step=step, **facts, tokens=tokens, seconds=seconds, best=is_best)
         if not finite:
@@ -177,6 +179,7 @@ class Loop:
         return bool(interval) and (step % interval == 0 or step == self.spec.training.max_steps)
 
     def _interrupt(self, step: int) -> None:
+        self.settle()
         signal = self.stop.received
         raise Interrupted(
             f"stopped by {signal.name if signal else 'a signal'}; step {step} is saved: "

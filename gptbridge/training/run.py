@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.checkpoint.resuming import RunCheckpoint, open_run_checkpoint
+from gptbridge.checkpoint.saving import Saver
 from gptbridge.checkpoint.state import Origin
 from gptbridge.data.batches import RunData, open_data
 from gptbridge.errors import BridgeError, Interrupted
 from gptbridge.plan.fitting import require_room
+from gptbridge.plan.machine import host_memory
 from gptbridge.plugins.backend import Backend, load_backend
 from gptbridge.process.signals import StopRequest
 from gptbridge.rules.loss_scale import continued, initial_state
@@ -90,15 +92,23 @@ def _train(
     facts = {**spec_facts(spec), **_data_facts(data), **environment, "run": str(run)}
     if origin is not None:
         facts["origin"] = origin.model_dump()
+    saver = Saver(folder.store, spec.checkpoint, _room_for_copies, world.rank, world.size)
+    stack.callback(saver.close)
     with _end_told(events), StopRequest() as stop:
         watch = Watch(spec.evaluation, checkpoint.state.best if checkpoint is not None else None)
-        loop = Loop(spec, trainer, world, data, folder.store, events, stop, plugin.name, origin, watch)
+        loop = Loop(spec, trainer, world, data, folder.store, saver, events, stop, plugin.name, origin, watch)
         if checkpoint is not None and checkpoint.weights.path.parent != folder.store.folder:
             loop.save(done)  # first of all: a branch must not depend on the run that it came from
+            loop.settle()
         _announce(events, facts, checkpoint, done, warnings)
         step, reason = loop.run(done)
         events.emit("end", step=step, reason=reason)
     return Outcome(run, step, reason)
+
+
+def _room_for_copies() -> int:
+    """Return how many bytes a copy of what is saved may take beside the steps."""
+    return host_memory() // 2
 
 
 def _open_allowed(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptbridge.checkpoint.state import Best
@@ -25,8 +26,8 @@ class Watch:
         patience = self._spec.patience
         return patience is not None and self.best is not None and self.best.since >= patience
 
-    def take(self, step: int, facts: Mapping[str, Any]) -> bool:
-        """Take note of an evaluation; tell whether it is the best so far.
+    def take(self, step: int, facts: Mapping[str, Any], agreed: Callable[[bool], bool] = bool) -> bool:
+        """Take note of an evaluation; tell whether it is the best so far, as `agreed` by all ranks.
 
         UsageError where it has no such number; null, which is no number, is never the best.
         """
@@ -35,7 +36,8 @@ class Watch:
             known = ", ".join(name for name, value in facts.items() if isinstance(value, float))
             raise UsageError(f"an evaluation has no {metric}", where="evaluation.metric", allowed=known)
         value, best = facts[metric], self.best
-        if value is not None and (best is None or self._gain(value, best.value) > self._spec.min_delta):
+        gain = -math.inf if value is None else math.inf if best is None else self._gain(value, best.value)
+        if agreed(gain > self._spec.min_delta):
             self.best = Best(metric=metric, value=value, step=step)
             return True
         if best is not None:

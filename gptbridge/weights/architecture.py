@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from gptbridge.process.place import share
 from gptbridge.weights.layouts.axes import Axes, axes
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.run import OptimizerSpec, TaskSpec
@@ -213,6 +214,5 @@ def tensor_slice(
     """
     box = {letter: (0, whole[letter]) for letter in letters.letters}
     if letters.cut is not None:
-        size = whole[letters.cut]
-        box[letters.cut] = (rank * size // degree, (rank + 1) * size // degree)
+        box[letters.cut] = share(whole[letters.cut], degree, rank)
     return box

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.errors import BackendBroken
+from gptbridge.process.place import Place
 from gptbridge.session import Shard
 from gptbridge.weights.architecture import parameters, sizes, weight_axes, weight_decay
+from gptbridge.weights.held import ONLY, HeldPiece, HeldTensor, held_names
 from gptbridge.weights.layouts.arrays import Read
 from gptbridge.weights.layouts.axes import Axes
-from gptbridge.weights.layouts.boxes import Box
-from gptbridge.weights.layouts.rules import Layout, NativeTensor
+from gptbridge.weights.layouts.boxes import Box, sizes_of
+from gptbridge.weights.layouts.rules import Layout
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.run import OptimizerSpec
 
@@ -39,27 +41,51 @@ class Memory(Protocol[T_contra]):
         """Fill the tensor, whatever its type, from a float32 array of its shape."""
 
 
-def shards_of(model: ModelSpec, layout: Layout, tensors: Mapping[str, T], memory: Memory[T]) -> list[Shard]:
-    """Return a shard for each canonical weight, in canonical order, that `tensors` hold under `layout`.
+def shards_of(
+    model: ModelSpec,
+    layout: Layout,
+    tensors: Mapping[str, T],
+    memory: Memory[T],
+    place: Place = ONLY,
+    *,
+    sliced: bool = False,
+) -> list[Shard]:
+    """Return the shards of the canonical weights, in canonical order, that `tensors` hold under `layout`.
 
-    No tensors have no shards: gradients before the first step, moments of SGD. BackendBroken for a
-    tensor that the layout does not know, or a weight that no tensor holds.
+    At a `place` of several, a tensor is the part that tensor parallelism leaves it, and, `sliced`, those of
+    its rows that sharding does: `chunk` of its first dimension. A slice that ends inside a head is several
+    shards. No tensors have no shards: gradients before the first step, moments of SGD. BackendBroken for a
+    tensor that the layout does not know, or a weight of this rank that no tensor holds.
     """
     if not tensors:
         return []
-    whole = sizes(model)
-    found: dict[str, Shard] = {}
-    for name, tensor in tensors.items():
-        native = layout.find(name)
-        if native is None:
-            raise BackendBroken("is no weight of this model, by the backend's layout", where=name)
-        for number, canonical in enumerate(native.canonicals):
-            found[canonical] = _shard(native, number, whole, tensor, memory)
-    names = [parameter.name for parameter in parameters(model)]
+    found: dict[str, list[Shard]] = {}
+    for name, held in held_tensors(model, layout, tensors, place, sliced=sliced).items():
+        canonicals = held.native.canonicals
+        found |= {canonical: [] for canonical in canonicals}
+        for piece in held.pieces():
+            found[canonicals[piece.number]].append(_shard(held, piece, tensors[name], memory))
+    names = held_names(model, place)
     for name in names:
         if name not in found:
             raise BackendBroken("is held by no tensor of the backend", where=name)
-    return [found[name] for name in names]
+    return [shard for name in names for shard in found[name]]
+
+
+def held_tensors(
+    model: ModelSpec, layout: Layout, names: Iterable[str], place: Place = ONLY, *, sliced: bool = False
+) -> dict[str, HeldTensor]:
+    """Return what the rank at `place` holds of each of a backend's tensors, by name: its shape, whose it is.
+
+    BackendBroken for a name that the layout does not know.
+    """
+    whole, found = sizes(model), {}
+    for name in names:
+        native = layout.find(name)
+        if native is None:
+            raise BackendBroken("is no weight of this model, by the backend's layout", where=name)
+        found[name] = HeldTensor(native, whole, place, sliced)
+    return found
 
 
 def decay_of_tensors(
@@ -98,36 +124,26 @@ def from_arrays(model: ModelSpec, weights: Mapping[str, Array]) -> Read:
     return read
 
 
-def from_shards(model: ModelSpec, shards: Sequence[Shard]) -> Read:
-    """Return a function that reads slices of `shards`, each of which holds its tensor whole."""
-    whole = sizes(model)
-    by_name = {shard.name: shard for shard in shards}
-    return lambda name, box: _slice(by_name[name].read(), by_name[name].axes, whole, box)
-
-
 def _slice(array: Array, order: Axes, whole: Mapping[str, int], box: Box) -> Array:
     chosen = order.spread(array, whole)[tuple(slice(*box[letter]) for letter in order.letters)]
     return chosen.reshape(order.shape({letter: stop - start for letter, (start, stop) in box.items()}))
 
 
-def _shard(
-    native: NativeTensor, number: int, whole: Mapping[str, int], tensor: T, memory: Memory[T]
-) -> Shard:
-    canonical = native.canonicals[number]
-    order = weight_axes(canonical)
-    turned = native.axes.parts[number].order_of(order)
+def _shard(held: HeldTensor, piece: HeldPiece, tensor: T, memory: Memory[T]) -> Shard:
+    canonical = held.native.canonicals[piece.number]
+    order, lengths = weight_axes(canonical), sizes_of(piece.box)
+    shape, turned = order.shape(lengths), held.native.axes.parts[piece.number].order_of(order)
 
     def read() -> Array:
-        part = native.axes.view(memory.download(tensor), number, whole).transpose(turned)
-        return np.array(part, order="C").reshape(order.shape(whole))
+        part = piece.view(memory.download(tensor)).transpose(turned)
+        return np.array(part, order="C").reshape(shape)
 
     def write(array: Array) -> None:
-        if array.shape != order.shape(whole):
-            raise ValueError(f"{canonical} has shape {array.shape}, the model {order.shape(whole)}")
-        alone = len(native.canonicals) == 1  # else the others' parts of the tensor are kept
-        content = np.empty(native.axes.shape(whole), np.float32) if alone else memory.download(tensor)
-        native.axes.view(content, number, whole).transpose(turned)[...] = order.spread(array, whole)
+        if array.shape != shape:
+            raise ValueError(f"{canonical} has shape {array.shape}, this rank's part of it {shape}")
+        # else the tensor's other parts are kept
+        content = np.empty(held.shape, np.float32) if piece.whole else memory.download(tensor)
+        piece.view(content).transpose(turned)[...] = order.spread(array, lengths)
         memory.upload(tensor, content)
 
-    box = {letter: (0, whole[letter]) for letter in order.letters}
-    return Shard(canonical, order, box, owned=True, read=read, write=write)
+    return Shard(canonical, order, piece.box, owned=held.owned, read=read, write=write)

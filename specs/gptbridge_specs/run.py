@@ -184,6 +184,10 @@ class ParallelSpec(Part):
     data: int = Field(1, ge=1, description="Replicas that share the batch.")
     tensor: int = Field(1, ge=1, description="Devices that share each matrix, cut by heads.")
     pipeline: int = Field(1, ge=1, description="Stages that share the layers.")
+    virtual_pipeline: int = Field(1, ge=1, description="Runs of layers of each stage; above 1: interleaved.")
+    pipeline_schedule: Literal["gpipe", "1f1b"] = Field(
+        "1f1b", description="Order of the micro-batches: all forward first, or one forward, one backward."
+    )
     sharding: int = Field(1, ge=1, description="Devices that share optimizer state, gradients or weights.")
     sharding_stage: int = Field(
         0, ge=0, le=3, description="1: optimizer state, 2: and gradients, 3: and weights are sharded."

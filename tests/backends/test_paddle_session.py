@@ -29,10 +29,12 @@ import paddle.nn.functional as F  # noqa: E402
 from paddle import Tensor  # noqa: E402
 
 from gptbridge_paddle import loss  # noqa: E402
+from gptbridge_paddle.collectives import Cut  # noqa: E402
 from gptbridge_paddle.model import GPT  # noqa: E402
 from gptbridge_paddle.optimizer import Optimizer  # noqa: E402
 from gptbridge_paddle.parts import Attention, Recompute  # noqa: E402
 from gptbridge_paddle.session import PaddleModel, PaddleTrainer  # noqa: E402
+from gptbridge_paddle.sharding import Sharding  # noqa: E402
 
 
 def open_trainer(spec: RunSpec) -> PaddleTrainer:
@@ -54,7 +56,7 @@ def peak_of(build: Callable[[], object]) -> int:
 
 def kept_bytes(trainer: PaddleTrainer) -> int:
     """Return the bytes that a forward pass leaves allocated for the backward pass."""
-    model = trainer._model
+    (model,) = trainer._runs
     model(tokens := paddle.zeros([4, LENGTH], "int32"))  # fills the cache of causal masks
     gc.collect()  # what earlier trainers held must not be freed in between
     before = allocated()
@@ -71,11 +73,11 @@ class TestPaddle(KeptBytesTests):
 
 def test_attention_on_cpu_is_the_fused_one() -> None:
     model = make_spec().model
-    attention = Attention(model, 0, Recompute("none", model))
+    attention = Attention(model, 0, Recompute("none"), Cut())
     paddle.seed(1)
     qkv = paddle.randn([3, LENGTH, 72])
     qkv.stop_gradient = False
-    ours, theirs = attention._attend(qkv), attention._attend_fused(qkv)
+    ours, theirs = attention._attend(qkv, 1), attention._attend_fused(qkv, 1)
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
     (gradient,), (expected,) = paddle.grad(ours.square().sum(), qkv), paddle.grad(theirs.square().sum(), qkv)
     np.testing.assert_allclose(gradient.numpy(), expected.numpy(), rtol=1e-4, atol=1e-5)
@@ -92,7 +94,8 @@ def test_fused_loss_is_the_cross_entropy() -> None:
     hidden, weight = paddle.randn([13, 8]), paddle.randn([29, 8])
     hidden.stop_gradient = weight.stop_gradient = False
     labels, mask = paddle.randint(0, 29, [13], "int32"), (paddle.rand([13]) < 0.7).astype("float32")
-    fused = loss.linear_cross_entropy(hidden, weight, labels, mask)
+    words = loss.Words(0, 29, 29)
+    fused = loss.linear_cross_entropy(hidden, weight, labels, mask, words)
     plain = F.cross_entropy(paddle.matmul(hidden, weight, transpose_y=True), labels, reduction="none")
     plain = plain.flatten()
     assert float(fused) == pytest.approx(float((plain * mask).sum()), rel=1e-6)
@@ -101,14 +104,14 @@ def test_fused_loss_is_the_cross_entropy() -> None:
     for found, expected in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
-        loss.token_losses(hidden, weight, labels).numpy(), plain.numpy(), rtol=1e-5, atol=1e-6
+        loss.token_losses(hidden, weight, labels, words).numpy(), plain.numpy(), rtol=1e-5, atol=1e-6
     )
 
 
 def test_loss_of_a_label_without_any_probability_is_finite() -> None:
     hidden, weight = paddle.to_tensor([[1.0]]), paddle.to_tensor([[200.0], [0.0]])
-    labels, mask = paddle.to_tensor([1], "int32"), paddle.ones([1])
-    assert float(loss.linear_cross_entropy(hidden, weight, labels, mask)) == 200.0
+    labels, mask, words = paddle.to_tensor([1], "int32"), paddle.ones([1]), loss.Words(0, 2, 2)
+    assert float(loss.linear_cross_entropy(hidden, weight, labels, mask, words)) == 200.0
 
 
 def optimizer_with(gradient: NDArray[np.float32], **fields: Any) -> tuple[Tensor, Optimizer]:
@@ -116,7 +119,7 @@ def optimizer_with(gradient: NDArray[np.float32], **fields: Any) -> tuple[Tensor
     parameter.set_value(np.ones_like(gradient))
     parameter.grad = paddle.to_tensor(gradient)
     spec = make_spec(optimizer=fields).optimizer
-    return parameter, Optimizer(spec, {"weight": parameter}, {"weight": spec.weight_decay})
+    return parameter, Optimizer(spec, {"weight": parameter}, {"weight": spec.weight_decay}, ["weight"], None)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-8, 1e-10])
@@ -159,8 +162,8 @@ def test_second_moments_are_right_for_any_beta2(beta2: float) -> None:
 def test_a_model_holds_its_weights_in_the_compute_type_alone() -> None:
     spec = make_spec(precision={"compute": "bf16"})
     model = opened(PaddleModel, spec, hardware.setup("cpu"))
-    assert {p.dtype for p in model._model.parameters()} == {paddle.bfloat16}
-    assert {p.dtype for p in open_trainer(spec)._model.parameters()} == {paddle.float32}
+    assert {p.dtype for p in model._runs[0].parameters()} == {paddle.bfloat16}
+    assert {p.dtype for p in open_trainer(spec)._runs[0].parameters()} == {paddle.float32}
     exact = opened(PaddleModel, make_spec(), hardware.setup("cpu")).shards()
     for shard, other in zip(model.shards(), exact, strict=True):  # what was written is rounded, not lost
         np.testing.assert_allclose(shard.read(), other.read(), rtol=2**-8, err_msg=shard.name)
@@ -236,7 +239,9 @@ def test_a_model_that_is_read_takes_the_memory_of_its_weights(monkeypatch: pytes
     weights = 2 * count_parameters(spec.model)
 
     def built_and_cast() -> GPT:
-        model = GPT(spec.model, range(4), first=True, last=True, recompute="none")
+        model = GPT(
+            spec.model, range(4), first=True, last=True, recompute="none", cut=Cut(), sharding=Sharding()
+        )
         model.to(dtype="bfloat16")
         return model
 

@@ -17,6 +17,7 @@ from gptbridge.weights import shards
 from gptbridge.weights.architecture import count_parameters
 from gptbridge_specs import RunSpec
 from gptbridge_torch import ascend, hardware, loss
+from gptbridge_torch.collectives import Cut
 from gptbridge_torch.model import GPT
 from gptbridge_torch.session import TorchModel, TorchTrainer
 from tests.backends.sessions import (
@@ -75,7 +76,8 @@ def test_fused_loss_is_the_cross_entropy() -> None:
     torch.manual_seed(1)
     hidden, weight = torch.randn(13, 8, requires_grad=True), torch.randn(29, 8, requires_grad=True)
     labels, mask = torch.randint(0, 29, (13,)), (torch.rand(13) < 0.7).float()
-    fused = loss.linear_cross_entropy(hidden, weight, labels, mask)
+    words = loss.Words.of(29, Cut())
+    fused = loss.linear_cross_entropy(hidden, weight, labels, mask, words)
     fused_gradients = torch.autograd.grad(3 * fused, (hidden, weight))
     plain = F.cross_entropy(hidden @ weight.t(), labels, reduction="none")
     torch.testing.assert_close(fused, (plain * mask).sum())
@@ -83,7 +85,7 @@ def test_fused_loss_is_the_cross_entropy() -> None:
         fused_gradients, torch.autograd.grad(3 * (plain * mask).sum(), (hidden, weight)), strict=True
     ):
         torch.testing.assert_close(ours, theirs)
-    torch.testing.assert_close(loss.token_losses(hidden, weight, labels), plain.detach())
+    torch.testing.assert_close(loss.token_losses(hidden, weight, labels, words), plain.detach())
 
 
 @pytest.mark.parametrize("compute", ["bf16", "fp16"])
@@ -226,9 +228,9 @@ def test_a_model_that_is_read_takes_the_memory_of_its_weights() -> None:
     weights = 2 * count_parameters(spec.model)
 
     def built_and_cast() -> GPT:
-        model = GPT(
-            spec.model, range(4), first=True, last=True, recompute="none", stream_dtype=torch.bfloat16
-        )
+        kind = torch.bfloat16
+        whole: dict[str, Any] = {"first": True, "last": True, "recompute": "none", "cut": Cut()}
+        model = GPT(spec.model, range(4), dtype=kind, stream_dtype=kind, **whole)
         return model.to(torch.bfloat16)
 
     assert allocated_by(lambda: TorchModel(spec, device)) <= 1.1 * weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,14 @@ from gptbridge.checkpoint.locating import locate
 from gptbridge.checkpoint.resuming import RunCheckpoint, open_run_checkpoint
 from gptbridge.checkpoint.state import TrainingState, state_after
 from gptbridge.checkpoint.store import CheckpointStore
-from gptbridge.checkpoint.writing import write_checkpoint
+from gptbridge.checkpoint.writing import Content
 from gptbridge.data.tokenizers import load_tokenizer
-from gptbridge.session import MOMENTS, TrainerState
+from gptbridge.session import MOMENTS, Kind, Shard, TrainerState
 from gptbridge.testing.cases import moments, weights
-from gptbridge.weights.shards import from_arrays
-from gptbridge_specs import RunSpec
+from gptbridge.weights.architecture import parameters, sizes
+from gptbridge.weights.layouts.arrays import Read
+from gptbridge.weights.shards import Array, from_arrays
+from gptbridge_specs import ModelSpec, RunSpec
 
 TOKENIZER = load_tokenizer("byte")
 
@@ -34,20 +36,45 @@ def state_of(spec: RunSpec, step: int) -> TrainingState:
     return state_after(step, spec, session, backend="torch", digest="d", tokenizer=TOKENIZER.identity)
 
 
+def whole_shards(model: ModelSpec, read: Read) -> list[Shard]:
+    """Return every tensor of a model as one process has it."""
+    found = []
+    for parameter in parameters(model):
+        box = {letter: (0, sizes(model)[letter]) for letter in parameter.axes.letters}
+        content = partial(read, parameter.name, box)
+        found.append(Shard(parameter.name, parameter.axes, box, owned=True, read=content, write=_refuse))
+    return found
+
+
+def _refuse(array: Array) -> None:
+    raise AssertionError
+
+
+def content_of(spec: RunSpec, step: int, tensors: Mapping[Kind, Read]) -> Content:
+    shards = {kind: whole_shards(spec.model, read) for kind, read in tensors.items()}
+    return Content(state_of(spec, step), TOKENIZER, shards)
+
+
+def reads_of(spec: RunSpec, step: int) -> dict[Kind, Read]:
+    """Return how the weights and moments are read that are seeded by `step`."""
+    arrays = moments(spec.model, step)
+    found: dict[Kind, Read] = {"weight": from_arrays(spec.model, weights(spec.model, step))}
+    for kind in MOMENTS:
+        end = f".{kind}"
+        named = {name.removesuffix(end): array for name, array in arrays.items() if name.endswith(end)}
+        found[kind] = from_arrays(spec.model, named)
+    return found
+
+
 def writer(spec: RunSpec, step: int) -> Callable[[Path], None]:
     """Return what CheckpointStore.save calls; weights and moments are seeded by `step`."""
-    arrays = moments(spec.model, step)
-    by_kind = {
-        kind: {name.removesuffix(f".{kind}"): array for name, array in arrays.items() if name.endswith(kind)}
-        for kind in MOMENTS
-    }
-    return partial(
-        write_checkpoint,
-        weights=from_arrays(spec.model, weights(spec.model, step)),
-        moments={kind: from_arrays(spec.model, named) for kind, named in by_kind.items()},
-        state=state_of(spec, step),
-        tokenizer=TOKENIZER,
-    )
+    content = content_of(spec, step, reads_of(spec, step))
+
+    def write(folder: Path) -> None:
+        content.create(folder)
+        content.write_tensors(folder)
+
+    return write
 
 
 @contextmanager

@@ -11,25 +11,22 @@ import pytest
 
 from gptbridge.checkpoint.manifest import write_manifest
 from gptbridge.checkpoint.store import CheckpointStore
-from gptbridge.checkpoint.writing import write_checkpoint
 from gptbridge.errors import BadInput, RunFailed
-from gptbridge.session import MOMENTS
 from gptbridge.testing.cases import weights
-from gptbridge.weights.layouts.arrays import Read
 from gptbridge.weights.shards import Array, from_arrays
-from tests.checkpoint.conftest import TOKENIZER, opened_run, spec_of, state_of
+from tests.checkpoint.conftest import content_of, opened_run, spec_of
 
 NUMBERS = [np.nan, np.inf, -np.inf]
 
 
 def save(store: CheckpointStore, tensors: dict[str, Array], moments: dict[str, Array]) -> Path:
     spec = spec_of()
-    read = from_arrays(spec.model, tensors)
-    by_kind: dict[str, Read] = dict.fromkeys(MOMENTS, read)
-    by_kind |= {"exp_avg_sq": from_arrays(spec.model, moments)}
+    read, squares = from_arrays(spec.model, tensors), from_arrays(spec.model, moments)
+    content = content_of(spec, 30, {"weight": read, "exp_avg": read, "exp_avg_sq": squares})
 
     def write(folder: Path) -> None:
-        write_checkpoint(folder, read, by_kind, state_of(spec, 30), TOKENIZER)
+        content.create(folder)
+        content.write_tensors(folder)
 
     return store.save(30, write)
 

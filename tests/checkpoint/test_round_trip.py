@@ -19,17 +19,24 @@ from safetensors.numpy import save_file
 from gptbridge import reference
 from gptbridge.checkpoint.locating import locate
 from gptbridge.checkpoint.store import CheckpointStore
-from gptbridge.checkpoint.tensor_files import open_tensors, write_tensors
+from gptbridge.checkpoint.tensor_files import TensorFiles, open_tensors
 from gptbridge.errors import BackendBroken, BadInput
 from gptbridge.testing.cases import moments, weights
 from gptbridge.weights.canonical.arrays import CanonicalArrays
 from gptbridge.weights.formats import open_weights
+from gptbridge.weights.layouts.arrays import Read
 from gptbridge.weights.opening import open_checkpoint
 from gptbridge.weights.shards import from_arrays
 from gptbridge_specs import ModelSpec
-from tests.checkpoint.conftest import TOKENIZER, opened_run, spec_of, state_of, writer
+from tests.checkpoint.conftest import TOKENIZER, opened_run, spec_of, state_of, whole_shards, writer
 from tests.weights.conversion.checkpoints import hugging_face_shapes, weights_of
 from tests.weights.conversion.test_vectors import VECTORS
+
+
+def write_tensors(folder: Path, stem: str, model: ModelSpec, sources: Mapping[str, Read], **how: int) -> None:
+    files = TensorFiles(stem, model, tuple(sources), **how)
+    files.create(folder)
+    files.write(folder, {end: whole_shards(model, read) for end, read in sources.items()})
 
 
 @settings(max_examples=30, deadline=None)
@@ -109,6 +116,7 @@ def test_a_checkpoint_from_before_is_read_and_written_byte_for_byte(tmp_path: Pa
         for name in ("model.safetensors", "optimizer.safetensors"):
             assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
         swapped = {**arrays, "h.0.attn.q.weight": arrays["h.0.attn.k.weight"]}
+    (tmp_path / "model.safetensors").unlink()
     write_tensors(tmp_path, "model", model, {"": from_arrays(model, swapped)})
     assert (tmp_path / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
 
@@ -120,7 +128,7 @@ def test_a_slice_of_another_shape_is_named(tmp_path: Path) -> None:
         wrong = {**arrays, name: arrays[name][:-1]}
         sources = {"": lambda name, box: wrong[name]}  # noqa: B023  # it is called before the next turn
         with pytest.raises(BackendBroken, match=f"{name} has shape"):
-            write_tensors(tmp_path, "model", model, sources)
+            write_tensors(tmp_path, name, model, sources)
 
 
 def test_a_checkpoint_reads_back_bit_for_bit(store: CheckpointStore) -> None:

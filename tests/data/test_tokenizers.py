@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
+from gptbridge.data.tokenizers.bpe_files import BpeDefinition
 from gptbridge.data.tokenizers.byte import ByteTokenizer
 from gptbridge.data.tokenizers.training import train_tokenizer
 from gptbridge.errors import RunFailed, UsageError
@@ -172,6 +173,7 @@ def test_training_finds_the_merges_of_hugging_face(bpe_folder: Path, tmp_path: P
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_text(text)
     definition = train_tokenizer([str(tmp_path)], 900, tmp_path / "out")
+    assert isinstance(definition, BpeDefinition)
     expected = tokenizers.Tokenizer(tokenizers.models.BPE())
     expected.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(

@@ -16,7 +16,8 @@ import tokenizers
 
 from gptbridge.data.prepare import prepare
 from gptbridge.data.tokenizers import load_tokenizer
-from gptbridge.errors import BadInput
+from gptbridge.data.tokenizers.training import train_tokenizer
+from gptbridge.errors import BadInput, UsageError
 
 TEXTS = [
     "\u4eca\u5929\u5929\u6c14\u5f88\u597d\uff0c\u6211\u4eec\u53bb\u516c\u56ed\u6563\u6b65\u3002",
@@ -135,6 +136,25 @@ def test_datasets_are_prepared_by_two_workers(cpm_folder: Path, tmp_path: Path) 
     assert first == second
     tokenizer = load_tokenizer(str(tmp_path / "out1.tokenizer"))
     assert len(first) == 2 * sum(len(tokenizer.encode(text)) for text in TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["jieba-bpe", "cpm"])
+def test_a_trained_vocabulary_keeps_the_text(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:2] * 50))
+    trained = train_tokenizer([str(tmp_path / "in.jsonl")], 90, tmp_path / "made", kind=kind)
+    tokenizer = load_tokenizer(str(tmp_path / "made"))
+    assert tokenizer.identity == trained.identity == load_tokenizer(f"{kind}:{tmp_path / 'made'}").identity
+    assert tokenizer.vocab_size == trained.vocab_size <= 90
+    assert tokenizer.end_of_text is not None
+    for text in TEXTS[:2]:
+        ids = tokenizer.encode(text)
+        kept = text if kind == "jieba-bpe" else text.replace("\uff0c", ",")
+        assert tokenizer.decode(ids) == kept
+        assert len(set(ids.tolist())) > 5
+        assert tokenizer.end_of_text not in ids
+    with pytest.raises(UsageError, match="--vocab-size"):
+        train_tokenizer([str(tmp_path / "in.jsonl")], 7, tmp_path / "small", kind=kind)
+    assert not (tmp_path / "small").exists()
 
 
 @pytest.mark.parametrize("data", [b"", bytes(100), b"<html>", b"\xff" * 50, b"half"])

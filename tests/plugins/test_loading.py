@@ -213,8 +213,10 @@ def test_a_backend_may_meet_other_ranks(write_plugin: WritePlugin) -> None:
     join = """
 @hookimpl
 def gptbridge_join(spec, device):
+    from gptbridge.process.place import Place
     from gptbridge.process.world import World
-    return World(rank=1, size=2)
+    from gptbridge_specs.run import ParallelSpec
+    return World(Place(ParallelSpec(data=2), rank=1))
 """
     write_plugin("toy", TOY + OPENED_AMONG + join)
     with pytest.raises(BridgeError, match="rank 1 of 2"):

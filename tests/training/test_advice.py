@@ -32,6 +32,13 @@ def test_a_finished_run_is_told_how_to_go_on() -> None:
     assert "-o training.max_steps=N" in line
 
 
+@pytest.mark.parametrize(("stop", "told"), [(3, True), (4, True), (5, False)])
+def test_a_stop_that_is_over_is_told(stop: int, told: bool) -> None:
+    spec = load_run("gpt2-tiny", [*TINY, f"training.stop_after_steps={stop}"])
+    lines = advise(spec, tokenizer_vocab_size=257, done=4)
+    assert [f"training.stop_after_steps={stop} is over" in line for line in lines] == [True] * told
+
+
 def test_a_run_prints_its_advice(torch_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(torch_run, tmp_path / "run")
     result = gptbridge("train", "-b", "torch", "--resume", run)

@@ -50,17 +50,18 @@ def test_another_metric_begins_anew() -> None:
 
 
 def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "file").write_text("x")
+
     store = CheckpointStore(tmp_path / "checkpoints")
     for step in range(1, 6):
-        store.save(step, lambda folder: (folder / "file").write_text("x"))  # type: ignore[arg-type]
+        store.save(step, fill)
         store.prune(CheckpointSpec(keep_best=True), best=1)
-        if step == 1:
-            store.link_best(1)
     assert store.steps() == [1, 4, 5]
     assert (store.folder / "best").resolve() == store.path(1).resolve()
-    store.link_best(5)
+    store.prune(CheckpointSpec(keep_best=True), best=5)
     assert (store.folder / "best").resolve() == store.path(5).resolve()
-    store.prune(CheckpointSpec(), best=1)
+    store.prune(CheckpointSpec(), best=4)
     assert store.steps() == [4, 5]
 
 

@@ -1,4 +1,4 @@
-"""Training a byte-level BPE: the merges that Hugging Face's trainer finds."""
+"""Training a vocabulary: a byte-level BPE by Hugging Face's trainer, or a Chinese one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from gptbridge.data.blocks import Position, Problem, read_blocks
 from gptbridge.data.sources import Selection, Source, find_sources
@@ -15,7 +16,19 @@ from gptbridge.data.tokenizers.engines import bpe_merges
 from gptbridge.data.tokenizers.interface import END_OF_TEXT
 from gptbridge.errors import BadInput, RunFailed, UsageError
 
-SMALLEST = 257  # the bytes and end-of-text
+KINDS = {"bpe": 257, "jieba-bpe": 8, "cpm": 16}  # and the smallest: the bytes or special tokens, and a few
+
+
+class Vocabulary(Protocol):
+    """What was trained."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens in all."""
+
+    @property
+    def identity(self) -> str:
+        """The hash of all that decides an id."""
 
 
 _ROOM = "A copy of the text lies beside it during training: make room for it, or give another --output"
@@ -26,33 +39,30 @@ def train_tokenizer(
     vocab_size: int,
     output: Path,
     *,
+    kind: str = "bpe",
     json_key: str = "text",
     document_separator: str | None = None,
     selection: Selection | None = None,
     on_progress: Callable[[int, int], None] = lambda consumed, total: None,
     on_problem: Callable[[str], None] = lambda line: None,
-) -> BpeDefinition:
+) -> Vocabulary:
     """Train on the documents of `inputs` and write the tokenizer's files into the folder `output`.
 
-    Ids: 0..255 are the bytes, then the merges in the order they were found, last end-of-text. The
-    vocabulary is smaller than `vocab_size` when the text has nothing left to merge. UsageError when
-    `output` exists, BadInput for a bad document, RunFailed, with nothing left behind, for the disk.
+    A `bpe` has the ids 0..255 for the bytes, then the merges in the order they were found, last end-of-text;
+    `jieba-bpe` is ModelScope's kind and `cpm` CPM's. The vocabulary is smaller than `vocab_size` when the
+    text has nothing left to merge. UsageError when `output` exists, BadInput for a bad document, RunFailed,
+    with nothing left behind, for the disk.
     """
-    if vocab_size < SMALLEST:
-        raise UsageError(f"--vocab-size {vocab_size} is too small", allowed=f"{SMALLEST} or more")
-    if output.exists():
-        raise UsageError("exists already", where=output, hint="Choose another --output")
+    _require_possible(kind, vocab_size, output)
     found = find_sources(inputs, selection)
     if notice := found.notice():
         on_problem(notice)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-            corpus, made = Path(folder, "corpus"), Path(folder, "tokenizer")
-            _gather(found.sources, corpus, json_key, document_separator, on_progress)
-            with _quiet_library():
-                definition = _definition(bpe_merges(corpus, vocab_size))
-            write_bpe(definition, made)
+            made = Path(folder, "tokenizer")
+            texts = _texts(found.sources, json_key, document_separator, on_progress)
+            trained = _train(kind, texts, vocab_size, Path(folder, "corpus"), made)
             made.rename(output)
     except OSError as error:
         raise RunFailed(
@@ -60,25 +70,43 @@ def train_tokenizer(
             where=output,
             hint=_ROOM,
         ) from error
+    return trained
+
+
+def _require_possible(kind: str, vocab_size: int, output: Path) -> None:
+    if kind not in KINDS:
+        raise UsageError(f"{kind} is no kind of vocabulary", where="--kind", allowed=", ".join(KINDS))
+    if vocab_size < KINDS[kind]:
+        raise UsageError(f"--vocab-size {vocab_size} is too small", allowed=f"{KINDS[kind]} or more")
+    if output.exists():
+        raise UsageError("exists already", where=output, hint="Choose another --output")
+
+
+def _train(kind: str, texts: Iterator[str], vocab_size: int, corpus: Path, folder: Path) -> Vocabulary:
+    if kind != "bpe":
+        from gptbridge.data.tokenizers.training_chinese import CHINESE
+
+        return CHINESE[kind](texts, vocab_size, folder)
+    with corpus.open("wb") as file:
+        for text in texts:  # each followed by end-of-text, which no merge crosses
+            file.write(text.encode() + END_OF_TEXT.encode())
+    with _quiet_library():
+        definition = _definition(bpe_merges(corpus, vocab_size))
+    write_bpe(definition, folder)
     return definition
 
 
-def _gather(
-    sources: list[Source],
-    corpus: Path,
-    json_key: str,
-    separator: str | None,
-    on_progress: Callable[[int, int], None],
-) -> None:
-    """Write all documents into one file, each followed by end-of-text, which no merge crosses."""
+def _texts(
+    sources: list[Source], json_key: str, separator: str | None, on_progress: Callable[[int, int], None]
+) -> Iterator[str]:
+    """Yield every document."""
     total = sum(source.size for source in sources)
-    with corpus.open("wb") as file:
-        for block in read_blocks(sources, Position(), json_key=json_key, separator=separator):
-            for line, text in block.payload.documents():
-                if isinstance(text, Problem):
-                    raise BadInput(str(text), where=f"{sources[block.source].path}, line {line}")
-                file.write(text.encode() + END_OF_TEXT.encode())
-            on_progress(block.consumed, total)
+    for block in read_blocks(sources, Position(), json_key=json_key, separator=separator):
+        for line, text in block.payload.documents():
+            if isinstance(text, Problem):
+                raise BadInput(str(text), where=f"{sources[block.source].path}, line {line}")
+            yield text
+        on_progress(block.consumed, total)
 
 
 def _definition(merges: list[tuple[bytes, bytes]]) -> BpeDefinition:

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,8 +28,11 @@ _renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
 _HERE, _RENAME_EXCHANGE = -100, 2
 
 
-def refuse_output(output: Path, source: Path, *, overwrite: bool) -> None:
-    """Raise UsageError where writing `output` could hurt `source` or something that is no checkpoint."""
+def refuse_output(output: Path, source: Path, *, overwrite: bool, names: Sequence[str] = ()) -> None:
+    """Raise UsageError where writing `output` could hurt `source` or something that is no checkpoint.
+
+    `names` are regular expressions of what may lie there beside a checkpoint.
+    """
     place, origin = Path(os.path.realpath(output)), Path(os.path.realpath(source))
     if place == origin or _same(output, source):
         raise UsageError("input and output are the same", where=output)
@@ -43,7 +46,7 @@ def refuse_output(output: Path, source: Path, *, overwrite: bool) -> None:
         raise UsageError("exists already", where=output, hint="Choose another name, or give --overwrite")
     if output.is_symlink() or not output.is_dir():
         raise UsageError("is not a folder, so it is not replaced", where=output, hint="Choose another name")
-    stranger = _first_stranger(output)
+    stranger = _first_stranger(output, names)
     if stranger is not None:
         raise UsageError(
             f"holds {printable(stranger)}, which is no part of a checkpoint: it is not replaced",
@@ -59,14 +62,16 @@ def _same(first: Path, second: Path) -> bool:
         return False
 
 
-def _checkpoint_name() -> re.Pattern[str]:
-    """Return what matches the names of files and folders, at any depth, of a checkpoint of any dialect."""
+def _own_name(others: Sequence[str]) -> re.Pattern[str]:
+    """Return what matches the names of files and folders, at any depth, of a checkpoint of any dialect,
+    and `others`.
+    """
     names = [name for dialect in known_dialects().dialects for name in dialect.own_names()]
-    return re.compile("|".join(f"(?:{name})" for name in (*_COMMON, *names)), re.ASCII)
+    return re.compile("|".join(f"(?:{name})" for name in (*_COMMON, *names, *others)), re.ASCII)
 
 
-def _first_stranger(folder: Path) -> str | None:
-    known = _checkpoint_name()
+def _first_stranger(folder: Path, names: Sequence[str]) -> str | None:
+    known = _own_name(names)
     count = 0
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -154,7 +159,7 @@ def _literal(name: str) -> str:
 
 def _put_in_place(folder: Path, path: Path) -> None:
     """Give `folder` the name `path`, on the disk when this returns."""
-    folder.chmod(0o777 & ~_umask())
+    folder.chmod(0o777 & ~umask())
     for parent, _, _ in os.walk(folder):
         sync_folder(Path(parent))
     if not os.path.lexists(path):
@@ -181,7 +186,8 @@ def _exchange(first: Path, second: Path) -> None:
     aside.rename(first)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """Return the permissions that this process withholds from new files."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -13,7 +13,7 @@ from typing import Any
 from gptbridge.weights.formats.json_header import MAX_JSON_BYTES, read_object
 from gptbridge.weights.formats.output import new_file
 from gptbridge.weights.formats.source import SourceFile
-from gptbridge.weights.formats.tensor import Entry
+from gptbridge.weights.formats.tensor import Entry, TensorInfo
 from gptbridge.weights.formats.tensor_bytes import MappedBytes
 from gptbridge.weights.formats.weight_file import Contents
 
@@ -91,22 +91,33 @@ def _add(contents: Contents, name: str, entry: object, data_start: int) -> tuple
 def write_safetensors(
     path: Path, entries: Iterable[Entry], metadata: Mapping[str, str] = _DEFAULT_METADATA
 ) -> None:
-    """Write a safetensors file, streaming; ValueError for an element type that the format lacks.
+    """Write a safetensors file, streaming; ValueError for an element type that the format lacks."""
+    contents = {info.name: (info, chunks) for info, chunks in entries}
+    header, offsets = header_of([info for info, _ in contents.values()], metadata)
+    with new_file(path) as output:
+        output.write(header)
+        for name in offsets:
+            info, chunks = contents[name]
+            output.write_tensor(info, chunks())
+
+
+def header_of(
+    infos: Iterable[TensorInfo], metadata: Mapping[str, str] = _DEFAULT_METADATA
+) -> tuple[bytes, dict[str, int]]:
+    """Return how a file of these tensors begins, and the offset of each by name, in the order of the bytes.
 
     Wider elements come first, so that every tensor is aligned to its element size.
     """
-    ordered = sorted(entries, key=lambda entry: -entry[0].storage_dtype.itemsize)
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offsets: dict[str, int] = {}
     end = 0
-    for info, _ in ordered:
+    for info in sorted(infos, key=lambda info: -info.storage_dtype.itemsize):
         if info.dtype not in _CODES:
             raise ValueError(f"{info.name}: safetensors has no element type {info.dtype}")
-        offsets = [end, end + info.nbytes]
-        header[info.name] = {"dtype": _CODES[info.dtype], "shape": info.shape, "data_offsets": offsets}
-        end += info.nbytes
+        span = [end, end + info.nbytes]
+        header[info.name] = {"dtype": _CODES[info.dtype], "shape": info.shape, "data_offsets": span}
+        offsets[info.name], end = end, end + info.nbytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    with new_file(path) as output:
-        output.write(len(text).to_bytes(8, "little") + text)
-        for info, chunks in ordered:
-            output.write_tensor(info, chunks())
+    begin = len(text).to_bytes(8, "little") + text
+    return begin, {name: len(begin) + offset for name, offset in offsets.items()}

@@ -7,14 +7,14 @@ that MindSpore's first releases merged.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gptbridge.errors import printable
 from gptbridge.weights.formats.output import new_file
 from gptbridge.weights.formats.source import SourceFile
-from gptbridge.weights.formats.tensor import Entry
+from gptbridge.weights.formats.tensor import Entry, TensorInfo
 from gptbridge.weights.formats.weight_file import Contents
 
 SHARD_BYTES = 5_000_000_000
@@ -97,31 +97,43 @@ def write_sharded(
     `suffix` is without a dot. Returns the files written, the index last. Each file is complete or absent;
     for the set to be so, write into a folder that is renamed when this returns.
     """
-    shards = _plan(list(entries), shard_bytes)
+    contents = {entry[0].name: entry for entry in entries}
+    files = shard_files(stem, suffix, [info for info, _ in contents.values()], shard_bytes)
+    for name, infos in files.items():
+        write(folder / name, [contents[info.name] for info in infos])
+    return [*(folder / name for name in files), *write_index(folder, stem, suffix, files)]
+
+
+def shard_files(
+    stem: str, suffix: str, infos: Iterable[TensorInfo], shard_bytes: int = SHARD_BYTES
+) -> dict[str, list[TensorInfo]]:
+    """Return what each file holds: STEM.SUFFIX, or shards of at most `shard_bytes`.
+
+    A larger tensor has a file of its own.
+    """
+    shards: list[list[TensorInfo]] = [[]]
+    size = 0
+    for info in infos:
+        if shards[-1] and size + info.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(info)
+        size += info.nbytes
     if len(shards) == 1:
-        path = folder / f"{stem}.{suffix}"
-        write(path, shards[0])
-        return [path]
-    names = [f"{stem}-{n:05d}-of-{len(shards):05d}.{suffix}" for n in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        write(folder / name, shard)
-    weight_map = {info.name: name for name, shard in zip(names, shards, strict=True) for info, _ in shard}
-    total = sum(info.nbytes for shard in shards for info, _ in shard)
+        return {f"{stem}.{suffix}": shards[0]}
+    return {f"{stem}-{n:05d}-of-{len(shards):05d}.{suffix}": shard for n, shard in enumerate(shards, start=1)}
+
+
+def write_index(
+    folder: Path, stem: str, suffix: str, files: Mapping[str, Sequence[TensorInfo]]
+) -> list[Path]:
+    """Write the index of several files; return its path, or nothing where one file needs none."""
+    if len(files) == 1:
+        return []
     index = folder / f"{stem}.{suffix}.index.json"
+    total = sum(info.nbytes for infos in files.values() for info in infos)
+    weight_map = {info.name: name for name, infos in files.items() for info in infos}
     content: Mapping[str, Any] = {"metadata": {"total_size": total}, "weight_map": weight_map}
     with new_file(index) as output:
         output.write((json.dumps(content, indent=2) + "\n").encode())
-    return [*(folder / name for name in names), index]
-
-
-def _plan(entries: list[Entry], shard_bytes: int) -> list[list[Entry]]:
-    """Cut entries into runs of at most `shard_bytes`; a larger tensor has a run of its own."""
-    shards: list[list[Entry]] = [[]]
-    size = 0
-    for entry in entries:
-        if shards[-1] and size + entry[0].nbytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(entry)
-        size += entry[0].nbytes
-    return shards
+    return [index]
