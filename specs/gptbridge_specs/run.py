@@ -332,10 +332,18 @@ class RunSpec(Part):
                 f"training.global_batch_size={self.training.global_batch_size} is not a multiple of "
                 f"parallel.data x parallel.sharding x micro_batch_size = {replicas * micro}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _task_and_length_fit(self) -> Self:
         watches = self.checkpoint.keep_best or self.evaluation.patience is not None
         if watches and not self.evaluation.interval:
             raise ValueError(
                 "evaluation.interval=0: evaluation.patience and checkpoint.keep_best go by evaluations"
+            )
+        if self.task.name == "language_modeling" and self.evaluation.metric not in ("loss", "perplexity"):
+            raise ValueError(
+                f"evaluation.metric={self.evaluation.metric}: of language there are loss and perplexity"
             )
         if self.data.mixture and self.training.epochs is not None:
             raise ValueError(

@@ -687,6 +687,13 @@ def test_paddlenlp_switches(files: Files, flag: str, field: str, on: Any, alone:
     assert any("without a value means false" in line.text for line in imported.lines)
 
 
+def test_paddlenlp_s_arguments_in_json(files: Files) -> None:
+    words = {"model_type": "gpt", "model_name_or_path": "gpt2-en", "input_dir": "data", "use_amp": True,
+             "use_recompute": False, "max_lr": 3e-4, "output_dir": "out"}  # fmt: skip
+    spec = files.read("args.json", json.dumps(words)).spec
+    assert (spec.precision.compute, spec.training.recompute, spec.schedule.max_lr) == ("fp16", "none", 3e-4)
+
+
 def test_paddlenlp_shards_only_where_it_is_switched_on(files: Files) -> None:
     text = changed(PADDLENLP, ("--logging_freq 1", "--sharding_degree 4"), ("--global_batch_size 4", ""))
     assert files.read("run.sh", text).spec.parallel.world_size == 1
@@ -832,6 +839,44 @@ def test_modelscope_layouts_lengths_and_hooks(files: Files) -> None:
 )
 def test_what_modelscope_says_and_cannot_be(files: Files, pair: tuple[str, Any], said: str) -> None:
     assert said in refusal(files.modelscope, pair, model=GPT3)
+
+
+def test_a_lambda_is_answered(files: Files) -> None:
+    lambda_lr = ("train.lr_scheduler", {"type": "LambdaLR", "options": {"by_epoch": False}})
+    assert "give -o schedule.name=noam" in refusal(files.modelscope, lambda_lr, model=GPT3)
+    words = ["schedule.name=noam", "schedule.warmup_steps=9"]
+    spec = import_file(files.folder / "configuration.json", words).spec
+    assert (spec.schedule.name, spec.schedule.warmup_steps) == ("noam", 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "left_out", "field"),
+    [
+        ("run.yaml", MINDFORMERS, "learning_rate: 0.0001, ", "schedule.max_lr"),
+        ("a.sh", MEGATRON, "--lr 0.00015 ", "schedule.max_lr"),
+        ("a.sh", MEGATRON, "--num-layers 24", "model.num_layers"),
+        ("a.sh", MEGATRON, "--seq-length 1024 ", "training.seq_length"),
+    ],
+)
+def test_no_default_of_ours_steps_in(files: Files, name: str, text: str, left_out: str, field: str) -> None:
+    """What a run stands on must be said by the configuration, or by whoever imports it."""
+    short = changed(text, (left_out, ""))
+    assert f"nothing in it says {field}: give -o {field}=VALUE" in refusal(files.read, name, short)
+    assert value(files.read(name, short, f"{field}=1").spec, field) == 1
+
+
+def test_fleetx_must_say_its_sizes(files: Files) -> None:
+    said = refusal(files.fleetx, LOCAL_8)
+    assert [line.split("says ")[1].split(":")[0] for line in said.splitlines()] == [
+        f"model.{name}"
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        )
+    ]
 
 
 def test_modelscope_needs_its_model(files: Files) -> None:

@@ -72,6 +72,12 @@ def test_what_goes_by_evaluations_needs_them(override: str) -> None:
         load_run("gpt2-tiny", [override, "evaluation.interval=0"])
 
 
+def test_a_metric_that_there_is_not() -> None:
+    load_run("gpt2-tiny", ["evaluation.metric=perplexity"])
+    with pytest.raises(SpecError, match=r"evaluation\.metric=accuracy: .* loss and perplexity"):
+        load_run("gpt2-tiny", ["evaluation.metric=accuracy"])
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that ends early, whole and in two parts, and one that its time limit ends at each step."""

@@ -160,6 +160,9 @@ def _data(reading: Reading) -> None:
         reading.set("data.split", split, reading.key("Data.Train.dataset.split", "Data.dataset.split"))
     if reading.value(key) is not None:
         reading.set("data.path", _first_prefix(reading, key), key)
+    if "training.seq_length" not in reading.fields:
+        reading.set("training.seq_length", 128 if classifies else 1024)
+        reading.note("Data.Train.dataset does not say how long a sample is: its class's default is taken")
     train_is_there = any(key.startswith("Data.Train.dataset.") for key in reading.given)
     for part in ("Eval", "Test") if train_is_there else ():
         for field in () if classifies else ("name", "input_dir", "split", "max_seq_len"):

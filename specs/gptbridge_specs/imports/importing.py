@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,8 @@ def import_file(path: Path, overrides: Sequence[str] = (), facts: Facts = Facts(
     """
     ours = [text for text in overrides if parse_override(text)[0][0] in RunSpec.model_fields]
     system, given, launched = _read(path, [text for text in overrides if text not in ours])
-    reading = Reading(given, system.defaults(), facts, system.also, launched=launched)
+    answered = frozenset(".".join(parse_override(text)[0]) for text in ours)
+    reading = Reading(given, system.defaults(), facts, system.also, answered, launched=launched)
     system.read(reading)
     problems = [f"{path}: {problem}" for problem in reading.problems]
     if problems:
@@ -92,13 +93,19 @@ def _read(path: Path, theirs: Sequence[str]) -> tuple[System, dict[str, Any], in
     if title == "PaddleNLP" and {"init_class", "init_args"} & content.keys():
         return paddlenlp.MODEL, paddlenlp.flat_model(content), None
     if title == "PaddleNLP":
-        return paddlenlp.SYSTEM, {key.replace("_", "-"): value for key, value in flat(content)}, None
+        return paddlenlp.SYSTEM, dict(_as_flags(content)), None
     if title == "ModelScope" or content.get("model_type") == "gpt3":
         return modelscope.SYSTEM, modelscope.beside(path, content), None
     if title is None or title not in _YAML:
         systems = "PaddleFleetX, PaddleNLP, MindFormers, ModelScope or Megatron-LM"
         raise SpecError([f"{path}: not a configuration of {systems}"])
     return _YAML[title], dict(flat(content)), None
+
+
+def _as_flags(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield keys as a list of arguments has them, of which True is a flag without a value."""
+    for key, value in flat(content):
+        yield key.replace("_", "-"), str(value).lower() if isinstance(value, bool) else value
 
 
 def _is_json(path: Path) -> bool:

@@ -42,9 +42,6 @@ def _combine(reading: Reading) -> None:
     optimizer = str(reading.value("optimizer"))
     if optimizer == "sgd" and reading.number("sgd-momentum"):
         reading.refuse("optimizer", "SGD has no momentum here: --sgd-momentum 0")
-    for key in ("num-layers", "hidden-size", "num-attention-heads", "max-position-embeddings"):
-        if reading.value(key) is None:
-            reading.refuse(key, "is not given, and says the model")
     loads = reading.value("load") is not None
     begins = reading.flag("finetune") or reading.flag("no-load-optim")
     if loads:
@@ -114,8 +111,6 @@ def _schedule(reading: Reading, total: int, steps: int) -> None:
         reading.set("schedule.warmup_steps", counted, "lr-warmup-iters")
     else:
         reading.set("schedule.warmup_rate", fraction, "lr-warmup-fraction")
-    if reading.value("lr") is None:
-        reading.refuse("lr", "is not given")
     if str(reading.value("lr-decay-style")) == "cosine":
         reading.note("the first update has the rate of step 1 here, and of step 0 there", "lr-decay-style")
     if str(reading.value("lr-decay-style")) == "linear":

@@ -38,7 +38,10 @@ def _combine(reading: Reading) -> None:
     data = max(world // tensor, 1)
     reading.set("parallel.tensor", tensor, "megatron.tensor_model_parallel_size")
     reading.set("parallel.data", data, "megatron.world_size")
-    batch = reading.degree("train.dataloader.batch_size_per_gpu")
+    key = "train.dataloader.batch_size_per_gpu"
+    if reading.value(key) is None and "training.global_batch_size" not in reading.answered:
+        reading.refuse(key, "is not given: give it, or -o training.global_batch_size=N")
+    batch = reading.degree(key)
     reading.set("training.micro_batch_size", batch, "train.dataloader.batch_size_per_gpu")
     reading.set("training.global_batch_size", batch * data, "train.dataloader.batch_size_per_gpu")
     _length(reading, batch * data)
@@ -117,18 +120,15 @@ def _optimizer(reading: Reading) -> None:
         betas = None
     for name, value in zip(("beta1", "beta2"), betas or (0.9, 0.999), strict=True):
         reading.set(f"optimizer.{name}", value, "train.optimizer.betas")
-    kind = "train.lr_scheduler.type"
-    if reading.value(kind) is None:
-        reading.set("schedule.name", "constant")
+    reading.set("schedule.name", "constant", "train.lr_scheduler.type")
+    if reading.value("train.lr_scheduler.type") is None:
         reading.set("schedule.warmup_steps", 0)
-    elif not reading.problems or not any(kind in problem for problem in reading.problems):
-        reading.set("schedule.name", "constant", kind)
 
 
 def _scheduler() -> Action:
     def act(reading: Reading, key: str, value: Any) -> str:
-        if str(value) != "ConstantLR":
-            why = "a Python function or class says the learning rate: take the key out and set"
+        if str(value) != "ConstantLR" and "schedule.name" not in reading.answered:
+            why = "a Python function or class says the learning rate: give"
             reading.refuse(
                 key, f"{why} -o schedule.name=noam -o schedule.warmup_steps=N, or another schedule"
             )

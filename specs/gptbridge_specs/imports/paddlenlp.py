@@ -9,7 +9,7 @@ from typing import Any
 
 from gptbridge_specs.imports.files import flat, read_json_mapping
 from gptbridge_specs.imports.reading import Facts, Reading
-from gptbridge_specs.imports.rows import Action, Row, System, decides, ignored, only, option, to
+from gptbridge_specs.imports.rows import SIZES, Action, Row, System, decides, ignored, only, option, to
 
 # Of its built-in sizes, the presets of models here.
 _SIZES = {
@@ -151,6 +151,7 @@ MODEL = System(
     ),
     _classes,
     fixed={"model.activation": "gelu_tanh", "model.layernorm_epsilon": 1e-5},
+    required=SIZES,
 )
 SYSTEM = System(
     "PaddleNLP",

@@ -39,6 +39,7 @@ class Reading:
     defaults: Mapping[str, Any]
     facts: Facts
     also: tuple[str, str] = ("", "")  # a section, and another that may hold its keys
+    answered: frozenset[str] = frozenset()  # fields that the caller sets, whatever the configuration says
     fields: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)  # of a field: the key that decided it
     lines: list[Line] = field(default_factory=list)

@@ -12,6 +12,10 @@ from gptbridge_specs.errors import suggestion
 from gptbridge_specs.imports.reading import Line, Reading
 
 _SUGGESTIONS = 100  # unknown keys that get one: each takes a millisecond
+SIZES = tuple(
+    f"model.{name}"
+    for name in ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "max_position_embeddings")
+)
 Action = Callable[[Reading, str, Any], str]  # returns what became of the key
 
 
@@ -41,6 +45,7 @@ class System:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     also: tuple[str, str] = ("", "")  # a section, and another that holds its keys in some releases
+    required: tuple[str, ...] = (*SIZES, "training.seq_length", "schedule.max_lr")  # no default of ours fits
 
     def actions(self) -> dict[str, Action]:
         """Return the action of every key, and of every pattern, in the table's order."""
@@ -76,6 +81,9 @@ class System:
             if reading.given.get(reading.key(key)) is None:
                 reading.lines.append(_line("default", reading, key, value, actions[key]))
         self.combine(reading)
+        for name in self.required if reading.preset is None else ():
+            if reading.fields.get(name) is None and name not in reading.answered:
+                reading.problems.append(f"nothing in it says {name}: give -o {name}=VALUE")
         for text in self.notes:
             reading.note(text)
 
