@@ -11,8 +11,9 @@ import yaml
 
 from gptbridge_specs import RunSpec, SpecError, load_run
 from gptbridge_specs.fields import describe_fields
-from gptbridge_specs.imports import Facts, Imported, import_file
+from gptbridge_specs.imports import Facts, Imported, import_file, modelscope
 from gptbridge_specs.imports.files import flat
+from gptbridge_specs.imports.reading import Reading
 
 FLEETX_BASE = """
 Global: {device: gpu, seed: 1024, global_batch_size: , local_batch_size: 1, micro_batch_size: 1}
@@ -839,6 +840,15 @@ def test_modelscope_layouts_lengths_and_hooks(files: Files) -> None:
 )
 def test_what_modelscope_says_and_cannot_be(files: Files, pair: tuple[str, Any], said: str) -> None:
     assert said in refusal(files.modelscope, pair, model=GPT3)
+
+
+def test_modelscope_s_fields_of_a_record() -> None:
+    """Of the reading alone: what trains on records checks the templates."""
+    words = {"preprocessor.src_txt": "text1", "preprocessor.tgt_txt": "tgt_txt"}
+    reading = Reading(words, modelscope.SYSTEM.defaults(), Facts())
+    modelscope.SYSTEM.read(reading)
+    assert reading.fields["task.records.source"] == "{text1}"
+    assert "task.records.target" not in reading.fields
 
 
 def test_a_lambda_is_answered(files: Files) -> None:

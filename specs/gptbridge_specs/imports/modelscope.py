@@ -125,6 +125,17 @@ def _optimizer(reading: Reading) -> None:
         reading.set("schedule.warmup_steps", 0)
 
 
+def _template(name: str, usual: str) -> Action:
+    """Take the name of a record's field, where it is another than usual, for a template of it."""
+
+    def act(reading: Reading, key: str, value: Any) -> str:
+        if value != usual:
+            reading.set(name, f"{{{value}}}", key)
+        return "as it is here" if value == usual else ""
+
+    return act
+
+
 def _scheduler() -> Action:
     def act(reading: Reading, key: str, value: Any) -> str:
         if str(value) != "ConstantLR" and "schedule.name" not in reading.answered:
@@ -150,10 +161,8 @@ SYSTEM = System(
             only("text-gen-jieba-tokenizer", "text-gen-tokenizer", why="another model's"),
         ),
         Row("preprocessor.sequence_length", decides("training.seq_length"), 128),
-        Row(
-            "preprocessor.{src_txt,tgt_txt,first_sequence}",
-            ignored("the fields src_txt and tgt_txt of a record are read; name yours so"),
-        ),
+        Row("preprocessor.{src_txt,first_sequence}", _template("task.records.source", "src_txt")),
+        Row("preprocessor.tgt_txt", _template("task.records.target", "tgt_txt")),
         Row("preprocessor.mode preprocessor.{train,val}.*", ignored("training is what a spec does")),
         Row("train.work_dir", option("--run {}")),
         Row("train.{max_epochs,train_iters_per_epoch}", decides("training.epochs", "training.max_steps")),
