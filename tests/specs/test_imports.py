@@ -736,6 +736,12 @@ def test_paddlenlp_s_model_of_its_own(files: Files) -> None:
     imported = files.read("run.sh", text)
     assert imported.spec.model.model_copy(update={"hidden_dropout_prob": 0.1}) == spec.model
     assert f"--init-from {files.folder}" in imported.options
+    newer = json.dumps(
+        {**inner, "model_type": "gpt", "architectures": ["GPTForPretraining"], "eos_token_id": 7}
+    )
+    assert files.read("config.json", newer).spec.model == spec.model
+    theirs = newer.replace('"gpt"', '"gpt2"')
+    assert "gptbridge train --init-from FOLDER" in refusal(files.read, "config.json", theirs)
     bad = nested.replace('"gelu"', '"relu"')
     assert "not one of gelu" in refusal(files.read, "model_config.json", bad)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from gptbridge_specs.elsewhere import system_of
+from gptbridge_specs.elsewhere import foreign_file, system_of
 from gptbridge_specs.errors import SpecError
 from gptbridge_specs.imports import fleetx, megatron, mindformers, modelscope, paddlenlp
 from gptbridge_specs.imports.arguments import read_arguments
@@ -21,6 +21,7 @@ from gptbridge_specs.overrides import apply_overrides, parse_override
 from gptbridge_specs.run import RunSpec
 
 _YAML: Mapping[str, System] = {one.SYSTEM.title: one.SYSTEM for one in (fleetx, mindformers)}
+_HUGGING_FACE = "Hugging Face"
 _LISTS = (megatron.SYSTEM, paddlenlp.SYSTEM)
 
 
@@ -90,13 +91,17 @@ def _read(path: Path, theirs: Sequence[str]) -> tuple[System, dict[str, Any], in
     is_yaml = path.suffix in (".yaml", ".yml")
     content = apply_overrides(read_with_bases(path) if is_yaml else read_json_mapping(path), theirs)
     title = system_of(content)
-    if title == "PaddleNLP" and {"init_class", "init_args"} & content.keys():
+    if {"init_class", "init_args"} & content.keys() or (
+        title == _HUGGING_FACE and content.get("model_type") == "gpt"
+    ):
         return paddlenlp.MODEL, paddlenlp.flat_model(content), None
     if title == "PaddleNLP":
         return paddlenlp.SYSTEM, dict(_as_flags(content)), None
     if title == "ModelScope" or content.get("model_type") == "gpt3":
         return modelscope.SYSTEM, modelscope.beside(path, content), None
     if title is None or title not in _YAML:
+        if said := foreign_file(content, path) if title == _HUGGING_FACE else None:
+            raise SpecError([f"{path}: {said}"])
         systems = "PaddleFleetX, PaddleNLP, MindFormers, ModelScope or Megatron-LM"
         raise SpecError([f"{path}: not a configuration of {systems}"])
     return _YAML[title], dict(flat(content)), None

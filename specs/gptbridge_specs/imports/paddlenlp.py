@@ -118,7 +118,7 @@ def _classes(reading: Reading) -> None:
 
 def _kind() -> Action:
     def act(reading: Reading, key: str, value: Any) -> str:
-        if "GPT" not in str(value):
+        if "gpt" not in str(value).lower():
             reading.refuse(key, "not a GPT")
         return "of a GPT, as it is here"
 
