@@ -375,7 +375,7 @@ def test_every_key_has_a_line(files: Files) -> None:
         ("mindformers", '"gelu"', '"relu"', "not one of gelu, fast_gelu"),
         ("mindformers", "batch_size: 4,", "batch_size: four,", "batch_size = four: is not a number"),
         ("mindformers", "epochs: 3", "epochs: -3", "runner_config.epochs: training.epochs"),
-        ("paddlenlp", "--grad_clip 1.0", "--grad_clipp 1.0", "Did you mean grad-clip?"),
+        ("paddlenlp", "--grad_clip 1.0", "--grad_clipp 1.0", "Did you mean grad_clip?"),
         ("paddlenlp", "--min_lr 0.00001", "--min_lr 0.001", "min_lr=0.001 is above max_lr=0.0001"),
         ("paddlenlp", "--global_batch_size 4", "--global_batch_size 8", "x data x sharding gives 4"),
         ("paddlenlp", "gpt2-en", "gpt5-en", "no folder with model_config.json"),
@@ -917,6 +917,13 @@ def test_what_grows_without_end_is_refused(files: Files) -> None:
     files.read("open.sh", MEGATRON + '\necho "' + "\nx" * 100_000)
     many = json.dumps({"framework": 1, "pipeline": 2, "model": 3, **{f"k{n}": n for n in range(20_000)}})
     assert "no such key" in refusal(files.read, "configuration.json", many)
+
+
+def test_a_key_that_stands_twice_is_refused(files: Files) -> None:
+    twice = json.dumps(MODELSCOPE).replace('"task":', '"task": "text-generation", "task":')
+    assert "the key 'task' stands twice" in refusal(files.read, "configuration.json", twice)
+    dotted = json.dumps({**MODELSCOPE, "pipeline.type": "gpt3-generation"})
+    assert "the key 'pipeline.type' stands twice" in refusal(files.read, "configuration.json", dotted)
 
 
 def test_overrides_set_fields_and_keys(files: Files) -> None:

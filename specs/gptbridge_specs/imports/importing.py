@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from gptbridge_specs.elsewhere import foreign_file, system_of
 from gptbridge_specs.errors import SpecError
 from gptbridge_specs.imports import fleetx, megatron, mindformers, modelscope, paddlenlp
 from gptbridge_specs.imports.arguments import read_arguments
-from gptbridge_specs.imports.files import flat, read_json_mapping, read_with_bases
+from gptbridge_specs.imports.files import flattened, read_json_mapping, read_with_bases
 from gptbridge_specs.imports.reading import Facts, Line, Reading
 from gptbridge_specs.imports.rows import System
 from gptbridge_specs.loading import build, load_model
@@ -69,9 +69,9 @@ def import_file(path: Path, overrides: Sequence[str] = (), facts: Facts = Facts(
 def _decided(key: str, reading: Reading, spec: RunSpec) -> str:
     """Return the fields that a key decides, with their values."""
     own = [name for name, origin in reading.origins.items() if origin == key]
-    return ", ".join(
-        f"{name} = {_value(spec, name)}" for name in dict.fromkeys((*own, *reading.parts.get(key, ())))
-    )
+    names = dict.fromkeys((*own, *reading.parts.get(key, ())))
+    values = {name: reading.preset if name == "model" else _value(spec, name) for name in names}
+    return ", ".join(f"{name} = {value}" for name, value in values.items())
 
 
 def _value(spec: RunSpec, name: str) -> Any:
@@ -94,9 +94,9 @@ def _read(path: Path, theirs: Sequence[str]) -> tuple[System, dict[str, Any], in
     if {"init_class", "init_args"} & content.keys() or (
         title == _HUGGING_FACE and content.get("model_type") == "gpt"
     ):
-        return paddlenlp.MODEL, paddlenlp.flat_model(content), None
+        return paddlenlp.MODEL, paddlenlp.flat_model(content, path), None
     if title == "PaddleNLP":
-        return paddlenlp.SYSTEM, dict(_as_flags(content)), None
+        return paddlenlp.SYSTEM, _as_flags(flattened(content, path)), None
     if title == "ModelScope" or content.get("model_type") == "gpt3":
         return modelscope.SYSTEM, modelscope.beside(path, content), None
     if title is None or title not in _YAML:
@@ -104,13 +104,12 @@ def _read(path: Path, theirs: Sequence[str]) -> tuple[System, dict[str, Any], in
             raise SpecError([f"{path}: {said}"])
         systems = "PaddleFleetX, PaddleNLP, MindFormers, ModelScope or Megatron-LM"
         raise SpecError([f"{path}: not a configuration of {systems}"])
-    return _YAML[title], dict(flat(content)), None
+    return _YAML[title], flattened(content, path), None
 
 
-def _as_flags(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield keys as a list of arguments has them, of which True is a flag without a value."""
-    for key, value in flat(content):
-        yield key.replace("_", "-"), str(value).lower() if isinstance(value, bool) else value
+def _as_flags(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as a list of arguments has them, in which True is a flag without a value."""
+    return {key: str(value).lower() if isinstance(value, bool) else value for key, value in content.items()}
 
 
 def _is_json(path: Path) -> bool:
@@ -121,12 +120,17 @@ def _is_json(path: Path) -> bool:
 def _arguments(path: Path, theirs: Sequence[str]) -> tuple[System, dict[str, Any], int | None]:
     variables = {".".join(keys): str(value) for keys, value in map(parse_override, theirs)}
     found = read_arguments(path, variables)
-    given = {name.replace("_", "-"): value for name, value in found.flags.items()}
-    known = {id(system): len(given.keys() & system.actions().keys()) for system in _LISTS}
-    system = max(_LISTS, key=lambda one: known[id(one)])
-    if not known[id(system)]:
-        raise SpecError([f"{path}: no arguments of {' or '.join(one.title for one in _LISTS)}"])
-    return system, given, _launched(found.launcher)
+    # each by the signs of its own names
+    forms = {megatron.SYSTEM.title: ("_", "-"), paddlenlp.SYSTEM.title: ("-", "_")}
+    given = {
+        title: {name.replace(*signs): value for name, value in found.flags.items()}
+        for title, signs in forms.items()
+    }
+    known = {one.title: len(given[one.title].keys() & one.actions().keys()) for one in _LISTS}
+    system = max(_LISTS, key=lambda one: known[one.title])
+    if not known[system.title]:
+        raise SpecError([f"{path}: no arguments of {' or '.join(forms)}"])
+    return system, given[system.title], _launched(found.launcher)
 
 
 def _launched(launcher: Mapping[str, Any]) -> int | None:

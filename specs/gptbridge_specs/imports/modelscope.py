@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gptbridge_specs.imports.files import flat, read_json_mapping
+from gptbridge_specs.imports.files import flattened, read_json_mapping
 from gptbridge_specs.imports.reading import Reading
 from gptbridge_specs.imports.rows import Action, Row, System, decides, ignored, only, option, refused, to
 
@@ -19,11 +19,10 @@ _EPOCHS = "by_epoch counts epochs"
 def beside(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of a configuration.json, with those of the model's config.json beside it."""
     model = path.parent / MODEL
-    own = dict(flat(content)) if "framework" in content else {}
-    if "framework" not in content:
-        return {f"{MODEL}.{key}": value for key, value in flat(content)}
-    inner = read_json_mapping(model) if os.path.lexists(model) else {}
-    return {**own, **{f"{MODEL}.{key}": value for key, value in flat(inner)}}
+    alone = "framework" not in content
+    inner = content if alone else read_json_mapping(model) if os.path.lexists(model) else {}
+    own = {} if alone else flattened(content, path)
+    return {**own, **{f"{MODEL}.{key}": value for key, value in flattened(inner, model).items()}}
 
 
 def _combine(reading: Reading) -> None:
