@@ -67,9 +67,10 @@ class System:
         for name, value in self.fixed.items():
             reading.set(name, value)
         actions = self.actions()
+        patterns = [key for key in actions if "*" in key]
         known = [key for key in actions if "*" not in key]
         for key, value in reading.given.items():
-            action = actions.get(key) or next((actions[p] for p in actions if fnmatchcase(key, p)), None)
+            action = actions.get(key) or next((actions[p] for p in patterns if fnmatchcase(key, p)), None)
             if action is None:
                 near = suggestion(key, known) if len(reading.problems) < _SUGGESTIONS else ""
                 reading.refuse(key, f"{self.title} has no such key.{near}")
