@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
+from gptbridge.data.tokenizers import Tokenizer
+from gptbridge.errors import BadInput
 from gptbridge.plan.fitting import require_room_to_open
 from gptbridge.plugins.backend import Backend
 from gptbridge.session import LanguageModel
@@ -23,6 +25,18 @@ def run_state(opened: Opened) -> TrainingState | None:
 def trained_length(opened: Opened, state: TrainingState | None) -> int:
     """Return the tokens of a sample in training, or all the model's positions where no run says it."""
     return opened.model.max_position_embeddings if state is None else state.spec.training.seq_length
+
+
+def run_tokenizer(opened: Opened, state: TrainingState | None, named: str | None) -> Tokenizer:
+    """Return the tokenizer `named`, or whose files lie in the folder; BadInput for one not the run's."""
+    tokenizer = opened.tokenizer(named)
+    if state is not None and state.data.tokenizer != tokenizer.identity:
+        raise BadInput(
+            f"is not the tokenizer that the run was trained with: {tokenizer.identity[:16]}, "
+            f"not {state.data.tokenizer[:16]}",
+            where=named or opened.folder,
+        )
+    return tokenizer
 
 
 @contextmanager

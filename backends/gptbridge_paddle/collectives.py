@@ -23,6 +23,13 @@ SUM, MAX = dist.ReduceOp.SUM, dist.ReduceOp.MAX
 BUCKET = 2**18  # numbers that travel together
 
 
+def meet(*groups: Group | None) -> None:
+    """Wait until the ranks of each group are here, however long the others still compute."""
+    for group in groups:
+        if group is not None and paddle.get_device() == "cpu":  # NCCL waits by itself
+            group.meet()
+
+
 def all_reduce(x: Tensor, group: Group | None, operation: int = SUM) -> Tensor:
     """Make `x`, contiguous, its sum (or maximum) over the ranks, in place; return it."""
     if group is not None:
@@ -77,12 +84,19 @@ def send(x: Tensor, group: Group) -> Future[Any]:
 
     With gloo a send lasts until the other rank receives: it does so in a thread of the pair's own.
     """
-    return group.sender.submit(dist.send, x.detach().contiguous(), group.peer, group.handle)
+    x = x.detach().contiguous()
+
+    def deliver() -> None:
+        meet(group)
+        dist.send(x, group.peer, group.handle)
+
+    return group.sender.submit(deliver)
 
 
 def receive(shape: Sequence[int], group: Group) -> Tensor:
     """Return the fp32 tensor of `shape` that the other rank of a pair sends."""
     x = paddle.empty(list(shape), "float32")
+    meet(group)
     dist.recv(x, group.peer, group.handle)
     return x
 

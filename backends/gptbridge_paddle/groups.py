@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import count
+from multiprocessing.connection import Client, Connection, Listener
 from typing import Any
 
 import paddle.distributed as dist
 from paddle.base import core
 from paddle.distributed import collective
+
+PATIENCE = 1800  # seconds until a rank that does not come is given up
 
 _made: dict[tuple[str, tuple[int, ...]], Group | None] = {}  # layouts of the same ranks share them
 
@@ -23,9 +25,9 @@ class Group:
 
     ranks: tuple[int, ...]
     handle: Any  # Paddle's own group
-    store: Any  # where its members meet, theirs alone
+    lines: Mapping[int, Connection]  # from the first rank to each of the others, and back
+    store: Any  # where its gloo has met: freed, it would close
     sender: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    meetings: Iterator[int] = field(default_factory=count)
 
     @property
     def size(self) -> int:
@@ -43,11 +45,22 @@ class Group:
         return self.ranks[1 - self.rank]
 
     def meet(self) -> None:
-        """Wait until all ranks are here, for as long as a store waits: gloo gives up after 30 seconds."""
-        meeting = next(self.meetings)
-        if self.store.add(f"at {meeting}", 1) == self.size:
-            self.store.set(f"met {meeting}", "")
-        self.store.wait(f"met {meeting}")
+        """Wait until all ranks are here, before what they do together: gloo would give up after 30 seconds.
+
+        ConnectionError names a rank that has ended, or has not come in half an hour.
+        """
+        first = self.rank == 0
+        for rank, line in self.lines.items():
+            try:
+                if not first:
+                    line.send_bytes(b"here")
+                if not line.poll(PATIENCE):
+                    raise ConnectionError(f"rank {rank} has not come within {PATIENCE} s")
+                line.recv_bytes()
+            except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+                raise ConnectionError(f"rank {rank} has ended") from error
+        for line in self.lines.values() if first else ():
+            line.send_bytes(b"go")
 
 
 def group_of(lists: Sequence[Sequence[int]], purpose: str = "") -> Group | None:
@@ -74,23 +87,43 @@ def _new_group(ranks: tuple[int, ...], key: str) -> Group | None:
     """
     common = collective._default_store
     member = dist.get_rank() in ranks
-    collective._default_store = store = _private_store(common, ranks, key) if member else common
+    lines = _lines(common, ranks, key) if member else {}
+    collective._default_store = store = _private_store(common, ranks, f"{key}/store") if member else common
     try:
         made = dist.new_group(list(ranks))
     finally:
         collective._default_store = common
-    return Group(ranks, made, store) if member else None
+    return Group(ranks, made, lines, store) if member else None
 
 
 def _private_store(common: Any, ranks: tuple[int, ...], key: str) -> Any:
     """Return a store of the first of `ranks`, whose address it leaves in the store of all."""
     if dist.get_rank() != ranks[0]:
-        common.wait(key)
-        host, _, port = bytes(common.get(key)).decode().rpartition(":")
-        return core.TCPStore(host, int(port), False, len(ranks))
-    host = os.environ["PADDLE_CURRENT_ENDPOINT"].rpartition(":")[0]
+        return core.TCPStore(*_address(common, key), False, len(ranks))
     with socket.socket() as free:
-        free.bind((host, 0))
+        free.bind((_host(), 0))
         port = free.getsockname()[1]
-    common.set(key, f"{host}:{port}")  # before the store is made, which waits for the others
-    return core.TCPStore(host, port, True, len(ranks))
+    common.set(key, f"{_host()}:{port}")  # before the store is made, which waits for the others
+    return core.TCPStore(_host(), port, True, len(ranks))
+
+
+def _lines(common: Any, ranks: tuple[int, ...], key: str) -> dict[int, Connection]:
+    """Return connections between the first of `ranks` and each of the others, by the rank that is called."""
+    if dist.get_rank() != ranks[0]:
+        line = Client(_address(common, key))
+        line.send_bytes(str(dist.get_rank()).encode())
+        return {ranks[0]: line}
+    with Listener((_host(), 0), backlog=len(ranks)) as listener:
+        common.set(key, f"{_host()}:{listener.address[1]}")
+        lines = [listener.accept() for _ in ranks[1:]]
+    return {int(line.recv_bytes()): line for line in lines}
+
+
+def _address(common: Any, key: str) -> tuple[str, int]:
+    common.wait(key)
+    host, _, port = bytes(common.get(key)).decode().rpartition(":")
+    return host, int(port)
+
+
+def _host() -> str:
+    return os.environ["PADDLE_CURRENT_ENDPOINT"].rpartition(":")[0]

@@ -99,7 +99,7 @@ def join(spec: RunSpec, device: Device) -> World | None:
     import paddle
     import paddle.distributed as dist
 
-    from gptbridge_paddle.collectives import MAX, SUM, all_reduce
+    from gptbridge_paddle.collectives import MAX, SUM, all_reduce, meet
 
     if not dist.is_initialized():
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo" if device.kind == "cpu" else "auto"
@@ -108,6 +108,7 @@ def join(spec: RunSpec, device: Device) -> World | None:
     groups = _groups(place)
 
     def reduce(values: Sequence[float], operation: int, group: Group | None) -> list[float]:
+        meet(group)
         numbers: list[float] = all_reduce(paddle.to_tensor(values, "float64"), group, operation).tolist()
         return numbers
 

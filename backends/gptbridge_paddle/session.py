@@ -19,7 +19,7 @@ from gptbridge.session import Batch, Device, Kind, Shard
 from gptbridge.weights.held import TIED
 from gptbridge.weights.shards import decay_of_tensors, held_tensors, shards_of
 from gptbridge_paddle.cache import Cache
-from gptbridge_paddle.collectives import Cut, all_gather, all_reduce, all_reduce_each
+from gptbridge_paddle.collectives import Cut, all_gather, all_reduce, all_reduce_each, meet
 from gptbridge_paddle.loss import linear_cross_entropy, token_losses
 from gptbridge_paddle.model import GPT, LAYOUT
 from gptbridge_paddle.optimizer import Optimizer
@@ -143,6 +143,7 @@ class PaddleModel:
         They are computed without dropout and without a graph; all stages of a pipeline get the result.
         """
         positions = cache.positions if cache else None
+        meet(self._groups.pipeline, self._groups.tensor)
         with paddle.no_grad(), self._autocast():
             self._set_mode(None)
             hidden = self._pipeline.read(
@@ -150,6 +151,7 @@ class PaddleModel:
             )
             if self._groups.pipeline is None:
                 return _to_host(function(hidden))
+            meet(self._groups.pipeline)
             # what the other stages add is 0
             found = function(hidden).astype("float32") if self._place.last else paddle.zeros(shape)
             return _to_host(all_reduce(found, self._groups.pipeline))
@@ -228,6 +230,7 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
     def run(self, batch: Batch, labels: NDArray[np.int32], factor: float) -> Tensor:
         """Add the gradients of all micro-batches; return the sum of this rank's unmasked losses."""
         parallel, (number, samples, tokens) = self._spec.parallel, batch.inputs.shape
+        meet(self._groups.all)
         if parallel.pipeline == 1:
             return super().run(batch, labels, factor)
 
@@ -249,6 +252,7 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
     def combine(self, total: Tensor) -> Tensor:
         """Sum the gradients over the ranks that see other samples or tokens; return the sum of the totals."""
         groups = self._groups
+        meet(groups.all)
         for parameter in self._parameters().values():
             reduce_gradient(parameter, self._sharding)
         others = groups.data if self._sharding.stage else groups.replicas

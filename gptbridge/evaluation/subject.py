@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptbridge.checkpoint.locating import locate
-from gptbridge.checkpoint.state import TrainingState
 from gptbridge.data.tokenizers import Tokenizer
-from gptbridge.errors import BadInput, UsageError
+from gptbridge.errors import UsageError
 from gptbridge.evaluation.scoring import Progress, Scorer
 from gptbridge.plugins.backend import load_backend
-from gptbridge.reading import open_model, run_state, trained_length
+from gptbridge.reading import open_model, run_state, run_tokenizer, trained_length
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 from gptbridge_specs import ModelSpec, RunSpec
 from gptbridge_specs.loading import build
@@ -63,7 +62,7 @@ def open_subject(checkpoint: Path, hints: Hints, tokenizer: str | None, warn: Te
     with open_checkpoint(locate(checkpoint, warn), hints) as opened:
         opened.require_language_head()
         state = run_state(opened)
-        words = _tokenizer(opened, state, tokenizer)
+        words = run_tokenizer(opened, state, tokenizer)
         for message in (*opened.warnings, *opened.assumed, *_doubts(words, opened.model)):
             warn(message)
         yield Subject(opened, words, trained_length(opened, state))
@@ -78,17 +77,6 @@ def spec_of(model: ModelSpec, window: int, rows: int, overrides: Sequence[str]) 
             raise UsageError(f"{override} has no place here", where="-o", allowed=allowed)
     sizes = {"seq_length": window, "global_batch_size": rows}
     return build(RunSpec, apply_overrides({"model": model.model_dump(), "training": sizes}, overrides))
-
-
-def _tokenizer(opened: Opened, state: TrainingState | None, named: str | None) -> Tokenizer:
-    tokenizer = opened.tokenizer(named)
-    if state is not None and state.data.tokenizer != tokenizer.identity:
-        raise BadInput(
-            f"is not the tokenizer that the run was trained with: {tokenizer.identity[:16]}, "
-            f"not {state.data.tokenizer[:16]}",
-            where=named or opened.folder,
-        )
-    return tokenizer
 
 
 def _doubts(tokenizer: Tokenizer, model: ModelSpec) -> list[str]:

@@ -12,7 +12,7 @@ from gptbridge.exporting.formats import Format
 from gptbridge.weights.conversion.facts import digest
 from gptbridge.weights.conversion.verdict import Verdict
 
-_TAGS = "---\ntags:\n- gpt2\n- text-generation\n- gptbridge\n---\n"
+_TAGS = "---\ntags:\n- gpt2\n- gptbridge\npipeline_tag: text-generation\n---\n"
 
 
 def model_card(name: str, form: Format, draft: Draft, verdict: Verdict | None) -> str:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
+from gptbridge.checkpoint.state import TrainingState
 from gptbridge.data.tokenizers import Tokenizer
+from gptbridge.data.tokenizers.bpe import BpeTokenizer
+from gptbridge.data.tokenizers.byte import ByteTokenizer
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.weights.architecture import count_parameters
+from gptbridge.reading import run_state, run_tokenizer
+from gptbridge.weights.architecture import count_parameters, weight_axes
 from gptbridge.weights.configs.rows import Described
 from gptbridge.weights.dialects.huggingface import CONFIG
 from gptbridge.weights.layouts.arrays import Read
@@ -37,10 +40,10 @@ class Draft:
         """What the model is."""
         return self.opened.model
 
-    @property
-    def read(self) -> Read:
-        """What reads a slice of a weight, in float32."""
-        return self.opened.read
+    def reading(self, dtype: str = "float32") -> Read:
+        """Return what reads a slice of a weight; it raises BadInput for a number beyond `dtype`."""
+        weights = self.opened.weights
+        return lambda name, box: weights[name].read(box, weight_axes(name), dtype)
 
     @property
     def title(self) -> str:
@@ -84,7 +87,9 @@ class Draft:
     @cached_property
     def bpe(self) -> Mapping[str, Any]:
         """The content of tokenizer.json; empty for a tokenizer that is no byte-level BPE."""
-        content: Mapping[str, Any] = json.loads(self.words.get("tokenizer.json", b"{}"))
+        if not isinstance(self.tokenizer, BpeTokenizer | ByteTokenizer):
+            return {}
+        content: Mapping[str, Any] = json.loads(self.words["tokenizer.json"])
         return content
 
 
@@ -94,40 +99,30 @@ def draft(opened: Opened, dtype: str, hints: Hints, named: str | None = None) ->
     BadInput for a classifier, or a run whose tokenizer is another; UsageError for one that does not fit.
     """
     opened.require_language_head()
-    state = read_state(opened.folder) if is_of_a_run(opened.folder) else None
+    state = run_state(opened)
     notes = [*opened.warnings, *opened.assumed]
     if opened.adapter is not None:
         notes.append("the adapter in the checkpoint is added to the weights")
+    tokenizer = None
     try:
-        tokenizer = opened.tokenizer(named)
+        tokenizer = run_tokenizer(opened, state, named)
+        notes += _unlike(tokenizer, opened, named)
     except BadInput as error:
-        if named is not None:
+        if named is not None or state is not None:
             raise
-        tokenizer = None
         notes.append(f"no tokenizer goes along: {error}")
-    if tokenizer is not None:
-        _require_fit(tokenizer, opened, state, named)
-        if unknown := opened.model.vocab_size - tokenizer.vocab_size:
-            notes.append(
-                f"{unknown} of the model's {opened.model.vocab_size} tokens are none of the tokenizer's"
-            )
     adapted = opened.adapter is not None
     return Draft(opened.merged(), adapted, dtype, hints, tokenizer, state), notes
 
 
-def _require_fit(
-    tokenizer: Tokenizer, opened: Opened, state: TrainingState | None, named: str | None
-) -> None:
-    where = named or opened.folder
-    if tokenizer.vocab_size > opened.model.vocab_size:
+def _unlike(tokenizer: Tokenizer, opened: Opened, named: str | None) -> Iterator[str]:
+    """Yield that a tokenizer has fewer tokens than the model; UsageError for one that has more."""
+    tokens, rows = tokenizer.vocab_size, opened.model.vocab_size
+    if tokens > rows:
         raise UsageError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {opened.model.vocab_size}",
-            where=where,
+            f"the tokenizer has {tokens} tokens, the model {rows}",
+            where=named or opened.folder,
             hint="The tokenizer is that of another model: --tokenizer names one",
         )
-    if state is not None and state.data.tokenizer != tokenizer.identity:
-        raise BadInput(
-            f"is not the tokenizer that the run was trained with: {tokenizer.identity[:16]}, "
-            f"not {state.data.tokenizer[:16]}",
-            where=where,
-        )
+    if tokens < rows:
+        yield f"{rows - tokens} of the model's {rows} tokens are none of the tokenizer's"

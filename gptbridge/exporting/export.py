@@ -106,7 +106,7 @@ def _writer(name: str, form: Format, made: Draft) -> Callable[[Path], object]:
     spec = _spec(made)
     backend.check(spec)
     require_room_to_open(spec, backend.info)
-    return lambda folder: backend.export(spec, name, made.read, folder)
+    return lambda folder: backend.export(spec, name, made.reading(), folder)
 
 
 def _spec(made: Draft) -> RunSpec:

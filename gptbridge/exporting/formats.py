@@ -171,14 +171,14 @@ def require_held(name: str, draft: Draft) -> None:
 
 
 def choose_dtype(name: str, dtype: str | None, opened: Opened) -> str:
-    """Return the element type; for None the stored one, or the format's first where it has no such.
+    """Return the element type; for None the stored one, or the format's first where it has no one such.
 
     UsageError for one that the format has not.
     """
     allowed = list(FORMATS[name].dtypes)
     if dtype is None:
-        stored = opened.weights["wte.weight"].dtype
-        return stored if stored in allowed else allowed[0]
+        stored = {weight.dtype for weight in opened.weights.values()}
+        return stored.pop() if len(stored) == 1 and stored <= set(allowed) else allowed[0]
     chosen = _SHORT.get(dtype, dtype)
     if chosen not in allowed:
         raise UsageError(f"{name} has no element type {dtype!r}", where="--dtype", allowed=", ".join(allowed))

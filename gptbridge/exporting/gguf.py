@@ -65,7 +65,8 @@ def write_gguf(draft: Draft, folder: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for native, kind in zip(natives, kinds, strict=True):
-        writer.write_tensor_data(gguf.quants.quantize(stored_array(native, whole, draft.read), kind))
+        read = draft.reading("float16" if kind.name == "F16" else "float32")
+        writer.write_tensor_data(gguf.quants.quantize(stored_array(native, whole, read), kind))
     writer.close()
 
 

@@ -1,4 +1,4 @@
-"""Two small models without any symmetry, in Hugging Face's form, with the byte tokenizer."""
+"""Small models without any symmetry, in Hugging Face's form, with the byte tokenizer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ODD = ModelSpec(
     activation="gelu_erf",
     tie_word_embeddings=False,
 )
-MODELS = {"plain": PLAIN, "odd": ODD}
+MODELS = {"plain": PLAIN, "odd": ODD, "run": ODD.model_copy(update={"activation": "gelu_tanh"})}
 
 
 def write_source(folder: Path, model: ModelSpec, seed: int = 0) -> Path:

@@ -42,6 +42,17 @@ def without_end(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"eos_token": null}')
 
 
+def by_words(folder: Path) -> None:
+    """Make the tokenizer one that splits with jieba first."""
+
+    def change(content: dict[str, Any]) -> None:
+        content["added_tokens"].append({**content["added_tokens"][0], "id": 258, "content": "<sep>"})
+        content["model"]["vocab"].update({"\n": 257, "<sep>": 258})
+
+    tokenizer_json(change)(folder)
+    (folder / "tokenizer_config.json").write_text('{"gptbridge_tokenizer": "jieba-bpe"}')
+
+
 # Why: the format, the model, what is done to its folder, the words of the refusal.
 REFUSED: dict[str, tuple[str, dict[str, Any], Change, str]] = {
     "erf": ("gguf", {"activation": "gelu_erf"}, id, "model.activation=gelu_erf: llama.cpp computes"),
@@ -54,6 +65,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], Change, str]] = {
     ),
     "no tokenizer": ("gguf", {}, without_tokenizer, "tokenizer=none: llama.cpp aborts"),
     "no end": ("gguf", {}, without_end, "tokenizer.end_of_text=none: llama.cpp would take token 11"),
+    "words first": ("gguf", {"vocab_size": 260}, by_words, "tokenizer=JiebaBpeTokenizer: a GPT-2 in GGUF"),
     "another split": (
         "gguf",
         {},

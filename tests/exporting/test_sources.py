@@ -7,7 +7,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from gptbridge import api
 from gptbridge.checkpoint.state import Origin
@@ -63,6 +65,19 @@ def test_another_dialect_in_half_precision(tmp_path: Path) -> None:
     rounded = api.export(source, tmp_path / "rounded", format="gguf", dtype="f16")
     assert rounded.verdict is not None
     assert rounded.verdict.max_difference > 1e-4
+
+
+def test_types_that_differ_are_written_in_the_widest(tmp_path: Path) -> None:
+    """Also a number that float16 cannot hold is refused, by the name of its weight."""
+    source = write_source(tmp_path / "in", PLAIN)
+    arrays = load_file(source / "model.safetensors")
+    arrays["wte.weight"] = arrays["wte.weight"].astype(np.float16)
+    arrays["h.1.mlp.c_fc.weight"][3, 5] = 1e5
+    save_file(arrays, source / "model.safetensors", {"format": "pt"})
+    assert api.export(source, tmp_path / "out", format="gguf", verify=False).dtype == "float32"
+    with pytest.raises(BadInput, match=r"h\.1\.mlp\.c_fc\.weight holds 100000, which is beyond float16"):
+        api.export(source, tmp_path / "half", format="gguf", dtype="f16")
+    assert not (tmp_path / "half").exists()
 
 
 def test_a_folder_for_transformers_says_the_type_and_the_end(tmp_path: Path) -> None:

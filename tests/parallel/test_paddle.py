@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
+from gptbridge.hookspecs import Launch
+from gptbridge.plugins.backend import load_backend
+from tests.parallel import layouts
 from tests.parallel.parity import LayoutTests
 
 FULL = {"recompute": "full"}
@@ -11,7 +16,7 @@ FULL = {"recompute": "full"}
 
 class TestPaddle(LayoutTests):
     backend = "paddle"
-    steps = 4
+    steps = 3
     LAYOUTS: ClassVar[dict[str, dict[str, Any]]] = {
         "dp2": {"data": 2},
         "tp2": {"tensor": 2},
@@ -49,3 +54,9 @@ class TestPaddle(LayoutTests):
         "norm-not-summed": ("pp2", "gptbridge_paddle.optimizer:all_reduce"),
         "rows-not-spread": ("sharding1", "gptbridge_paddle.session:spread"),
     }
+
+
+def test_ranks_exchange_what_they_mean(tmp_path: Path) -> None:
+    launch = Launch(processes=4, logs=tmp_path / "logs", port=layouts.free_port())
+    command = [sys.executable, "-m", "tests.parallel.exchanges"]
+    layouts.finish(load_backend("paddle").launch_command(launch, command), tmp_path)
