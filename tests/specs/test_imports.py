@@ -879,7 +879,7 @@ def test_no_default_of_ours_steps_in(files: Files, name: str, text: str, left_ou
     """What a run stands on must be said by the configuration, or by whoever imports it."""
     short = changed(text, (left_out, ""))
     assert f"nothing in it says {field}: give -o {field}=VALUE" in refusal(files.read, name, short)
-    assert value(files.read(name, short, f"{field}=1").spec, field) == 1
+    assert value(files.read(name, short, f"{field}=2").spec, field) == 2  # layers for two stages
 
 
 def test_fleetx_must_say_its_sizes(files: Files) -> None:
