@@ -5,15 +5,18 @@ Masks are tuples, empty where nothing is dropped.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mindspore import Parameter, Tensor, nn
 
-from gptbridge.weights.architecture import head, sizes
+from gptbridge.weights.architecture import head
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
 from gptbridge_mindspore.adapters import adapt
+from gptbridge_mindspore.collectives import enter
 from gptbridge_mindspore.dropout import BlockMasks
-from gptbridge_mindspore.parts import Attention, Embedding, FeedForward, Kernels, LayerNorm, parameter
+from gptbridge_mindspore.parallel import Cut
+from gptbridge_mindspore.parts import Attention, Embedding, FeedForward, Kernels, LayerNorm, Words, parameter
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.run import TaskSpec
 
@@ -25,12 +28,12 @@ NO_MASKS: BlockMasks = ((), (), (), (), ())
 class Block(nn.Cell):
     """One transformer layer: two branches, each added to the residual stream."""
 
-    def __init__(self, model: ModelSpec, recompute: str, dtype: Any, kernels: Kernels) -> None:
+    def __init__(self, model: ModelSpec, recompute: str, dtype: Any, kernels: Kernels, cut: Cut) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(model.hidden_size, model.layernorm_epsilon)
-        self.attn = Attention(model, recompute, dtype, kernels)
+        self.attn = Attention(model, recompute, dtype, kernels, cut)
         self.ln_2 = LayerNorm(model.hidden_size, model.layernorm_epsilon)
-        self.mlp = FeedForward(model, dtype)
+        self.mlp = FeedForward(model, dtype, cut)
         self.dropout = kernels.drop(model.hidden_dropout_prob)
 
     def construct(self, x: Tensor, bias: Tensor, masks: BlockMasks) -> Tensor:
@@ -62,6 +65,7 @@ class GPT(nn.Cell):
         recompute: str,
         dtype: Any,
         kernels: Kernels,
+        cut: Cut,
         task: TaskSpec | None = None,
     ) -> None:
         super().__init__()
@@ -69,19 +73,20 @@ class GPT(nn.Cell):
         self.first, self.last = first, last
         heads = head(model, task)
         self.tied = not heads
+        self.projection = heads[0].name if heads else "wte.weight"  # the name of the output projection
         if first or (last and self.tied):
-            self.wte = Embedding(model.vocab_size, model.hidden_size)
+            self.wte = Words(cut, model.hidden_size)
         if first:
             self.wpe = Embedding(model.max_position_embeddings, model.hidden_size)
         self.dropout = kernels.drop(model.hidden_dropout_prob)
-        self.h = nn.CellList([Block(model, recompute, dtype, kernels) for _ in layers])
+        self.h = nn.CellList([Block(model, recompute, dtype, kernels, cut) for _ in layers])
         if last:
             self.ln_f = LayerNorm(model.hidden_size, model.layernorm_epsilon)
+            self.enter = enter(cut)
             for weight in heads:
-                setattr(
-                    self, weight.name.removesuffix(".weight"), Head(*weight.axes.shape(sizes(model, task)))
-                )
-        self.projection = heads[0].name.removesuffix(".weight") if heads else "wte"
+                rows = task.num_labels if task is not None and weight.name == "score.weight" else None
+                own = Head(rows or len(cut.words), model.hidden_size)
+                setattr(self, weight.name.removesuffix(".weight"), own)
         if task is not None and task.lora is not None:
             adapt(self.h, task.lora, dtype, kernels.drop)
 
@@ -99,14 +104,27 @@ class GPT(nn.Cell):
     @property
     def head(self) -> Parameter:
         """The output projection, (V, H); a classifier's has a row for each class."""
-        return getattr(self, self.projection).weight
+        return getattr(self, self.projection.removesuffix(".weight")).weight
 
     def construct(self, tokens: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
         """Return the final hidden states (B, T, H) of ids (B, T) at positions (B, T), without dropout."""
         x = self.embed(tokens, positions) if self.first else tokens
         for block in self.h:
             x = block(x, bias, NO_MASKS)
-        return self.ln_f(x) if self.last else x
+        return self.final(x) if self.last else x
+
+    def final(self, x: Tensor) -> Tensor:
+        """Return what the output projection takes of the stream (B, T, H)."""
+        return self.enter(self.ln_f(x))
+
+    def adopt(self, weights: Mapping[str, Parameter]) -> None:
+        """Compute with these weights, by the names of LAYOUT, instead of its own."""
+        for name, weight in weights.items():
+            *path, leaf = name.split(".")
+            cell: Any = self
+            for step in path:
+                cell = cell[int(step) - self.layers.start] if step.isdigit() else getattr(cell, step)
+            setattr(cell, leaf, weight)
 
     def embed(self, tokens: Tensor, positions: Tensor, *mask: Tensor) -> Tensor:
         """Return the (B, T, H) sum of both embeddings, with dropout."""

@@ -15,8 +15,8 @@ from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.files import write_json
 from gptbridge.session import MOMENTS, Kind, Shard
 from gptbridge.weights.canonical.lora import trained_lora
-from gptbridge.weights.dialects.gptbridge import config_of
 from gptbridge.weights.dialects.adapters import write_adapter_files
+from gptbridge.weights.dialects.gptbridge import config_of
 from gptbridge.weights.shards import arrays, from_arrays
 
 CONFIG_FILE = "config.json"

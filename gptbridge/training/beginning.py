@@ -49,14 +49,16 @@ class Beginning:
         """Open it. BadInput for anything damaged."""
         return open_checkpoint(locate(self.checkpoint, warn), self.hints)
 
-    def spec(self, named: str | RunSpec | None, overrides: Sequence[str]) -> RunSpec:
+    def spec(
+        self, named: str | RunSpec | None, overrides: Sequence[str], devices: int | None = None
+    ) -> RunSpec:
         """Return the run of a preset, file or spec, of this checkpoint's model.
 
         UsageError with a line for each field that the spec sets otherwise and may not; BadInput for a
         classifier, unless classes are what the run learns.
         """
         with self.open(lambda message: None) as opened:
-            spec = _with_tokenizer(load_run_of(opened.model, named, overrides), opened)
+            spec = _with_tokenizer(load_run_of(opened.model, named, overrides, devices), opened)
             _require_beginning(opened, spec.task)
             differences = _differences(spec.model, opened.model)
         may_differ = MAY_DIFFER_BESIDE_ADAPTERS if spec.task.lora else MAY_DIFFER
