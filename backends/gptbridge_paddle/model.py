@@ -59,8 +59,7 @@ class GPT(nn.Layer):
     ) -> None:
         super().__init__()
         self.recompute = Recompute(recompute)
-        self.first, self.last = first, last
-        self.cut = cut
+        self.first, self.last, self.cut = first, last, cut
         self.words = Words.of(model.vocab_size, cut)
         self.outputs = Words.of(outputs(model, task), cut)
         heads = head(model, task)
@@ -81,8 +80,7 @@ class GPT(nn.Layer):
         if last:
             self.ln_f = sharded(norm(model), sharding)
             for weight in heads:
-                own = table(self.outputs.stop - self.outputs.start)
-                setattr(self, weight.name.removesuffix(".weight"), own)
+                setattr(self, weight.name.partition(".")[0], table(self.outputs.stop - self.outputs.start))
         self.projection = heads[0].name.removesuffix(".weight") if heads else "wte"
         self.drawing = Drawing()
         if task is not None and task.lora is not None:

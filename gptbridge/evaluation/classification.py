@@ -50,7 +50,7 @@ def classify(
     window: int | None,
     batch_size: int,
     overrides: Sequence[str],
-    predictions: Path | None,
+    predictions: str | Path | None,
     warn: Tell,
     progress: Progress,
 ) -> Classified:
@@ -74,7 +74,7 @@ def classify(
     truth = table.labels[table.offsets[1:] - 1]
     said = scores.argmax(-1)
     if predictions is not None:
-        _write(predictions, truth, said, scores)
+        _write(Path(predictions), truth, said, scores)
     found = _measures(truth, said, class_names(spec))
     return Classified(found, spec.training.seq_length, words.identity)
 

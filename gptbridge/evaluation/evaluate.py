@@ -42,7 +42,7 @@ class Asked:
     batch_size: int | None = None
     logging_interval: int | None = None
     detokenize: bool | None = None
-    predictions: Path | None = None  # a file to write, of a classifier's
+    predictions: str | Path | None = None  # a file to write, of a classifier's
 
 
 def evaluate(
