@@ -218,19 +218,18 @@ def evaluate(
 ) -> Evaluation:
     """Measure a run's newest checkpoint, or a checkpoint of any dialect, on the file `data`.
 
-    `task` is "perplexity" (a text), "cloze", "multiple-choice" or "classification" (records, one a line; of
-    this `predictions` is a file to write). `protocol` is "strict", or the system whose published numbers it
-    repeats; what is None is the protocol's own. `tokenizer` is a folder or "byte"; None for the one beside
-    the weights. `overrides` say how to compute, such as {"precision.compute": "bf16"}.
+    `task` is "perplexity", "cloze", "multiple-choice" or "classification", of which `predictions` is a file
+    to write; `protocol` "strict", or the system whose published numbers it repeats: what is None is its own.
+    `tokenizer` is a folder or "byte"; None: the one beside the weights. `overrides` say how to compute.
     """
     from gptbridge.evaluation import evaluate as measuring
     from gptbridge.training.start import choose_backend
     from gptbridge.weights.opening import hints_of
 
-    numbers = (window, stride, batch_size, logging_interval)
+    numbers = (window, stride, batch_size, logging_interval, detokenize)
     return measuring.evaluate(
         Path(checkpoint),
-        measuring.Asked(task, Path(data), protocol, *numbers, detokenize, predictions),
+        measuring.Asked(task, Path(data), protocol, *numbers, predictions),
         backend=backend or choose_backend(),
         hints=hints_of(**hints),
         tokenizer=str(tokenizer) if tokenizer is not None else None,
