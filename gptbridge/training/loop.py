@@ -88,13 +88,16 @@ class Loop:
             self.events.emit("checkpoint", step=saved.step, path=str(saved.path), seconds=seconds)
 
     def _next_batch(self, step: int, batches: Iterator[Batch]) -> tuple[Batch, float]:
-        """Return the batch of a step and the seconds waited; save what is done where there is none."""
+        """Return the batch of a step and the seconds waited.
+
+        One process saves what is done where there is none; of several, the others are in the step already.
+        """
         started = time.perf_counter()
         try:
             return next(batches), time.perf_counter() - started
         except BadInput:
             self.settle()
-            if step - 1 not in (0, *self.store.steps()):
+            if self.world.size == 1 and step - 1 not in (0, *self.store.steps()):
                 self.save(step - 1)
                 self.settle()
             raise

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from gptbridge_specs.base import Part
 from gptbridge_specs.generation import GenerationSpec
 from gptbridge_specs.model import ModelSpec
+from gptbridge_specs.parallel import AUTO, broken_equations
 
 
 class MixturePart(Part):
@@ -173,7 +174,9 @@ class PrecisionSpec(Part):
 class ParallelSpec(Part):
     """How the model and the batch are cut over devices."""
 
-    data: int = Field(1, ge=1, description="Replicas that share the batch.")
+    data: int = Field(
+        1, ge=1, description="Replicas that share the batch; auto: as many as --devices leaves them."
+    )
     tensor: int = Field(1, ge=1, description="Devices that share each matrix, cut by heads.")
     pipeline: int = Field(1, ge=1, description="Stages that share the layers.")
     virtual_pipeline: int = Field(1, ge=1, description="Runs of layers of each stage; above 1: interleaved.")
@@ -185,6 +188,11 @@ class ParallelSpec(Part):
         0, ge=0, le=3, description="1: optimizer state, 2: and gradients, 3: and weights are sharded."
     )
     sequence: bool = Field(False, description="Cut activations between tensor-parallel regions by sequence.")
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _auto_is_one_alone(cls, value: Any) -> Any:
+        return 1 if value == AUTO else value
 
     @property
     def world_size(self) -> int:
@@ -282,6 +290,8 @@ class RunSpec(Part):
                 f"training.global_batch_size={self.training.global_batch_size} is not a multiple of "
                 f"parallel.data x parallel.sharding x micro_batch_size = {replicas * micro}"
             )
+        if broken := list(broken_equations(self)):
+            raise ValueError("\n".join(broken))
         if self.data.mixture and self.training.epochs is not None:
             raise ValueError(
                 f"training.epochs={self.training.epochs:g} counts passes over one dataset: with data.mixture "

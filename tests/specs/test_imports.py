@@ -244,7 +244,7 @@ def test_fleetx_recipes_are_the_presets(files: Files, preset: str) -> None:
     # The preset takes what device there is; Paddle's scaler grows after 2000 steps, and 1000 is our default.
     assert differing(imported, preset) == {"training.device", "precision.loss_scale_window"}
     assert imported.options == ("--run ./output",)
-    wrong = files.fleetx(FLEETX[preset].replace("num_layers: ", "num_layers: 1"))
+    wrong = files.fleetx(FLEETX[preset].replace("num_layers: ", "num_layers: 8"))
     assert "model.num_layers" in differing(wrong, preset)
 
 
@@ -341,7 +341,8 @@ def test_megatron_s_script(files: Files) -> None:
     )
     assert spec.precision.initial_loss_scale == 2**32
     assert spec.evaluation.interval == 1000  # its default: the script leaves it out
-    four = files.read("pretrain.sh", MEGATRON, "GPUS_PER_NODE=16")
+    larger = changed(MEGATRON, ("--global-batch-size 16", "--global-batch-size 32"))
+    four = files.read("pretrain.sh", larger, "GPUS_PER_NODE=16")
     assert four.spec.parallel.data == 4
 
 
