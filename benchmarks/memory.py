@@ -77,7 +77,7 @@ SHAPES = (
 CHILD = """
 import json, sys, tempfile
 from pathlib import Path
-from gptbridge.training.run import train
+from gptbridge.training.launch import train
 from gptbridge.training.start import RunPlan
 from gptbridge_specs import RunSpec
 

@@ -94,6 +94,7 @@ def train(
     overrides: Overrides = (),
     observers: Sequence[Observer] = (),
     force: bool = False,
+    devices: int | None = None,
     **hints: Unpack[HintWords],
 ) -> Outcome:
     """Train and return how the run ended; the result's `events()` has the loss of every step.
@@ -102,18 +103,19 @@ def train(
     gpt2-tiny. `run` is the folder, by default runs/NAME. `resume` is "auto" for the newest checkpoint in
     `run`, or the path of a run or checkpoint. `init_from` is a checkpoint of any dialect, for whose hints
     see `HintWords`: it decides the model, and the run begins with its weights. `observers` are called with
-    each event. `force` starts a run also where its estimate exceeds the memory at hand.
+    each event. `force` starts a run also where its estimate exceeds the memory at hand. On several `devices`
+    of this machine, by default as many as the spec's layout has, the run is as many processes.
     """
     from gptbridge.training.beginning import Beginning
-    from gptbridge.training.run import train as train_run
-    from gptbridge.training.start import choose_backend, require_data, resolve
+    from gptbridge.training.launch import train as train_run
+    from gptbridge.training.start import Devices, choose_backend, require_data, resolve
     from gptbridge.weights.opening import hints_of
 
     named = str(spec) if isinstance(spec, Path) else spec
     folder = Path(run) if run is not None else None
     beginning = Beginning(Path(init_from), hints_of(**hints)) if init_from is not None else None
     resumed = str(resume) if resume is not None else None
-    plan = resolve(named, _lines(overrides), folder, resumed, beginning)
+    plan = resolve(named, _lines(overrides), folder, resumed, beginning, Devices(devices))
     require_data(plan, named if isinstance(named, str) else None)
     return train_run(plan, backend=backend or choose_backend(plan), observers=observers, force=force)
 

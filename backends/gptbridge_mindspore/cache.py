@@ -15,22 +15,22 @@ from numpy.typing import NDArray
 
 from gptbridge.rules.rows import Rows
 from gptbridge_mindspore.loss import LinearCrossEntropy
-from gptbridge_mindspore.model import GPT
+from gptbridge_mindspore.model import GPT, Block
 from gptbridge_mindspore.parts import HIDDEN, Core
 from gptbridge_mindspore.shapes import pad, usual_size
 from gptbridge_specs import ModelSpec
 
 
 class Cache:
-    """The keys and values of some rows, each up to `capacity` tokens: (N C D) numbers a row and layer."""
+    """Keys and values of rows, each up to `capacity` tokens: (N C D) numbers a row and layer of this rank."""
 
-    def __init__(self, model: ModelSpec, rows: int, capacity: int) -> None:
+    def __init__(self, model: ModelSpec, rows: int, capacity: int, heads: int, layers: int) -> None:
         self.rows = Rows(rows, capacity)
         self._most = model.max_position_embeddings
-        self._heads = model.num_attention_heads
+        self._heads = heads
         self._places = usual_size(capacity, self._most, smallest=64) + 1
         shape = (usual_size(rows, rows, smallest=1), self._heads * self._places * model.head_size)
-        self.held = [Tensor(np.zeros(shape, np.float32)) for _ in range(2 * model.num_layers)]
+        self.held = [Tensor(np.zeros(shape, np.float32)) for _ in range(2 * layers)]
 
     def place(self, lengths: NDArray[np.int32], width: int) -> None:
         """Prepare for T = `width` new tokens in the rows of which `lengths` is not 0."""
@@ -81,36 +81,53 @@ class Cache:
             self.held = [ops.gather(held, chosen, 0) for held in self.held]
 
 
+class CachedBlock(nn.Cell):
+    """A layer that attends to the keys and values of earlier tokens too."""
+
+    def __init__(self, model: ModelSpec, block: Block, dtype: Any) -> None:
+        super().__init__()
+        self.block, self.heads = block, block.attn.heads
+        self.core = Core(model, dtype, self.heads)
+        self.write = ops.TensorScatterUpdate()
+
+    def construct(
+        self, x: Tensor, bias: Tensor, slots: Tensor, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the stream (R, T, H) after the layer, and the keys and values with those of x."""
+        r, t, c = bias.shape
+        by_head = (r, self.heads, t, c)
+        hides = ops.broadcast_to(bias.reshape(r, 1, t, c), by_head).reshape(r * self.heads, t, c)
+        q, k, v = self.block.attn.by_head(self.block.ln_1(x))
+        d = q.shape[-1]
+        keys = self.write(keys.reshape(-1, d), slots, k.reshape(-1, d))
+        values = self.write(values.reshape(-1, d), slots, v.reshape(-1, d))
+        places = (r * self.heads, c, d)
+        y = self.core(q, keys.reshape(places), values.reshape(places), hides)
+        x = x + self.block.attn.joined(y, r)
+        return x + self.block.mlp(self.block.ln_2(x)), keys.reshape(r, -1), values.reshape(r, -1)
+
+
 class CachedStep(nn.Cell):
     """The logits after new tokens, and the keys and values with them."""
 
     def __init__(self, model: ModelSpec, gpt: GPT, loss: LinearCrossEntropy, dtype: Any) -> None:
         super().__init__()
         self.gpt, self.loss = gpt, loss
-        self.layers, self.heads = model.num_layers, model.num_attention_heads
-        self.core = Core(model, dtype)
-        self.write = ops.TensorScatterUpdate()
+        self.blocks = nn.CellList([CachedBlock(model, block, dtype) for block in gpt.h])
 
     def construct(
         self, tokens: Tensor, positions: Tensor, bias: Tensor, slots: Tensor, last: Tensor, *held: Tensor
     ) -> tuple[Tensor, ...]:
         """Return (R, V) logits after the rows `last` of ids (R T), and the keys and values of each layer."""
-        r, t, c = bias.shape
-        by_head = (r, self.heads, t, c)
-        hides = ops.broadcast_to(bias.reshape(r, 1, t, c), by_head).reshape(r * self.heads, t, c)
         x = self.gpt.embed(tokens, positions)
         after = ()
-        for n in range(self.layers):
-            block = self.gpt.h[n]
-            q, k, v = block.attn.by_head(block.ln_1(x))
-            d = q.shape[-1]
-            keys = self.write(held[2 * n].reshape(-1, d), slots, k.reshape(-1, d))
-            values = self.write(held[2 * n + 1].reshape(-1, d), slots, v.reshape(-1, d))
-            places = (r * self.heads, c, d)
-            y = self.core(q, keys.reshape(places), values.reshape(places), hides)
-            x = x + block.attn.joined(y, r)
-            x = x + block.mlp(block.ln_2(x))
-            after = (*after, keys.reshape(r, -1), values.reshape(r, -1))  # type: ignore[assignment]
-        hidden = self.gpt.ln_f(x)
+        for n in range(len(self.blocks)):
+            x, keys, values = self.blocks[n](x, bias, slots, held[2 * n], held[2 * n + 1])
+            after = (*after, keys, values)  # type: ignore[assignment]
+        return (self.after_last(x, last), *after)
+
+    def after_last(self, x: Tensor, last: Tensor) -> Tensor:
+        """Return the (R, V) logits after the rows `last` of the stream (R, T, H)."""
+        hidden = self.gpt.final(x)
         rows = ops.gather(hidden.reshape(-1, hidden.shape[-1]), last, 0)
-        return (self.loss.logits(rows, self.gpt.head), *after)
+        return self.loss.logits(rows, self.gpt.head)

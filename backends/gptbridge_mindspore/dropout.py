@@ -1,17 +1,17 @@
 """Dropout that is a pure function of a seed: of the same bits under recompute and after a resume.
 
-Each place that drops has a stream of its own, keyed by the micro-batch's seed, the kind of the place and
+Each site that drops has a stream of its own, keyed by the micro-batch's seed, the kind of the site and
 the layer. Where kernels draw from a seed that a graph is given, the device draws (Ascend: written by its
 documentation, not run). MindSpore's kernels for a CPU keep a hidden state instead, which no checkpoint
 could hold, and a hash of int32 operators takes many times as long as NumPy: there the host draws. Either
-way a graph takes a tensor for each place, and the masks are made once, before forward and backward pass.
+way a graph takes a tensor for each site, and the masks are made once, before forward and backward pass.
 Shapes: B samples, T tokens, H hidden size, N heads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mindspore as ms
 import numpy as np
@@ -19,6 +19,7 @@ from mindspore import Tensor, nn
 from mindspore.ops.auto_generate import dropout_do_mask_ext_op, dropout_gen_mask_ext_op
 from numpy.typing import NDArray
 
+from gptbridge_mindspore.parallel import Cut
 from gptbridge_specs import ModelSpec
 
 Masks = tuple[Tensor, ...]
@@ -28,66 +29,97 @@ _EMBEDDING, _PROBABILITIES, _ATTENTION, _MLP = range(4)
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Site:
     """A tensor of the model that dropout changes."""
 
     kind: int
     layer: int
     probability: float
 
-    def stream(self, seed: int) -> np.random.SeedSequence:
-        """Return where the place's bits in the micro-batch of `seed` come from."""
-        return np.random.SeedSequence((seed, self.kind, self.layer))
+    def stream(self, seed: int, *part: int) -> np.random.SeedSequence:
+        """Return where the site's bits in the micro-batch of `seed` come from, or those of a part of it."""
+        return np.random.SeedSequence((seed, self.kind, self.layer, *part))
 
 
-def places(model: ModelSpec) -> list[Place]:
-    """Return every place that drops something: that of the embeddings, then each block's."""
+def embedding_sites(model: ModelSpec) -> list[Site]:
+    """Return the site of the embeddings, if it drops something."""
+    return _dropping(Site(_EMBEDDING, 0, model.hidden_dropout_prob))
+
+
+def layer_sites(model: ModelSpec, layer: int) -> list[Site]:
+    """Return the sites of a layer that drop something."""
     hidden, attention = model.hidden_dropout_prob, model.attention_probs_dropout_prob
     kinds = ((_PROBABILITIES, attention), (_ATTENTION, hidden), (_MLP, hidden))
-    blocks = (Place(kind, n, p) for n in range(model.num_layers) for kind, p in kinds)
-    return [place for place in (Place(_EMBEDDING, 0, hidden), *blocks) if place.probability > 0]
+    return _dropping(*(Site(kind, layer, p) for kind, p in kinds))
+
+
+def all_sites(model: ModelSpec) -> list[Site]:
+    """Return every site that drops something: that of the embeddings, then each layer's."""
+    layers = (site for n in range(model.num_layers) for site in layer_sites(model, n))
+    return [*embedding_sites(model), *layers]
+
+
+def _dropping(*sites: Site) -> list[Site]:
+    return [site for site in sites if site.probability > 0]
 
 
 class HostDropout(nn.Cell):
-    """The host draws, 16 bits a number; a graph is given bool masks, True where a number stays."""
+    """The host draws, 16 bits a number; a graph is given bool masks, True where a number stays.
 
-    def __init__(self, model: ModelSpec) -> None:
+    A rank takes its part of the mask of the whole model: a layout changes no bit.
+    """
+
+    def __init__(self, model: ModelSpec, cut: Cut, sites: list[Site]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.cut, self.sites = model, cut, tuple(sites)
 
-    def arguments(self, seed: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """Yield what a graph takes for each place, for the (B, T) tokens of the micro-batch of `seed`."""
-        for place in places(self.model):
-            whole = _shape(place.kind, self.model.num_attention_heads, self.model.hidden_size, *shape)
-            yield Tensor.from_numpy(_drawn(place, seed, whole))
+    def arguments(self, seed: int, shape: tuple[int, ...], layer: int = 0) -> Iterator[Tensor]:
+        """Yield what a graph takes for each site, `layer` layers on, for (B, T) tokens of a micro-batch."""
+        b, t = shape
+        more = self.cut.padded(t) - t
+        heads = slice(self.cut.heads.start, self.cut.heads.stop)
+        for site in self.sites:
+            whole = _shape(site.kind, self.model.num_attention_heads, self.model.hidden_size, b, t)
+            mask = _drawn(replace(site, layer=site.layer + layer), seed, whole)
+            if site.kind == _PROBABILITIES:
+                mask = mask.reshape(b, -1, t, t)[:, heads].reshape(-1, t, t)
+            if more:
+                mask = np.pad(mask, ((0, 0), (0, more), (0, more if site.kind == _PROBABILITIES else 0)))
+            if site.kind != _PROBABILITIES:
+                mask = mask[:, self.cut.tokens(t)]
+            yield Tensor.from_numpy(np.ascontiguousarray(mask))
 
-    def construct(self, tokens: Tensor, *arguments: Tensor) -> Masks:
-        """Return the mask of each place."""
+    def construct(self, b: int, t: int, *arguments: Tensor) -> Masks:
+        """Return the mask of each site."""
         return arguments
 
 
 class DeviceDropout(nn.Cell):
-    """The device draws, from a seed for each place; a mask is one bit a number, in bytes."""
+    """The device draws, from a seed for each site and part of one; a mask is one bit a number, in bytes."""
 
-    def __init__(self, model: ModelSpec) -> None:
+    def __init__(self, model: ModelSpec, cut: Cut, sites: list[Site]) -> None:
         super().__init__()
-        self.places = places(model)
-        self.kinds = tuple(place.kind for place in self.places)
-        self.probabilities = tuple(place.probability for place in self.places)
-        self.heads, self.width = model.num_attention_heads, model.hidden_size
+        self.sites, self.cut = tuple(sites), cut
+        self.kinds = tuple(site.kind for site in self.sites)
+        self.probabilities = tuple(site.probability for site in self.sites)
+        self.heads, self.width = len(cut.heads), model.hidden_size
+        self.ranks = cut.group.size if cut.group is not None and cut.sequence else 1
         self.offset = Tensor(0, ms.int64)
 
-    def arguments(self, seed: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
-        """Yield what a graph takes for each place, for the (B, T) tokens of the micro-batch of `seed`."""
-        for place in self.places:
-            yield Tensor(int(place.stream(seed).generate_state(1, np.uint64)[0]) >> 1, ms.int64)
+    def arguments(self, seed: int, shape: tuple[int, ...], layer: int = 0) -> Iterator[Tensor]:
+        """Yield what a graph takes for each site, `layer` layers on, for (B, T) tokens of a micro-batch."""
+        for site in self.sites:
+            cut = self.cut.group is not None and (self.cut.sequence or site.kind == _PROBABILITIES)
+            part = (self.cut.group.index,) if self.cut.group is not None and cut else ()
+            moved = replace(site, layer=site.layer + layer)
+            yield Tensor(int(moved.stream(seed, *part).generate_state(1, np.uint64)[0]) >> 1, ms.int64)
 
-    def construct(self, tokens: Tensor, *arguments: Tensor) -> Masks:
-        """Return the mask of each place."""
+    def construct(self, b: int, t: int, *arguments: Tensor) -> Masks:
+        """Return the mask of each site."""
         masks = ()
-        b, t = tokens.shape
         for n in range(len(arguments)):
-            shape = _shape(self.kinds[n], self.heads, self.width, b, t)
+            tokens = t if self.kinds[n] == _PROBABILITIES else t // self.ranks
+            shape = _shape(self.kinds[n], self.heads, self.width, b, tokens)
             drawn = dropout_gen_mask_ext_op(
                 shape, self.probabilities[n], arguments[n], self.offset, ms.float32
             )
@@ -142,11 +174,11 @@ def _shape(kind: int, heads: int, width: int, b: int, t: int) -> tuple[int, int,
     return (b * heads, t, t) if kind == _PROBABILITIES else (b, t, width)
 
 
-def _drawn(place: Place, seed: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def _drawn(site: Site, seed: int, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     count = int(np.prod(shape))
-    stream = np.random.SFC64(place.stream(seed))
+    stream = np.random.SFC64(site.stream(seed))
     bits = stream.random_raw(-(-count // 4)).view(np.uint16)[:count]
-    return (bits >= dropped_levels(place.probability)).reshape(shape)
+    return (bits >= dropped_levels(site.probability)).reshape(shape)
 
 
 def dropped_levels(probability: float) -> int:

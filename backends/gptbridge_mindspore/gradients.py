@@ -7,8 +7,6 @@ computes it again; the second run of any other piece is found to equal its first
 
 from __future__ import annotations
 
-from typing import Any
-
 from mindspore import ParameterTuple, Tensor, nn, ops
 
 from gptbridge_mindspore.dropout import Masks
@@ -17,48 +15,69 @@ from gptbridge_mindspore.model import GPT
 from gptbridge_specs import ModelSpec
 
 
+class Ends(nn.Cell):
+    """The loss of a model's last layers, and the gradients of its first and last weights."""
+
+    def __init__(self, net: GPT, loss: LinearCrossEntropy) -> None:
+        super().__init__()
+        self.net, self.loss = net, loss
+        self.gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+        self.embeddings = ParameterTuple([net.wte.weight, net.wpe.weight]) if net.first else None
+        self.last = _parameters(net.ln_f) if net.last else None
+
+    def of_loss(self, x: Tensor, labels: Tensor, share: Tensor) -> tuple[Tensor, ...]:
+        """Return sum(share x loss) over (B, T) labels; its gradients, of the stream x, the head and ln_f."""
+        final = self.net.final(x)
+        hidden = final.reshape(-1, final.shape[-1])
+        loss, dy, of_head = self.loss(hidden, self.net.head, labels.reshape(-1), share.reshape(-1))
+        of_x, of_last = self.gradient(self.net.final, self.last)(x, dy.reshape(final.shape))
+        return (loss, of_x[0], of_head, *of_last)
+
+    def of_embeddings(
+        self, tokens: Tensor, positions: Tensor, dy: Tensor, *mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Return the gradients of both embeddings from that of their sum."""
+        return self.gradient(self.net.embed, self.embeddings)(tokens, positions, *mask, dy)[1]  # type: ignore[no-any-return]
+
+
 class LossAndGradients(nn.Cell):
     """Called with a micro-batch; the gradients come in the order of `weights`."""
 
-    def __init__(self, model: ModelSpec, net: GPT, recompute: str, dtype: Any, dropout: nn.Cell) -> None:
+    def __init__(
+        self, model: ModelSpec, net: GPT, recompute: str, loss: LinearCrossEntropy, dropout: nn.Cell
+    ) -> None:
         super().__init__()
         self.net = net
         self.dropout = dropout
-        self.loss = LinearCrossEntropy(dtype)
+        self.ends = Ends(net, loss)
         self.recompute = recompute == "full"
         self.recompute_attention = recompute == "full_attn"
         self.on_hidden = int(model.hidden_dropout_prob > 0)
         self.on_attention = int(model.attention_probs_dropout_prob > 0)
         self.tied = net.tied
         self.gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
-        self.embeddings = ParameterTuple([net.wte.weight, net.wpe.weight])
         self.whole = [ParameterTuple(list(block.get_parameters())) for block in net.h]
         self.first = [_parameters(block.ln_1, block.attn) for block in net.h]
         self.second = [_parameters(block.ln_2, block.mlp) for block in net.h]
-        self.last = _parameters(net.ln_f)
 
     def construct(
         self, tokens: Tensor, positions: Tensor, labels: Tensor, share: Tensor, bias: Tensor, *drawn: Tensor
     ) -> tuple[Tensor, ...]:
         """Return sum(share x loss) over (B, T) labels, then the gradients; `drawn` is what dropout takes."""
-        masks = self.dropout(tokens, *drawn)
+        masks = self.dropout(tokens.shape[0], bias.shape[0], *drawn)
         x = self.net.embed(tokens, positions, *masks[: self.on_hidden])
         inputs = ()
         for n in range(len(self.net.h)):
             inputs = (*inputs, x)  # type: ignore[assignment]
             x = self.net.h[n](x, bias, self.of_layer(n, masks))
-        width = x.shape[-1]
-        hidden = self.net.ln_f(x).reshape(-1, width)
-        loss, dy, of_head = self.loss(hidden, self.net.head, labels.reshape(-1), share.reshape(-1))
-        of_x, of_last = self.gradient(self.net.ln_f, self.last)(x, dy.reshape(x.shape))
-        dy = of_x[0]
+        found = self.ends.of_loss(x, labels, share)
+        loss, dy, of_head, of_last = found[0], found[1], found[2], found[3:]
         of_blocks = ()
         for n in range(len(self.net.h) - 1, -1, -1):
             dy, of_block = self.backward(n, inputs[n], dy, bias, self.of_layer(n, masks))
             of_blocks = (*of_block, *of_blocks)
-        _, (of_words, of_positions) = self.gradient(self.net.embed, self.embeddings)(
-            tokens, positions, *masks[: self.on_hidden], dy
-        )
+        embedded = masks[: self.on_hidden]
+        of_words, of_positions = self.ends.of_embeddings(tokens, positions, dy, *embedded)
         if self.tied:
             return (loss, of_words + of_head, of_positions, *of_blocks, *of_last)
         return (loss, of_words, of_positions, *of_blocks, *of_last, of_head)
@@ -82,14 +101,14 @@ class LossAndGradients(nn.Cell):
 
     def of_layer(self, n: int, masks: Masks) -> tuple[Masks, Masks, Masks]:
         """Return the masks of one block, out of them all in the order in which they are drawn."""
-        hidden, attention = self.on_hidden, self.on_attention
-        start = hidden + n * (attention + 2 * hidden)
-        middle = start + attention
-        return (
-            masks[start:middle],
-            masks[middle : middle + hidden],
-            masks[middle + hidden : middle + 2 * hidden],
-        )
+        start = self.on_hidden + n * (self.on_attention + 2 * self.on_hidden)
+        return of_sites(masks[start:], self.on_attention, self.on_hidden)
+
+
+def of_sites(masks: Masks, attention: int, hidden: int) -> tuple[Masks, Masks, Masks]:
+    """Return the masks of the sites of a block, the first of `masks`; a site that drops nothing has none."""
+    middle = attention + hidden
+    return masks[:attention], masks[attention:middle], masks[middle : middle + hidden]
 
 
 def _parameters(*cells: nn.Cell) -> ParameterTuple:

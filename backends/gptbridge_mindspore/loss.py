@@ -13,19 +13,31 @@ from typing import Any
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from gptbridge_mindspore.collectives import AllGather, AllReduce, Group, Joined, same
+from gptbridge_mindspore.parallel import Cut
+from gptbridge_mindspore.parts import own
+
 LOGITS_AT_ONCE = 2**23  # numbers
 
 
 class LinearCrossEntropy(nn.Cell):
-    """Logits, losses and gradients of rows under an output projection, the products in the compute type."""
+    """Logits, losses and gradients of rows under an output projection, the products in the compute type.
 
-    def __init__(self, dtype: Any) -> None:
+    Where ranks have parts of the vocabulary, each has its part of the loss of its own labels, and of the
+    gradient of `hidden`; they exchange a number a row and rank.
+    """
+
+    def __init__(self, dtype: Any, cut: Cut, vocabulary: int) -> None:
         super().__init__()
         self.dtype = dtype
+        self.start, self.count = cut.words.start, len(cut.words)
+        self.whole = cut.group is None
         self.nt = ops.MatMul(transpose_b=True)
         self.nn = ops.MatMul()
         self.tn = ops.MatMul(transpose_a=True)
-        self.log_softmax = ops.LogSoftmax(-1)
+        self.log_softmax = ops.LogSoftmax(-1) if cut.group is None else CutLogSoftmax(cut.group)
+        self.join = same if cut.group is None else Joined(cut.group, cut.words, vocabulary)
+        self.over_ranks = same if cut.group is None else AllReduce(cut.group)
         self.sum = ops.ReduceSum()
         self.scatter = ops.UnsortedSegmentSum()
 
@@ -37,6 +49,7 @@ class LinearCrossEntropy(nn.Cell):
         `labels` (R,) int32 are in range, `share` (R,) is the part of each token in the loss.
         """
         count, projection = weight.shape[0], weight.astype(self.dtype)
+        labels, found = (labels, share) if self.whole else own(labels, self.start, self.count)
         by_row = ops.broadcast_to(share.reshape(-1, 1), hidden.shape)
         total, of_hidden, of_weight = 0.0, (), 0.0
         for start, end in pieces(hidden.shape[0], count):
@@ -44,32 +57,61 @@ class LinearCrossEntropy(nn.Cell):
             if start > 0:
                 rows = ops.depend(rows, of_weight)  # one piece after the other, or all would be in memory
             log_probs = self.log_softmax(self.nt(rows.astype(self.dtype), projection).astype(ms.float32))
-            total = total + self.sum(self.losses(log_probs, labels[start:end]) * share[start:end])
+            losses = self.losses(log_probs, labels[start:end], found[start:end])
+            total = total + self.sum(losses * share[start:end])
             probs = ops.exp(log_probs).astype(self.dtype)
             shared = (rows * by_row[start:end]).astype(self.dtype)
             of_hidden = (*of_hidden, self.nn(probs, projection).astype(ms.float32))  # type: ignore[assignment]
             of_weight = of_weight + self.tn(probs, shared).astype(ms.float32)
-        of_labels = self.scatter(hidden * by_row, labels, count)
+        shared, target = hidden * by_row, ops.gather(weight, labels, 0)
+        if not self.whole:
+            by_label = ops.broadcast_to(found.reshape(-1, 1), hidden.shape)
+            shared, target = shared * by_label, target * by_label
         d_hidden = of_hidden[0] if len(of_hidden) == 1 else ops.concat(of_hidden, 0)
-        return total, (d_hidden - ops.gather(weight, labels, 0)) * by_row, of_weight - of_labels
+        return total, (d_hidden - target) * by_row, of_weight - self.scatter(shared, labels, count)
 
     def token_losses(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         """Return the (R,) negative log likelihoods of (R,) labels."""
-        found = ()
+        labels, found = (labels, labels) if self.whole else own(labels, self.start, self.count)
+        losses = ()
         for start, end in pieces(hidden.shape[0], weight.shape[0]):
             rows = hidden[start:end]
             if start > 0:
-                rows = ops.depend(rows, found[-1])  # type: ignore[misc]
-            found = (*found, self.losses(self.log_softmax(self.logits(rows, weight)), labels[start:end]))  # type: ignore[assignment]
-        return found[0] if len(found) == 1 else ops.concat(found, 0)
+                rows = ops.depend(rows, losses[-1])  # type: ignore[misc]
+            log_probs = self.log_softmax(self.product(rows, weight))
+            losses = (*losses, self.losses(log_probs, labels[start:end], found[start:end]))  # type: ignore[assignment]
+        return self.over_ranks(losses[0] if len(losses) == 1 else ops.concat(losses, 0))
 
     def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """Return (R, V) logits."""
+        """Return (R, V) logits, of the whole vocabulary."""
+        return self.join(self.product(hidden, weight))
+
+    def product(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Return (R, V) logits of this rank's part of the vocabulary."""
         return self.nt(hidden.astype(self.dtype), weight.astype(self.dtype)).astype(ms.float32)
 
-    def losses(self, log_probs: Tensor, labels: Tensor) -> Tensor:
-        """Return the (R,) negative log likelihoods in (R, V)."""
-        return -ops.gather_d(log_probs, 1, labels.reshape(-1, 1)).reshape(-1)
+    def losses(self, log_probs: Tensor, labels: Tensor, found: Tensor) -> Tensor:
+        """Return the (R,) negative log likelihoods in (R, V), where `found` is 0 none."""
+        losses = -ops.gather_d(log_probs, 1, labels.reshape(-1, 1)).reshape(-1)
+        return losses if self.whole else losses * found
+
+
+class CutLogSoftmax(nn.Cell):
+    """Log softmax along the last axis, of which each rank has a part."""
+
+    def __init__(self, group: Group) -> None:
+        super().__init__()
+        self.gather = AllGather(group, 1)
+        self.max, self.sum = ops.ReduceMax(keep_dims=True), ops.ReduceSum(keep_dims=True)
+
+    def construct(self, x: Tensor) -> Tensor:
+        """Return this rank's part (R, V) of the logarithms of probabilities that add up to 1 over all."""
+        return x - ops.broadcast_to(self.total(self.gather(self.total(x))), x.shape)
+
+    def total(self, x: Tensor) -> Tensor:
+        """Return the (R, 1) logarithms of the sums of exponentials."""
+        most = self.max(x, -1)
+        return most + ops.log(self.sum(ops.exp(x - ops.broadcast_to(most, x.shape)), -1))
 
 
 @ms.constexpr  # type: ignore[untyped-decorator]

@@ -5,13 +5,16 @@ Masks are tuples, empty where nothing is dropped.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mindspore import Parameter, Tensor, nn
 
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
+from gptbridge_mindspore.collectives import enter
 from gptbridge_mindspore.dropout import Masks
-from gptbridge_mindspore.parts import Attention, Embedding, FeedForward, Kernels, LayerNorm, parameter
+from gptbridge_mindspore.parallel import Cut
+from gptbridge_mindspore.parts import Attention, Embedding, FeedForward, Kernels, LayerNorm, Words, parameter
 from gptbridge_specs import ModelSpec
 
 LAYOUT = gpt2_in_memory("mindspore", out_in=False)
@@ -22,12 +25,12 @@ NO_MASKS: tuple[Masks, Masks, Masks] = ((), (), ())
 class Block(nn.Cell):
     """One transformer layer: two branches, each added to the residual stream."""
 
-    def __init__(self, model: ModelSpec, recompute: str, dtype: Any, kernels: Kernels) -> None:
+    def __init__(self, model: ModelSpec, recompute: str, dtype: Any, kernels: Kernels, cut: Cut) -> None:
         super().__init__()
         self.ln_1 = LayerNorm(model.hidden_size, model.layernorm_epsilon)
-        self.attn = Attention(model, recompute, dtype, kernels)
+        self.attn = Attention(model, recompute, dtype, kernels, cut)
         self.ln_2 = LayerNorm(model.hidden_size, model.layernorm_epsilon)
-        self.mlp = FeedForward(model, dtype)
+        self.mlp = FeedForward(model, dtype, cut)
         self.dropout = kernels.drop(model.hidden_dropout_prob)
 
     def construct(self, x: Tensor, bias: Tensor, masks: tuple[Masks, Masks, Masks]) -> Tensor:
@@ -59,21 +62,23 @@ class GPT(nn.Cell):
         recompute: str,
         dtype: Any,
         kernels: Kernels,
+        cut: Cut,
     ) -> None:
         super().__init__()
         self.layers = layers
         self.first, self.last = first, last
         self.tied = model.tie_word_embeddings
         if first or (last and self.tied):
-            self.wte = Embedding(model.vocab_size, model.hidden_size)
+            self.wte = Words(cut, model.hidden_size)
         if first:
             self.wpe = Embedding(model.max_position_embeddings, model.hidden_size)
         self.dropout = kernels.drop(model.hidden_dropout_prob)
-        self.h = nn.CellList([Block(model, recompute, dtype, kernels) for _ in layers])
+        self.h = nn.CellList([Block(model, recompute, dtype, kernels, cut) for _ in layers])
         if last:
             self.ln_f = LayerNorm(model.hidden_size, model.layernorm_epsilon)
+            self.enter = enter(cut)
             if not self.tied:
-                self.lm_head = Head(model)
+                self.lm_head = Head(len(cut.words), model.hidden_size)
 
     def weights(self) -> dict[str, Parameter]:
         """Return the weights of this part by the names of LAYOUT."""
@@ -87,6 +92,11 @@ class GPT(nn.Cell):
         }
 
     @property
+    def projection(self) -> str:
+        """The name of the output projection."""
+        return "wte.weight" if self.tied else "lm_head.weight"
+
+    @property
     def head(self) -> Parameter:
         """The output projection, (V, H)."""
         return self.wte.weight if self.tied else self.lm_head.weight
@@ -96,7 +106,20 @@ class GPT(nn.Cell):
         x = self.embed(tokens, positions) if self.first else tokens
         for block in self.h:
             x = block(x, bias, NO_MASKS)
-        return self.ln_f(x) if self.last else x
+        return self.final(x) if self.last else x
+
+    def final(self, x: Tensor) -> Tensor:
+        """Return what the output projection takes of the stream (B, T, H)."""
+        return self.enter(self.ln_f(x))
+
+    def adopt(self, weights: Mapping[str, Parameter]) -> None:
+        """Compute with these weights, by the names of LAYOUT, instead of its own."""
+        for name, weight in weights.items():
+            *path, leaf = name.split(".")
+            cell: Any = self
+            for step in path:
+                cell = cell[int(step) - self.layers.start] if step.isdigit() else getattr(cell, step)
+            setattr(cell, leaf, weight)
 
     def embed(self, tokens: Tensor, positions: Tensor, *mask: Tensor) -> Tensor:
         """Return the (B, T, H) sum of both embeddings, with dropout."""
@@ -106,6 +129,6 @@ class GPT(nn.Cell):
 class Head(nn.Cell):
     """An output projection of its own."""
 
-    def __init__(self, model: ModelSpec) -> None:
+    def __init__(self, rows: int, width: int) -> None:
         super().__init__()
-        self.weight = parameter(model.vocab_size, model.hidden_size)
+        self.weight = parameter(rows, width)

@@ -10,6 +10,8 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from gptbridge.session import Kind
+from gptbridge_mindspore.collectives import AllReduce, Group
+from gptbridge_mindspore.parallel import Groups
 from gptbridge_specs.run import OptimizerSpec
 
 Gradients = Sequence[Tensor]  # in the order of the weights
@@ -18,13 +20,19 @@ Gradients = Sequence[Tensor]  # in the order of the weights
 class Optimizer:
     """Clipping, then AdamW or SGD, over weights by name, which it changes in place.
 
-    `decays` are the decoupled weight decays by the weights' names. MindSpore's kernel takes
+    `decays` are the decoupled weight decays by the weights' names; `owned` says of which weights this rank's
+    part counts in the norm over all ranks. MindSpore's kernel takes
     1 - float32(beta) where 1 - beta is meant, which for a beta near 1 is another number: the moments that
     it keeps are `kept[kind]` times the true ones.
     """
 
     def __init__(
-        self, spec: OptimizerSpec, weights: Mapping[str, Parameter], decays: Mapping[str, float]
+        self,
+        spec: OptimizerSpec,
+        weights: Mapping[str, Parameter],
+        decays: Mapping[str, float],
+        owned: Sequence[bool],
+        groups: Groups,
     ) -> None:
         self._spec = spec
         adamw = spec.name == "adamw"
@@ -41,7 +49,7 @@ class Optimizer:
         tensors = ParameterTuple(list(weights.values()))
         moments = [ParameterTuple(list(by_name.values())) for by_name in self._moments.values()]
         rule = _AdamW(tensors, *moments, decay, spec) if adamw else _Sgd(tensors, decay)  # type: ignore[call-arg]
-        self._norm = ms.jit(_Norm())
+        self._norm = ms.jit(_Norm(owned, groups.all))
         self._update = ms.jit(rule)
 
     def moments(self, kind: Kind) -> dict[str, Parameter]:
@@ -111,13 +119,21 @@ def _sum_of_squares(gradient: Tensor) -> Tensor:
 
 
 class _Norm(nn.Cell):
-    def __init__(self) -> None:
+    def __init__(self, owned: Sequence[bool], ranks: Group | None) -> None:
         super().__init__()
+        self.owned = tuple(n for n, mine in enumerate(owned) if mine)
+        self.over_ranks = None if ranks is None else AllReduce(ranks)
         self.each = ops.HyperMap()
         self.add = ops.AddN()
 
     def construct(self, limit: Tensor, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        norm = ops.sqrt(self.add(self.each(_squares, gradients)))
+        mine = ()
+        for n in self.owned:
+            mine = (*mine, gradients[n])  # type: ignore[assignment]
+        total = self.add(self.each(_squares, mine)) if len(mine) > 0 else ops.zeros((), ms.float32)
+        if self.over_ranks is not None:
+            total = self.over_ranks(total)
+        norm = ops.sqrt(total)
         return norm, ops.minimum(1.0, limit / norm)
 
 

@@ -1,15 +1,102 @@
-"""How the MindSpore backend is laid out over devices: on one, so far."""
+"""Parallel layouts of the MindSpore backend: what it refuses, how ranks are started, how they meet."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from gptbridge.errors import UsageError
 from gptbridge.hookspecs import Launch
-from gptbridge.plugins.capabilities import SINGLE_DEVICE
+from gptbridge.plugins.capabilities import SEQUENCE_NEEDS_TENSOR, Limit
+from gptbridge.process.place import DIMENSIONS, REPLICAS, Place
+from gptbridge.process.world import World
+from gptbridge.weights.architecture import sizes, tensor_slice, weight_axes
 
-LIMITS = SINGLE_DEVICE
+if TYPE_CHECKING:
+    from gptbridge.session import Device
+    from gptbridge_mindspore.collectives import Group
+    from gptbridge_specs import ModelSpec, RunSpec
+    from gptbridge_specs.run import ParallelSpec
+
+
+def _micro_batches(spec: RunSpec) -> int:
+    replicas = spec.parallel.data * spec.parallel.sharding
+    return spec.training.global_batch_size // (replicas * spec.micro_batch_size)
+
+
+LIMITS = (
+    SEQUENCE_NEEDS_TENSOR,
+    Limit(
+        "parallel.virtual_pipeline",
+        lambda spec, _: (
+            spec.parallel.virtual_pipeline > 1
+            and spec.parallel.pipeline_schedule == "1f1b"
+            and _micro_batches(spec) % spec.parallel.pipeline > 0
+        ),
+        "interleaved stages take micro-batches by the round: parallel.pipeline must divide the number of "
+        "micro-batches of a step, or pipeline_schedule be gpipe",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """The ranks that a rank works with; None where it would be alone."""
+
+    all: Group | None = None
+    replicas: Group | None = None  # they see different samples
+    data: Group | None = None
+    sharding: Group | None = None
+    tensor: Group | None = None
+    pipeline: Group | None = None
+    ends: Group | None = None  # a first and a last stage
+    onward: Group | None = None  # this stage and the next; the last and the first
+    back: Group | None = None  # this stage and the one before
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What tensor parallelism leaves this rank of a model, and the ranks that have the rest."""
+
+    heads: range
+    ffn: range
+    words: range
+    group: Group | None = None
+    sequence: bool = False  # between its parts, a rank has some tokens of each sample
+
+    def padded(self, length: int) -> int:
+        """Return how many tokens are computed for samples of `length`: where they are cut, equal parts."""
+        ranks = self.group.size if self.group is not None and self.sequence else 1
+        return -(-length // ranks) * ranks
+
+    def tokens(self, length: int) -> slice:
+        """Return which of the tokens this rank has between its parts."""
+        if self.group is None or not self.sequence:
+            return slice(0, length)
+        size = self.padded(length) // self.group.size
+        return slice(self.group.index * size, (self.group.index + 1) * size)
+
+
+def cut_of(model: ModelSpec, place: Place, groups: Groups, *, sequence: bool = False) -> Cut:
+    """Return what the rank at `place` has of the letters that the architecture table cuts."""
+    rank, degree, whole = place.index("tensor"), place.degree("tensor"), sizes(model)
+    boxes = (tensor_slice(weight_axes(name), whole, rank, degree) for name in CUT_ALIKE)
+    heads, ffn, words = (range(*box[letter]) for box, letter in zip(boxes, CUT_ALIKE.values(), strict=True))
+    return Cut(heads, ffn, words, groups.tensor, sequence)
+
+
+def by_pieces(parallel: ParallelSpec) -> bool:
+    """Return whether a rank computes layer by layer, instead of all that it has in one graph."""
+    return parallel.pipeline > 1 or (parallel.sharding > 1 and parallel.sharding_stage == 3)
+
+
+# A weight that is cut along each letter, as all others of the letter are.
+CUT_ALIKE = {"attn.q.weight": "m", "mlp.c_fc.weight": "f", "wte.weight": "v"}
 
 
 def rank() -> int | None:
@@ -30,3 +117,66 @@ def launch_command(launch: Launch, command: Sequence[str]) -> list[str]:
     }
     msrun = [sys.executable, "-m", "mindspore.parallel.cluster.run"]
     return [*msrun, *(f"--{name}={value}" for name, value in options.items()), "python", *command[1:]]
+
+
+def join(spec: RunSpec, device: Device) -> World | None:
+    """Meet the other ranks of `spec.parallel`, which msrun has started; None for a layout of one.
+
+    UsageError where it has started another number of them.
+    """
+    ranks, started = spec.parallel.world_size, int(os.environ.get("MS_WORKER_NUM", "1"))
+    if ranks != started:
+        raise UsageError(
+            f"this layout has {ranks} ranks, and {started} were started",
+            where="parallel",
+            hint=f"Start it with `gptbridge train --devices {ranks}`.",
+        )
+    if ranks == 1:
+        return None
+    from mindspore.communication import get_rank, init
+
+    from gptbridge_mindspore.collectives import total
+
+    init()
+    place = Place(spec.parallel, get_rank())
+
+    groups = groups_of(place, native=device.kind == "ascend")
+    total([0.0], groups.all)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):  # MindSpore's first collective takes them from Python
+            signal.signal(number, signal.getsignal(number))
+
+    def barrier() -> None:
+        total([0.0], groups.all)
+
+    return World(
+        place,
+        total=lambda values: total(values, groups.replicas),
+        any=lambda flag: total([flag], groups.all) != [0.0],
+        barrier=barrier,
+        handle=groups,
+    )
+
+
+def groups_of(place: Place, *, native: bool) -> Groups:
+    """Return the groups of the rank at `place`, which it makes with their other ranks."""
+    from gptbridge_mindspore.collectives import group_of
+
+    def among(ranks: Iterable[list[int]]) -> Group | None:
+        mine = next((tuple(sorted({*group})) for group in ranks if place.rank in group), ())
+        return group_of(mine, place.rank, native=native) if len(mine) > 1 else None
+
+    (chain,) = (ranks for ranks in place.groups("pipeline") if place.rank in ranks)
+    stage = place.index("pipeline")
+    onward, back = ([chain[(stage + n) % len(chain)], chain[stage + n - 1]] for n in (1, 0))
+    return Groups(
+        all=among(place.groups(*DIMENSIONS)),
+        replicas=among(place.groups(*REPLICAS)),
+        data=among(place.groups("data")),
+        sharding=among(place.groups("sharding")),
+        tensor=among(place.groups("tensor")),
+        pipeline=among(place.groups("pipeline")),
+        ends=among(place.ends()),
+        onward=among([onward]) if len(chain) > 1 else None,
+        back=among([back]) if len(chain) > 1 else None,
+    )

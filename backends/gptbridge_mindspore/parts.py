@@ -4,7 +4,8 @@ MindSpore's CPU kernels of a transpose, and of any binary operator that broadcas
 to 16 bytes a number for as long as their graph lives: more than the activations themselves. So heads
 are moved by gathering rows, and what is smaller than its partner is spread by `broadcast_to`, which
 keeps no table and is no slower. `ops.tanh` is off by 1e-4 on CPU and is not used.
-Shapes: B samples, T tokens, H wide, N heads, D head size, C keys that a token can see (T without a cache).
+Shapes: B samples, T tokens, H wide, N heads of this rank, D head size, C keys that a token can see (T
+without a cache).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops.operations._grad_ops import SigmoidGrad
 
 from gptbridge.session import DeviceKind
-from gptbridge_mindspore.dropout import DeviceDrop, DeviceDropout, HostDrop, HostDropout, Masks
+from gptbridge_mindspore.collectives import enter, leave
+from gptbridge_mindspore.dropout import DeviceDrop, DeviceDropout, HostDrop, HostDropout, Masks, Site
+from gptbridge_mindspore.parallel import Cut
 from gptbridge_specs import ModelSpec
 
 HIDDEN = -1e9  # added to the score of a key that a token must not see
@@ -70,20 +73,26 @@ def parameter(*shape: int) -> Parameter:
 
 
 class Linear(nn.Cell):
-    """x W + b with W (in, out), the product in the compute type."""
+    """x W + b with W (in, out), the product in the compute type; what each rank has of it can `leave`."""
 
-    def __init__(self, inputs: int, outputs: int, dtype: Any) -> None:
+    def __init__(self, inputs: int, outputs: int, dtype: Any, leave: nn.Cell | None = None) -> None:
         super().__init__()
         self.weight = parameter(inputs, outputs)
         self.bias = parameter(outputs)
         self.dtype = dtype
         self.product = ops.MatMul()
+        self.leave = leave
 
     def construct(self, x: Tensor) -> Tensor:
         """Return (B, T, out) of (B, T, in)."""
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y = self.product(rows, self.weight.astype(self.dtype)).astype(ms.float32)
-        return (y + ops.broadcast_to(self.bias, y.shape)).reshape(*x.shape[:-1], y.shape[-1])
+        shape = (*x.shape[:-1], y.shape[-1])
+        if self.leave is not None:
+            y = self.leave(y.reshape(shape))
+            shape = y.shape
+            y = y.reshape(-1, shape[-1])
+        return (y + ops.broadcast_to(self.bias, y.shape)).reshape(shape)
 
 
 class LayerNorm(nn.Cell):
@@ -110,6 +119,30 @@ class Embedding(nn.Cell):
     def construct(self, ids: Tensor) -> Tensor:
         """Return (B, T, H) of ids (B, T)."""
         return ops.gather(self.weight, ids, 0).astype(ms.float32)
+
+
+class Words(Embedding):
+    """The embedding of tokens, of which each rank has some rows."""
+
+    def __init__(self, cut: Cut, width: int) -> None:
+        super().__init__(len(cut.words), width)
+        self.start, self.count = cut.words.start, len(cut.words)
+        self.leave = leave(cut)
+
+    def construct(self, ids: Tensor) -> Tensor:
+        """Return (B, T, H) of ids (B, T)."""
+        if self.leave is None:
+            return ops.gather(self.weight, ids, 0).astype(ms.float32)
+        rows, found = own(ids, self.start, self.count)
+        x = ops.gather(self.weight, rows, 0).astype(ms.float32)
+        return self.leave(x * ops.broadcast_to(found.reshape(*ids.shape, 1), x.shape))
+
+
+def own(ids: Tensor, start: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return ids as rows of a table of `count` that begins at `start`, and 1.0 where there is one, else 0."""
+    rows = ids - start
+    found = ops.logical_and(rows >= 0, rows < count)
+    return rows * found.astype(ms.int32), found.astype(ms.float32)
 
 
 class Softmax(nn.Cell):
@@ -140,7 +173,9 @@ class Softmax(nn.Cell):
 class Core(nn.Cell):
     """Softmax attention of heads: what remains between the two linear layers."""
 
-    def __init__(self, model: ModelSpec, dtype: Any, drop: Callable[[float], nn.Cell] = HostDrop) -> None:
+    def __init__(
+        self, model: ModelSpec, dtype: Any, heads: int, drop: Callable[[float], nn.Cell] = HostDrop
+    ) -> None:
         super().__init__()
         self.scale = model.head_size**-0.5
         self.dtype = dtype
@@ -163,9 +198,9 @@ class FlashCore(nn.Cell):
     Written by the kernel's documentation, not run: nothing but the type of its graph is tested.
     """
 
-    def __init__(self, model: ModelSpec, dtype: Any) -> None:
+    def __init__(self, model: ModelSpec, dtype: Any, heads: int) -> None:
         super().__init__()
-        self.heads, self.scale, self.dtype = model.num_attention_heads, model.head_size**-0.5, dtype
+        self.heads, self.scale, self.dtype = heads, model.head_size**-0.5, dtype
         self.keep = 1 - model.attention_probs_dropout_prob
         self.later = later_keys()
 
@@ -198,18 +233,18 @@ def later_keys() -> Tensor:
     return Tensor(np.triu(np.ones((LATER_KEYS, LATER_KEYS), np.bool_), 1))
 
 
-def ascend_core(model: ModelSpec, dtype: Any) -> nn.Cell:
+def ascend_core(model: ModelSpec, dtype: Any, heads: int) -> nn.Cell:
     """Return the fused kernel where it can: it knows half precision and heads of a multiple of 16."""
     fits = dtype in (ms.float16, ms.bfloat16) and model.head_size % 16 == 0
-    return FlashCore(model, dtype) if fits else Core(model, dtype, DeviceDrop)
+    return FlashCore(model, dtype, heads) if fits else Core(model, dtype, heads, DeviceDrop)
 
 
 @dataclass(frozen=True, slots=True)
 class Kernels:
     """What a kind of device computes in its own way."""
 
-    core: Callable[[ModelSpec, Any], nn.Cell]
-    dropout: Callable[[ModelSpec], nn.Cell]  # makes the masks
+    core: Callable[[ModelSpec, Any, int], nn.Cell]
+    dropout: Callable[[ModelSpec, Cut, list[Site]], nn.Cell]  # makes the masks
     drop: Callable[[float], nn.Cell]  # applies one
 
 
@@ -245,12 +280,14 @@ class Recomputed(nn.Cell):
 class Attention(nn.Cell):
     """Causal self-attention."""
 
-    def __init__(self, model: ModelSpec, recompute: str, dtype: Any, kernels: Kernels) -> None:
+    def __init__(self, model: ModelSpec, recompute: str, dtype: Any, kernels: Kernels, cut: Cut) -> None:
         super().__init__()
-        self.heads = model.num_attention_heads
-        self.c_attn = Linear(model.hidden_size, 3 * model.hidden_size, dtype)
-        self.c_proj = Linear(model.hidden_size, model.hidden_size, dtype)
-        self.core = kernels.core(model, dtype)
+        self.heads = len(cut.heads)
+        width = self.heads * model.head_size
+        self.enter = enter(cut)
+        self.c_attn = Linear(model.hidden_size, 3 * width, dtype)
+        self.c_proj = Linear(width, model.hidden_size, dtype, leave(cut))
+        self.core = kernels.core(model, dtype, self.heads)
         again = recompute == "core_attn" and isinstance(self.core, Core)  # the fused kernel does so by itself
         self.recomputed = Recomputed(self.core) if again else None
         self.split = ops.Split(0, 3)
@@ -264,9 +301,10 @@ class Attention(nn.Cell):
 
     def by_head(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v, (B N, T, D) each, of x (B, T, H)."""
-        b, t, h = x.shape
-        n, d = self.heads, h // self.heads
-        rows = ops.gather(self.c_attn(x).reshape(-1, d), heads_first(b, t, n), 0)
+        joint = self.c_attn(self.enter(x))
+        b, t, width = joint.shape
+        n, d = self.heads, width // (3 * self.heads)
+        rows = ops.gather(joint.reshape(-1, d), heads_first(b, t, n), 0)
         return self.split(rows.reshape(3 * b * n, t, d))  # type: ignore[no-any-return]
 
     def joined(self, y: Tensor, b: int) -> Tensor:
@@ -293,12 +331,13 @@ def tokens_first(b: int, t: int, n: int) -> Tensor:
 class FeedForward(nn.Cell):
     """Two linear layers around the activation."""
 
-    def __init__(self, model: ModelSpec, dtype: Any) -> None:
+    def __init__(self, model: ModelSpec, dtype: Any, cut: Cut) -> None:
         super().__init__()
-        self.c_fc = Linear(model.hidden_size, model.ffn_size, dtype)
+        self.enter = enter(cut)
+        self.c_fc = Linear(model.hidden_size, len(cut.ffn), dtype)
         self.activation = ACTIVATIONS[model.activation]
-        self.c_proj = Linear(model.ffn_size, model.hidden_size, dtype)
+        self.c_proj = Linear(len(cut.ffn), model.hidden_size, dtype, leave(cut))
 
     def construct(self, x: Tensor) -> Tensor:
         """Widen, activate, narrow; x and the result are (B, T, H)."""
-        return self.c_proj(self.activation(self.c_fc(x)))
+        return self.c_proj(self.activation(self.c_fc(self.enter(x))))

@@ -103,6 +103,12 @@ def gptbridge_launch_command(launch: Launch, command: Sequence[str]) -> Sequence
 
 
 @hookimpl
+def gptbridge_join(spec: RunSpec, device: Device) -> World | None:
+    """Meet the other ranks."""
+    return parallel.join(spec, device)
+
+
+@hookimpl
 def gptbridge_rank() -> int | None:
     """Return the rank of this process."""
     return parallel.rank()
@@ -111,9 +117,13 @@ def gptbridge_rank() -> int | None:
 @hookimpl
 def gptbridge_open_model(spec: RunSpec, device: Device, world: World) -> LanguageModel:
     """Build the model on `device`, to be read."""
+    if parallel.by_pieces(spec.parallel):
+        from gptbridge_mindspore.stages import StagedModel
+
+        return StagedModel(spec, device, world)
     from gptbridge_mindspore.session import MindSporeModel
 
-    return MindSporeModel(spec, device)
+    return MindSporeModel(spec, device, world)
 
 
 @hookimpl
@@ -127,6 +137,10 @@ def gptbridge_export(spec: RunSpec, device: Device, format: str, read: Read, fol
 @hookimpl
 def gptbridge_open_trainer(spec: RunSpec, device: Device, world: World) -> Trainer:
     """Build model and optimizer on `device`."""
+    if parallel.by_pieces(spec.parallel):
+        from gptbridge_mindspore.stages import StagedTrainer
+
+        return StagedTrainer(spec, device, world)
     from gptbridge_mindspore.session import MindSporeTrainer
 
-    return MindSporeTrainer(spec, device)
+    return MindSporeTrainer(spec, device, world)

@@ -1,30 +1,37 @@
-"""One device's model in MindSpore, and its optimizer, behind the protocols of `gptbridge.session`."""
+"""One rank's model in MindSpore, and its optimizer, behind the protocols of `gptbridge.session`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Parameter, Tensor, ops
 from numpy.typing import NDArray
 
+from gptbridge.process.world import World
 from gptbridge.rules.rows import CachedDecoder
 from gptbridge.rules.stepping import Stepper
 from gptbridge.session import Device, Kind, Shard
-from gptbridge.weights.shards import decay_of_tensors, shards_of
+from gptbridge.weights.held import TIED
+from gptbridge.weights.shards import decay_of_tensors, held_tensors, shards_of
 from gptbridge_mindspore.cache import Cache, CachedStep
+from gptbridge_mindspore.collectives import Group, all_reduce_each
+from gptbridge_mindspore.dropout import all_sites
 from gptbridge_mindspore.gradients import LossAndGradients
 from gptbridge_mindspore.loss import LinearCrossEntropy
 from gptbridge_mindspore.model import GPT, LAYOUT
 from gptbridge_mindspore.optimizer import Optimizer
+from gptbridge_mindspore.parallel import Cut, Groups, cut_of
 from gptbridge_mindspore.parts import HIDDEN, KERNELS
 from gptbridge_mindspore.shapes import pad, usual_size
+from gptbridge_mindspore.sharding import Rows, Slices, scatter_each
 from gptbridge_specs import RunSpec
 
 COMPUTE = {"fp32": ms.float32, "bf16": ms.bfloat16, "fp16": ms.float16}
+ALONE = World()
 
 
 class MindSporeMemory:
@@ -48,36 +55,71 @@ class MindSporeMemory:
         )  # in place: a compiled graph holds on to the memory it was given
 
 
+class SlicedMemory:
+    """The same, for tensors of which this rank holds some rows."""
+
+    def __init__(self, memory: MindSporeMemory) -> None:
+        self._memory = memory
+
+    def download(self, rows: Rows) -> NDArray[np.float32]:
+        """Return a copy of the rows."""
+        return self._memory.download(rows.tensor)[: rows.count]
+
+    def upload(self, rows: Rows, array: NDArray[np.float32]) -> None:
+        """Fill the rows."""
+        more = rows.tensor.shape[0] - rows.count
+        self._memory.upload(rows.tensor, np.pad(array, ((0, more), *((0, 0),) * (array.ndim - 1))))
+
+
 class MindSporeModel:
     """A `gptbridge.session.LanguageModel`: its matrices are held in the type of the matrix products."""
 
-    def __init__(self, spec: RunSpec, device: Device) -> None:
+    def __init__(self, spec: RunSpec, device: Device, world: World = ALONE) -> None:
         self._spec = spec
+        self._place = world.place
+        self._groups: Groups = world.handle or Groups()
         self._dtype = COMPUTE[spec.precision.compute]
-        layers, recompute = range(spec.model.num_layers), spec.training.recompute
         self._kernels = KERNELS[device.kind]
-        self._model = GPT(
-            spec.model,
+        self._cut = cut_of(spec.model, self._place, self._groups)
+        self._head = self._new_head()
+        self._token_losses, self._logits = ms.jit(self._head.token_losses), ms.jit(self._head.logits)
+        self._weights = self._open()
+
+    def _open(self) -> dict[str, Parameter]:
+        """Build the graphs that read the model; return the weights that this rank holds."""
+        self._model = self._built(self._cut, range(self._spec.model.num_layers))
+        self._forward = ms.jit(self._model)
+        self._step = ms.jit(CachedStep(self._spec.model, self._model, self._head, self._dtype))
+        return self._model.weights()
+
+    def _new_head(self) -> LinearCrossEntropy:
+        """Return what is after the model; jit of a method makes it what other graphs find in a Cell."""
+        return LinearCrossEntropy(self._dtype, self._cut, self._spec.model.vocab_size)
+
+    def _built(self, cut: Cut, layers: range) -> GPT:
+        model = GPT(
+            self._spec.model,
             layers,
-            first=True,
-            last=True,
-            recompute=recompute,
+            first=self._place.first,
+            last=self._place.last,
+            recompute=self._spec.training.recompute,
             dtype=self._dtype,
             kernels=self._kernels,
+            cut=cut,
         )
-        self._weights = self._model.weights()
-        for weight in self._weights.values():
+        for weight in model.weights().values():
             if weight.ndim > 1:
                 weight.set_dtype(self._held())
-        loss = LinearCrossEntropy(self._dtype)
-        self._forward, self._token_losses, self._logits = (
-            ms.jit(graph) for graph in (self._model, loss.token_losses, loss.logits)
-        )
-        self._step = ms.jit(CachedStep(spec.model, self._model, loss, self._dtype))
+        return model
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        return shards_of(self._spec.model, LAYOUT, self._tensors(kind), self._memory(kind))
+        spec, tensors, memory = self._spec, self._tensors(kind), MindSporeMemory(self._kept(kind))
+        if not self._sliced(kind):
+            return shards_of(spec.model, LAYOUT, tensors, memory, self._place)
+        held = held_tensors(spec.model, LAYOUT, tensors, self._place, sliced=True)
+        rows = {name: Rows(tensor, held[name].shape[0]) for name, tensor in tensors.items()}
+        return shards_of(spec.model, LAYOUT, rows, SlicedMemory(memory), self._place, sliced=True)
 
     def token_losses(
         self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
@@ -87,7 +129,7 @@ class MindSporeModel:
         for part, rows in self._rows(inputs, at):
             wanted = labels[part]
             padded = Tensor(pad(wanted.ravel(), (rows.shape[0],)))
-            found = self._token_losses(rows, self._model.head, padded).asnumpy()
+            found = self._at_the_end(self._token_losses, rows, padded).asnumpy()
             losses.append(found[: wanted.size].reshape(wanted.shape))
         return np.concatenate(losses)
 
@@ -96,27 +138,42 @@ class MindSporeModel:
         width = (tokens if at is None else at).shape[1]
         logits = []
         for part, rows in self._rows(tokens, at):
-            found = self._logits(rows, self._model.head).asnumpy()
+            found = self._at_the_end(self._logits, rows).asnumpy()
             samples = len(tokens[part])
             logits.append(found[: samples * width].reshape(samples, width, -1))
         return np.concatenate(logits)
 
     def decoder(self, rows: int, capacity: int) -> CachedDecoder[Cache]:
         """Return a decoder of `rows` empty rows of at most `capacity` tokens."""
-        return CachedDecoder(self._decode, Cache(self._spec.model, rows, capacity))
+        layers = sum(map(len, self._place.layers(self._spec.model.num_layers)))
+        return CachedDecoder(
+            self._decode, Cache(self._spec.model, rows, capacity, len(self._cut.heads), layers)
+        )
 
     def close(self) -> None:
         """Free the device."""
-        del self._model, self._weights, self._forward, self._token_losses, self._logits, self._step
+        self.__dict__.clear()
 
     def _decode(self, tokens: NDArray[np.int32], cache: Cache) -> NDArray[np.float32]:
         """Return (R, V) logits after the last of the (R, T) `tokens` that `cache` was prepared for."""
-        ids = Tensor(pad(tokens, cache.shape))
+        logits, held = self._stepped(Tensor(pad(tokens, cache.shape)), cache)
+        cache.update(held)
+        return np.asarray(logits.asnumpy()[: len(tokens)], np.float32)
+
+    def _stepped(self, ids: Tensor, cache: Cache) -> tuple[Tensor, list[Tensor]]:
+        """Return the logits of `_decode`, padded, and what the cache then holds."""
         logits, *held = self._step(
             ids, cache.positions, cache.bias, cache.slots, cache.last, *cache.growing()
         )
-        cache.update(held)
-        return np.asarray(logits.asnumpy()[: len(tokens)], np.float32)
+        return logits, held
+
+    def _hidden(self, tokens: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
+        """Return what the output projection takes, (B, T, H)."""
+        return self._forward(tokens, positions, bias)
+
+    def _at_the_end(self, head: Callable[..., Tensor], rows: Tensor, *others: Tensor) -> Tensor:
+        """Return what the output projection makes of hidden rows (R, H)."""
+        return head(rows, self._model.head, *others)
 
     def _held(self) -> Any:
         return self._dtype
@@ -124,8 +181,12 @@ class MindSporeModel:
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         return self._weights if kind == "weight" else {}
 
-    def _memory(self, kind: Kind) -> MindSporeMemory:
-        return MindSporeMemory()
+    def _sliced(self, kind: Kind) -> bool:
+        """Return whether tensors of a kind are held by rows."""
+        return self._spec.parallel.sharding_stage == 3 and self._groups.sharding is not None
+
+    def _kept(self, kind: Kind) -> float:
+        return 1.0
 
     def _rows(
         self, tokens: NDArray[np.int32], at: NDArray[np.int32] | None
@@ -139,7 +200,7 @@ class MindSporeModel:
             part = slice(start, start + most)
             shape = usual_size(len(tokens[part]), most, smallest=1), length
             arrays = (pad(tokens[part], shape), positions(shape), causal_bias(length))
-            hidden = self._forward(*map(Tensor, arrays))
+            hidden = self._hidden(*map(Tensor, arrays))
             wanted = at[part] + length * np.arange(len(at[part]), dtype=np.int32)[:, None]
             padded = Tensor(pad(wanted.ravel(), (usual_size(wanted.size),)))
             yield part, ops.gather(hidden.reshape(-1, hidden.shape[-1]), padded, 0)
@@ -148,19 +209,37 @@ class MindSporeModel:
 class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
     """A `gptbridge.session.Trainer`. Its weights are fp32."""
 
-    def __init__(self, spec: RunSpec, device: Device) -> None:
-        MindSporeModel.__init__(self, spec, device)
+    def __init__(self, spec: RunSpec, device: Device, world: World = ALONE) -> None:
+        MindSporeModel.__init__(self, spec, device, world)
         Stepper.__init__(self, spec)
-        decays = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer)
-        self._optimizer = Optimizer(spec.optimizer, self._weights, decays)
-        self._dropout = self._kernels.dropout(spec.model)
-        graph = LossAndGradients(spec.model, self._model, spec.training.recompute, self._dtype, self._dropout)
+        stage, sharding = spec.parallel.sharding_stage, self._groups.sharding
+        self._by_rows = sharding if stage > 0 else None
+        names = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer)
+        whole = self._by_rows is not None and stage < 3
+        self._slices = Slices(self._by_rows, self._weights) if self._by_rows and whole else None
+        updated = self._slices.parameters if self._slices else self._weights
+        held = held_tensors(spec.model, LAYOUT, updated, self._place, sliced=self._by_rows is not None)
+        owned = [part.owned for part in held.values()]
+        self._optimizer = Optimizer(spec.optimizer, updated, names, owned, self._groups)
+        self._uncut = [name for name, part in held.items() if part.native.axes.cut is None]
+        self._between = cut_of(spec.model, self._place, self._groups, sequence=spec.parallel.sequence)
+        self._prepare()
+        self._gradients: dict[str, Tensor] = {}
+
+    def _prepare(self) -> None:
+        """Build the graphs that train."""
+        spec, trained = self._spec, self._model
+        if self._between.sequence:
+            trained = self._built(self._between, trained.layers)
+            trained.adopt(self._weights)
+        self._dropout = self._kernels.dropout(spec.model, self._between, all_sites(spec.model))
+        head, recompute = self._new_head(), spec.training.recompute
+        graph = LossAndGradients(spec.model, trained, recompute, head, self._dropout)
         self._loss_and_gradients = ms.jit(graph)
-        self._gradients: list[Tensor] = []  # in the order of the weights
 
     def clear_gradients(self) -> None:
         """Drop every gradient."""
-        self._gradients = []
+        self._gradients = {}
 
     def backward(
         self,
@@ -172,45 +251,84 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
     ) -> Tensor:
         """Add the gradient of `factor` x the masked sum of losses; return that sum."""
         drawn = self._dropout.arguments(seed, inputs.shape)
-        share = mask * np.float32(factor)
-        arrays = (inputs, positions(inputs.shape), labels, share, causal_bias(inputs.shape[1]))
-        loss, *found = self._loss_and_gradients(*map(Tensor, arrays), *drawn)
-        held = self._gradients
-        self._gradients = [a + b for a, b in zip(held, found, strict=True)] if held else found
+        arrays = self._arguments(inputs, labels, mask * np.float32(factor))
+        loss, *found = self._loss_and_gradients(*arrays, *drawn)
+        self._add(list(self._weights), found)
         return loss / factor
+
+    def _arguments(
+        self, inputs: NDArray[np.int32], labels: NDArray[np.int32], share: NDArray[np.float32]
+    ) -> list[Tensor]:
+        """Return a micro-batch for a graph: tokens, their positions here, labels, shares, and the bias."""
+        length = self._between.padded(inputs.shape[1])
+        more = ((0, 0), (0, length - inputs.shape[1]))
+        placed = positions((len(inputs), length))[:, self._between.tokens(length)]
+        placed = np.minimum(placed, self._spec.model.max_position_embeddings - 1)
+        padded = [np.pad(array, more) for array in (inputs, labels, share)]
+        arrays = (padded[0], placed, *padded[1:], causal_bias(length))
+        return [Tensor(np.ascontiguousarray(array)) for array in arrays]
+
+    def _add(self, names: Sequence[str], found: Sequence[Tensor]) -> None:
+        """Add gradients of weights, by their names."""
+        if self._by_rows is not None and self._spec.parallel.sharding_stage > 1:
+            found = scatter_each(found, self._by_rows)
+        for name, gradient in zip(names, found, strict=True):
+            held = self._gradients.get(name)
+            self._gradients[name] = gradient if held is None else held + gradient
+
+    def combine(self, total: Tensor) -> Tensor:
+        """Sum the gradients over the ranks that each have a part of them; return the sum of all totals."""
+        groups, found = self._groups, {name: self._gradients[name] for name in self._weights}
+        if self._by_rows is not None and self._spec.parallel.sharding_stage == 1:
+            found = dict(zip(found, scatter_each(list(found.values()), self._by_rows), strict=True))
+        several = groups.replicas if self._by_rows is None else groups.data
+        found = dict(zip(found, all_reduce_each(list(found.values()), several), strict=True))
+        if self._between.sequence:
+            found |= summed(found, self._uncut, groups.tensor)
+        if self._spec.model.tie_word_embeddings:
+            found |= summed(found, [name for name in found if name == TIED], groups.ends)
+        self._gradients = found
+        return all_reduce_each([total], groups.all)[0]
 
     def scale_gradients(self, factor: float) -> None:
         """Multiply every gradient by `factor`."""
-        self._gradients = [gradient * factor for gradient in self._gradients]
+        self._gradients = {name: gradient * factor for name, gradient in self._gradients.items()}
 
     def clip(self) -> Tensor:
         """Return the norm of the gradients; `update` clips them."""
-        norm, self._factor = self._optimizer.norm(self._gradients)
+        norm, self._factor = self._optimizer.norm(list(self._gradients.values()))
         return norm
 
     def update(self, learning_rate: float, count: int) -> None:
         """Change the weights by their gradients."""
-        self._optimizer.update(self._gradients, self._factor, learning_rate, count)
+        if self._slices:
+            self._slices.take()
+        self._optimizer.update(list(self._gradients.values()), self._factor, learning_rate, count)
+        if self._slices:
+            self._slices.spread()
 
     def measure(self, *scalars: Tensor) -> Callable[[], list[float]]:
         """Return a function that waits for `scalars`."""
         return lambda: [float(scalar) for scalar in scalars]
-
-    def close(self) -> None:
-        """Free the device."""
-        del self._optimizer, self._loss_and_gradients, self._gradients
-        super().close()
 
     def _held(self) -> Any:
         return ms.float32
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
         if kind == "gradient":
-            return dict(zip(self._weights, self._gradients, strict=True)) if self._gradients else {}
+            return self._gradients
         return super()._tensors(kind) if kind == "weight" else self._optimizer.moments(kind)
 
-    def _memory(self, kind: Kind) -> MindSporeMemory:
-        return MindSporeMemory(self._optimizer.kept.get(kind, 1.0))
+    def _sliced(self, kind: Kind) -> bool:
+        return super()._sliced(kind) if kind == "weight" else self._by_rows is not None
+
+    def _kept(self, kind: Kind) -> float:
+        return self._optimizer.kept.get(kind, 1.0)
+
+
+def summed(tensors: Mapping[str, Tensor], names: Sequence[str], group: Group | None) -> dict[str, Tensor]:
+    """Return the sums over the ranks of some of the tensors."""
+    return dict(zip(names, all_reduce_each([tensors[name] for name in names], group), strict=True))
 
 
 def positions(shape: tuple[int, ...]) -> NDArray[np.int32]:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from gptbridge.session import Device
 from gptbridge.weights.layouts.arrays import Read
@@ -74,8 +75,9 @@ def _traced(step: Step, model: ModelSpec) -> ExportedProgram:
         (torch.zeros(2, 5, dtype=torch.int64), past),
         dynamic_shapes=({0: batch, 1: new}, {2: batch, 4: held}),
     )
-    for node in program.graph.nodes:  # where the code lies on this machine
-        node.meta.pop("stack_trace", None)
+    graphs = [each.graph for each in program.graph_module.modules() if isinstance(each, GraphModule)]
+    for node in (node for graph in graphs for node in graph.nodes):
+        node.meta.pop("stack_trace", None)  # where the code lies on this machine
     return program
 
 

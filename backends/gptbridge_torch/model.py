@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -91,7 +93,8 @@ class GPT(nn.Module):
         are the tokens' places, by default 0 to T - 1. Dropout is drawn from `seed`.
         """
         drawn = None if seed is None else int(seed)
-        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        lower = self.dtype != torch.float32
+        with torch.autocast(x.device.type, self.dtype) if lower else nullcontext():
             if self.first:
                 places = (
                     self.wpe.weight[slice(*self.span(x.shape[1]))]

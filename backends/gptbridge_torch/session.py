@@ -141,7 +141,8 @@ class TorchModel:
         self._cut.length = None
         given = self._to_device(tokens)
         # What sharded weights are gathered into is used in training too, where no inference tensor may be.
-        with torch.no_grad() if self._sharding else torch.inference_mode():
+        mode = torch.no_grad() if self._sharding else torch.inference_mode()
+        with mode, torch.compiler.set_stance("force_eager"):
             found = read(self._stages, self._place, self._groups, given, cache, finish, shape)
         if self._sharding:
             self._sharding.reshard()
@@ -180,7 +181,13 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
             self._updated = {name: nn.Parameter(part) for name, part in own_parts(self._weights).items()}
         self._optimizer = Optimizer(spec.optimizer, self._updated, decays, owned, self._groups)
         self._compiled = spec.training.compile
-        self._loss = torch.compile(self._masked_sum, dynamic=False) if self._compiled else self._masked_sum
+        self._loss = self._masked_sum
+        if self._compiled and (self._sharding or self._groups.pipeline):
+            for stage in self._stages:
+                for block in stage.h.values():
+                    block.compile(dynamic=False)
+        elif self._compiled:
+            self._loss = torch.compile(self._masked_sum, dynamic=False)
         self._pipeline: Pipeline | None = None
         if self._groups.pipeline:
             from gptbridge_torch.pipeline import Pipeline  # half a second

@@ -11,12 +11,14 @@ from gptbridge_cli.hint_options import HINTS
 from gptbridge_cli.lines import say
 from gptbridge_cli.passing import passing
 from gptbridge_cli.train_options import (
+    MACHINES,
     AsJson,
     Backend,
     DryRun,
     Force,
     InitFrom,
     Overrides,
+    PrintLaunch,
     Quiet,
     Resume,
     Run,
@@ -25,11 +27,12 @@ from gptbridge_cli.train_options import (
 )
 
 if TYPE_CHECKING:
+    from gptbridge.training.events import Observer
     from gptbridge.training.run import Outcome
     from gptbridge.training.start import RunPlan
 
 
-@passing(HINTS)
+@passing(HINTS, MACHINES)
 def train(
     spec: Spec = None,
     backend: Backend = None,
@@ -37,39 +40,48 @@ def train(
     run: Run = None,
     resume: Resume = None,
     init_from: InitFrom = None,
+    print_launch: PrintLaunch = False,
     dry_run: DryRun = False,
     force: Force = False,
     tensorboard: WriteTensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
-    **hints: Any,
+    **words: Any,
 ) -> None:
     """Train a GPT on one backend; stop it, move it, resume it."""
     from gptbridge.plugins.backend import load_backend
     from gptbridge.training.beginning import Beginning
-    from gptbridge.training.run import train as run_training
-    from gptbridge.training.start import require_data, resolve
-    from gptbridge.training.tensorboard import TensorBoard, is_written
+    from gptbridge.training.launch import print_command
+    from gptbridge.training.start import Devices, require_data, resolve
     from gptbridge.weights.opening import hints_of
     from gptbridge_cli.displays import choose_display
 
-    beginning = Beginning(init_from, hints_of(**hints)) if init_from is not None else None
-    plan = resolve(spec, overrides or (), run, resume, beginning)
-    if not dry_run:
-        require_data(plan, spec)
+    machines = Devices(**{name: words.pop(name) for name in MACHINES})
+    beginning = Beginning(init_from, hints_of(**words)) if init_from is not None else None
+    plan = resolve(spec, overrides or (), run, resume, beginning, machines)
     if backend is not None:
         load_backend(backend).check(plan.spec)
     if dry_run:
         _tell(plan, backend, as_json=as_json)
         return
+    require_data(plan, spec)
     backend = backend or _chosen(plan, quiet=quiet or as_json)
-    observers = choose_display(plan.spec.training.log_interval, quiet=quiet, as_json=as_json)
-    if tensorboard or (plan.resume and is_written(plan.run)):
-        observers.append(TensorBoard(plan.run))
-    done = run_training(plan, backend=backend, observers=observers, force=force)
+    if print_launch:
+        typer.echo(print_command(plan, backend, force=force))
+        return
+    display = choose_display(plan.spec.training.log_interval, quiet=quiet, as_json=as_json)
+    done = _run(plan, backend, display, force=force, tensorboard=tensorboard)
     if not quiet and not as_json:
-        for line in _next(done, plan.spec.training.max_steps):
-            say(line)
+        _say_next(done, plan.spec.training.max_steps)
+
+
+def _run(plan: RunPlan, backend: str, display: list[Observer], *, force: bool, tensorboard: bool) -> Outcome:
+    from gptbridge.training.launch import train as run_training
+    from gptbridge.training.tensorboard import TensorBoard, is_written
+
+    written = tensorboard or (plan.resume and is_written(plan.run))
+    observers: list[Observer] = [*display, TensorBoard(plan.run)] if written else display
+    return run_training(plan, backend=backend, observers=observers, force=force)
 
 
 def _chosen(plan: RunPlan, *, quiet: bool) -> str:
@@ -81,18 +93,19 @@ def _chosen(plan: RunPlan, *, quiet: bool) -> str:
     return backend
 
 
-def _next(done: Outcome, max_steps: int) -> list[str]:
-    """Return the lines that say where the checkpoint is and what can be typed now."""
+def _say_next(done: Outcome, max_steps: int) -> None:
+    """Say where the checkpoint is and what can be typed now."""
     from gptbridge.training.run_folder import RunFolder
 
     run = done.run
     longer = f"--run {run.with_name(f'{run.resolve().name}-longer')} -o training.max_steps={2 * max_steps}"
-    return [
+    for line in (
         f"checkpoint  {RunFolder(run).store.path(done.step)}",
         f"next        gptbridge generate {run} --prompt TEXT",
         f"            gptbridge convert {run} FOLDER --to torch",
         f"            gptbridge train --resume {run}" + (f" {longer}" if done.reason == "complete" else ""),
-    ]
+    ):
+        say(line)
 
 
 def _tell(plan: RunPlan, backend: str | None, *, as_json: bool) -> None:

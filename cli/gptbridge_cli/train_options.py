@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gptbridge_cli.passing import Options
+
 Spec = Annotated[
     str | None,
     typer.Argument(help="A run preset or a YAML file; gpt2-tiny when absent."),
@@ -36,6 +38,10 @@ InitFrom = Annotated[
         help="Begin with these weights, of any dialect, or hf:ORG/NAME: they decide the model.",
     ),
 ]
+PrintLaunch = Annotated[
+    bool,
+    typer.Option("--print-launch", help="Print the command that starts this machine's ranks."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the whole spec and its size; launch nothing.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Start also where the estimate exceeds the memory at hand.")
@@ -45,3 +51,23 @@ WriteTensorBoard = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings and errors only, on stderr.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")]
+
+# By the field of gptbridge.training.start.Devices.
+MACHINES: Options = {
+    "here": (
+        int | None,
+        typer.Option(
+            None, "--devices", min=1, metavar="N", help="Devices of this machine; as the spec when absent."
+        ),
+    ),
+    "nodes": (int, typer.Option(1, min=1, help="Machines, each with as many devices.")),
+    "node_rank": (int, typer.Option(0, min=0, help="Which of them this is; 0 keeps the log.")),
+    "master": (
+        str | None,
+        typer.Option(None, metavar="HOST:PORT", help="Where they meet: the first machine."),
+    ),
+    "hang_seconds": (
+        float,
+        typer.Option(300.0, "--hang-timeout", min=1, help="Seconds after which an idle rank is given up."),
+    ),
+}

@@ -71,11 +71,18 @@ class MemoryPlan:
             yield f"  at hand     {size(self.at_hand):>10}{verdict}"
 
 
-def plan_memory(spec: RunSpec, info: BackendInfo, device: Device | None = None) -> MemoryPlan:
-    """Return what `spec` takes under the backend of `info`; `device` is known once a framework is loaded."""
+def plan_memory(
+    spec: RunSpec, info: BackendInfo, device: Device | None = None, *, ranks: int = 1
+) -> MemoryPlan:
+    """Return what `spec` takes under the backend of `info`; `device` is known once a framework is loaded.
+
+    The memory at hand is the share of one of the `ranks` that a CPU carries.
+    """
     kind = device.kind if device is not None else _likely_device(spec, info)
     use = info.memory.get(kind, MemoryUse())
     at_hand = device.memory if device is not None and device.memory is not None else memory_of(kind)
+    if at_hand is not None and kind == "cpu":
+        at_hand //= ranks
     return MemoryPlan(kind, estimate_training(spec, use), peaks_by_recompute(spec, use), at_hand)
 
 
@@ -84,17 +91,20 @@ def require_room(
     info: BackendInfo,
     device: Device | None = None,
     overrule: str = "; --force starts it all the same",
+    *,
+    ranks: int = 1,
 ) -> None:
     """Raise UsageError where a run cannot fit, with what would, and how to overrule it."""
-    plan = plan_memory(spec, info, device)
+    plan = plan_memory(spec, info, device, ranks=ranks)
     if plan.fits:
         return
     need = plan.estimate
+    who = "the run" if ranks == 1 else f"each of {ranks} ranks"
     raise UsageError(
-        f"the run needs about {size(need.peak)} of {plan.device} memory, and {size(plan.at_hand or 0)} are "
+        f"{who} needs about {size(need.peak)} of {plan.device} memory, and {size(plan.at_hand or 0)} are "
         f"at hand: weights {size(need.weights)}, moments {size(need.moments)}, "
         f"gradients {size(need.gradients)}, activations {size(need.activations)}",
-        hint=_what_fits(spec, info, plan) + overrule,
+        hint=_fewer(plan, ranks) + _what_fits(spec, info, plan) + overrule,
     )
 
 
@@ -121,6 +131,11 @@ def _likely_device(spec: RunSpec, info: BackendInfo) -> DeviceKind:
     if wanted != "auto":
         return wanted
     return "gpu" if "gpu" in info.hardware and gpu_memory() is not None else "cpu"
+
+
+def _fewer(plan: MemoryPlan, ranks: int) -> str:
+    fitting = ranks * (plan.at_hand or 0) // plan.estimate.peak
+    return f"{fitting} of them would fit. " if ranks > 1 and fitting else ""
 
 
 def _what_fits(spec: RunSpec, info: BackendInfo, plan: MemoryPlan) -> str:

@@ -35,6 +35,20 @@ def gpu_memory() -> int | None:
         return None
 
 
+def gpu_count() -> int:
+    """Return how many GPUs a run on this machine may use, as their driver says."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not shutil.which(_ASK_GPU[0]):
+        return 0
+    if visible is not None:
+        return len([word for word in visible.split(",") if word.strip() not in ("", "-1")])
+    try:
+        answer = subprocess.run(_ASK_GPU, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return 0
+    return len(answer.stdout.split())
+
+
 def host_memory() -> int:
     """Return the bytes that this process can still get: of the machine, its container and its limits."""
     return min([_available(), *_left_in_containers(), *_limits()])

@@ -21,14 +21,20 @@ _ONE_REQUEST = 0.1
 _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
+asked: signal.Signals | None = None  # what the command above a rank has got: for all of its ranks
+
+
 class StopRequest:
     """While entered, remembers the first signal in `received`, and leaves at once at a second one.
 
-    `words` tell a person on stderr when the run will stop.
+    `words` tell a person on stderr when the run will stop. Without words it is a rank's, which gets a signal
+    from several sides, some of them more than once: then only the first one counts.
     """
 
-    def __init__(self, words: str = "stopping after this step") -> None:
-        self.received: signal.Signals | None = None
+    WORDS = "stopping after this step"
+
+    def __init__(self, words: str | None = WORDS) -> None:
+        self._received: signal.Signals | None = None
         self._words = words
         self._before: dict[signal.Signals, Any] = {}
 
@@ -44,6 +50,11 @@ class StopRequest:
             threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
         return self
 
+    @property
+    def received(self) -> signal.Signals | None:
+        """The first signal that came."""
+        return self._received or asked
+
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             # None: a framework had installed a handler in C, which Python cannot put back.
@@ -53,13 +64,13 @@ class StopRequest:
             os.close(self._writer)  # which ends the thread
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = self.received or signal.Signals(number)
+        self._received = self._received or signal.Signals(number)
 
     def _watch(self, reader: int) -> None:
         first: float | None = None
         while content := os.read(reader, 1):
             number, now = content[0], time.monotonic()
-            if number not in self._before:
+            if number not in self._before or self._words is None:
                 continue
             if first is None:
                 first = now
@@ -73,6 +84,17 @@ class StopRequest:
     def exit_code(self) -> int:
         """128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP, 138 for SIGUSR1."""
         return 128 + (self.received or 0)
+
+
+def heed_signals() -> None:
+    """Let no signal end this process, before or after its loop: the next StopRequest has received it."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        global asked
+        asked = asked or signal.Signals(number)
+
+    for number in (*_ALWAYS, signal.SIGHUP):
+        signal.signal(number, note)
 
 
 def _tell(words: bytes) -> None:

@@ -38,8 +38,8 @@ LEARNING_RATE = 0.5
 # What a backend may refuse, each with the field that its Problem must name.
 REFUSABLE: dict[str, dict[str, Any]] = {
     "parallel.data": {"parallel": {"data": 2}},
-    "parallel.tensor": {"parallel": {"tensor": 3}},
-    "parallel.pipeline": {"parallel": {"pipeline": 2}},
+    "parallel.tensor": {"parallel": {"tensor": 3}, "model": {"ffn_hidden_size": 54}},
+    "parallel.pipeline": {"parallel": {"pipeline": 2}, "training": {"micro_batch_size": 1}},
     "parallel.sharding": {"parallel": {"sharding": 2}},
     "parallel.sequence": {"parallel": {"sequence": True}},
     "task.name": {"task": {"name": "classification", "num_labels": 3}},

@@ -53,14 +53,16 @@ class Beginning:
             raise
         return opened
 
-    def spec(self, named: str | RunSpec | None, overrides: Sequence[str]) -> RunSpec:
+    def spec(
+        self, named: str | RunSpec | None, overrides: Sequence[str], devices: int | None = None
+    ) -> RunSpec:
         """Return the run of a preset, file or spec, of this checkpoint's model.
 
         UsageError with a line for each field that the spec sets otherwise and may not.
         """
         with self.open(lambda message: None) as opened:
             model = opened.model
-        spec = load_run_of(model, named, overrides)
+        spec = load_run_of(model, named, overrides, devices)
         refused = [
             f"model.{field}: {ours} in the spec, {theirs} in {self.checkpoint}"
             for field, ours, theirs in _differences(spec.model, model)

@@ -32,7 +32,10 @@ class Events:
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Hand one event to every observer, in order, also where one of them fails."""
-        event = {"event": kind, "time": round(time.time(), 3), **fields}
+        self.show({"event": kind, "time": round(time.time(), 3), **fields})
+
+    def show(self, event: Event) -> None:
+        """Hand over an event as it is."""
         failed: BridgeError | None = None
         for observer in self._observers:
             try:
@@ -74,6 +77,29 @@ class EventLog:
             if line.endswith(b"\n"):
                 whole += len(line)
         self._file.truncate(whole)
+
+
+class Follower:
+    """Shows observers the events that another process appends to events.jsonl, from now on."""
+
+    def __init__(self, path: Path, observers: Sequence[Observer]) -> None:
+        self._path, self._observers = path, Events(observers)
+        self._read = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+        self.open = False  # a run has begun and not ended
+
+    def read(self) -> None:
+        """Show what is new."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        whole = new.rfind(b"\n") + 1
+        self._read += whole
+        for line in new[:whole].splitlines():
+            event = json.loads(line)
+            self.open = event["event"] != "end"
+            self._observers.show(event)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

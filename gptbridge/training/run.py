@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from gptbridge.plan.fitting import require_room
 from gptbridge.plan.machine import host_memory
 from gptbridge.plugins.backend import Backend, load_backend
 from gptbridge.process.signals import StopRequest
+from gptbridge.process.world import World
 from gptbridge.rules.loss_scale import continued, initial_state
-from gptbridge.session import Trainer
+from gptbridge.session import Device, Trainer
 from gptbridge.training.advice import advise
 from gptbridge.training.beginning import BegunWeights, advise_beginning, origin_of
 from gptbridge.training.environment import describe_environment
@@ -26,8 +28,9 @@ from gptbridge.training.events import EVENTS_FILE, Event, EventLog, Events, Obse
 from gptbridge.training.facts import spec_facts
 from gptbridge.training.loop import Loop, Reason
 from gptbridge.training.resume import allow_resume
-from gptbridge.training.run_folder import locked
+from gptbridge.training.run_folder import RunFolder, locked
 from gptbridge.training.start import RunPlan, choose_checkpoint
+from gptbridge.training.watching import Watch
 from gptbridge.weights.initial import InitialWeights
 from gptbridge.weights.shards import load
 from gptbridge_specs import RunSpec
@@ -46,8 +49,10 @@ class Outcome:
         return history(read_events(self.run / EVENTS_FILE))
 
 
-def train(plan: RunPlan, *, backend: str, observers: Sequence[Observer] = (), force: bool = False) -> Outcome:
-    """Train as `plan` says on `backend`, and return how it ended.
+def train_here(
+    plan: RunPlan, *, backend: str, observers: Sequence[Observer] = (), force: bool = False
+) -> Outcome:
+    """Train as `plan` says on `backend` in this process; return how the run ended.
 
     `observers` see each event after it is written to events.jsonl. `force` starts a run also where its
     estimate exceeds the memory at hand. Raises a BridgeError: UsageError for what cannot be, RunFailed when
@@ -59,69 +64,116 @@ def train(plan: RunPlan, *, backend: str, observers: Sequence[Observer] = (), fo
         require_room(plan.spec, plugin.info)
     try:
         with ExitStack() as stack:
-            return _train(stack, plan, plugin, observers, force)
+            ready = prepare(stack, plan)
+            return begin(stack, plan, plugin, ready, plugin.open_trainer(plan.spec), observers, force)
     except KeyboardInterrupt as error:
         # While the loop runs, StopRequest has the signals: this one came before or after it.
         raise Interrupted(f"{plan.run}: interrupted outside the training loop", exit_code=130) from error
 
 
-def _train(
-    stack: ExitStack, plan: RunPlan, plugin: Backend, observers: Sequence[Observer], force: bool
-) -> Outcome:
-    spec, run, warnings = plan.spec, plan.run, list[str]()
-    folder = stack.enter_context(locked(run))
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What a run begins or goes on with; all that can be refused before a framework is loaded has been."""
+
+    folder: RunFolder
+    data: RunData
+    checkpoint: RunCheckpoint | None
+    warnings: list[str]
+
+
+def prepare(stack: ExitStack, plan: RunPlan) -> Ready:
+    """Lock the run's folder and open what the run goes on from; `stack` closes both."""
+    warnings: list[str] = []
+    folder = stack.enter_context(locked(plan.run))
     source = choose_checkpoint(folder, plan.resume, warnings.append)
-    data = stack.enter_context(open_data(spec))
-    checkpoint = None if source is None else _open_allowed(source, stack, spec, data, warnings)
-    trainer, device, world = plugin.open_trainer(spec)
-    stack.callback(trainer.close)
-    if not force and device.kind != "cpu":
-        require_room(spec, plugin.info, device)
-    data = data.of_rank(world.replica, world.replicas)
-    if checkpoint is not None:
-        done, origin = _go_on(trainer, spec, checkpoint), checkpoint.state.origin
-    else:
-        done, origin = 0, _begin(trainer, plan, data.tokenizer.identity, warnings)
-    warnings += advise(spec, tokenizer_vocab_size=data.tokenizer.vocab_size, done=done)
-    environment = describe_environment(plugin, device)
-    folder.describe(spec, environment)
-    log = EventLog(folder.events)
-    stack.callback(log.close)
-    events = Events([log, plugin.notify, *observers])
-    facts = {**spec_facts(spec), **_data_facts(data), **environment, "run": str(run)}
-    if origin is not None:
-        facts["origin"] = origin.model_dump()
-    saver = Saver(folder.store, spec.checkpoint, _room_for_copies, world.rank, world.size)
-    stack.callback(saver.close)
-    with _end_told(events), StopRequest() as stop:
-        loop = Loop(spec, trainer, world, data, folder.store, saver, events, stop, plugin.name, origin)
-        if checkpoint is not None and checkpoint.weights.path.parent != folder.store.folder:
-            loop.save(done)  # first of all: a branch must not depend on the run that it came from
-            loop.settle()
-        _announce(events, facts, checkpoint, done, warnings)
-        step, reason = loop.run(done)
-        events.emit("end", step=step, reason=reason)
-    return Outcome(run, step, reason)
+    return open_ready(stack, plan, folder, source, warnings)
 
 
-def _room_for_copies() -> int:
-    """Return how many bytes a copy of what is saved may take beside the steps."""
-    return host_memory() // 2
-
-
-def _open_allowed(
-    source: Path, stack: ExitStack, spec: RunSpec, data: RunData, warnings: list[str]
-) -> RunCheckpoint:
-    """Open the checkpoint to continue from; UsageError where `spec` may not continue it."""
+def open_ready(
+    stack: ExitStack, plan: RunPlan, folder: RunFolder, source: Path | None, warnings: list[str]
+) -> Ready:
+    """Open the data and the checkpoint `source`; UsageError where the spec may not continue it."""
+    data = stack.enter_context(open_data(plan.spec))
+    if source is None:
+        return Ready(folder, data, None, warnings)
     checkpoint = open_run_checkpoint(source, stack)
     held = checkpoint.state.data.digest
     digest = held if held in (data.digest, data.dataset.sampled_digest) else data.digest
-    warnings += allow_resume(checkpoint.state, spec, digest=digest, tokenizer=data.tokenizer.identity)
-    return checkpoint
+    allowed = allow_resume(checkpoint.state, plan.spec, digest=digest, tokenizer=data.tokenizer.identity)
+    return Ready(folder, data, checkpoint, [*warnings, *allowed])
 
 
-def _begin(trainer: Trainer, plan: RunPlan, tokenizer: str, warnings: list[str]) -> Origin | None:
-    """Fill the trainer with drawn weights, or with those of a checkpoint, and return where they are from."""
+def begin(
+    stack: ExitStack,
+    plan: RunPlan,
+    plugin: Backend,
+    ready: Ready,
+    opened: tuple[Trainer, Device, World],
+    observers: Sequence[Observer],
+    force: bool,
+    *,
+    words: str | None = StopRequest.WORDS,
+) -> Outcome:
+    """Train what is ready; `stack` closes the trainer. `words` are those of a StopRequest."""
+    spec, store, (trainer, device, world) = plan.spec, ready.folder.store, opened
+    stack.callback(trainer.close)
+    if not force and device.kind != "cpu":
+        require_room(spec, plugin.info, device)
+    data = ready.data.of_rank(world.replica, world.replicas)
+    done, origin = _fill(trainer, plan, ready, leads=world.rank == 0)
+    facts = {**spec_facts(spec), **_data_facts(data), "run": str(plan.run)}
+    if origin is not None:
+        facts["origin"] = origin.model_dump()
+    heard = list(observers)
+    if world.rank == 0:
+        environment = describe_environment(plugin, device)
+        facts |= environment
+        heard = [*_log(stack, plan, ready.folder, environment), plugin.notify, *observers]
+    events = Events(heard)
+    saver = Saver(store, spec.checkpoint, partial(_room_for_copies, world.size), world.rank, world.size)
+    stack.callback(saver.close)
+    with _end_told(events), StopRequest(words) as stop:
+        watch = Watch(spec.evaluation, ready.checkpoint.state.best if ready.checkpoint is not None else None)
+        loop = Loop(spec, trainer, world, data, store, saver, events, stop, plugin.name, origin, watch)
+        if ready.checkpoint is not None and ready.checkpoint.weights.path.parent != store.folder:
+            loop.save(done)  # first of all: a branch must not depend on the run that it came from
+            loop.settle()
+        advice = advise(spec, tokenizer_vocab_size=data.tokenizer.vocab_size, done=done)
+        _announce(events, facts, ready.checkpoint, done, [*ready.warnings, *advice])
+        step, reason = loop.run(done)
+        events.emit("end", step=step, reason=reason)
+    return Outcome(plan.run, step, reason)
+
+
+def _log(
+    stack: ExitStack, plan: RunPlan, folder: RunFolder, environment: dict[str, object]
+) -> list[Observer]:
+    """Write what the run is, and return what logs it; `stack` closes the log."""
+    folder.describe(plan.spec, environment)
+    log = EventLog(folder.events)
+    stack.callback(log.close)
+    return [log]
+
+
+def _fill(trainer: Trainer, plan: RunPlan, ready: Ready, *, leads: bool) -> tuple[int, Origin | None]:
+    """Give the trainer what the run goes on or begins with; return the steps done, and where it began."""
+    if ready.checkpoint is not None:
+        return _go_on(trainer, plan.spec, ready.checkpoint), ready.checkpoint.state.origin
+    return 0, _begin(trainer, plan, ready.data.tokenizer.identity, ready.warnings, leads=leads)
+
+
+def _room_for_copies(ranks: int) -> int:
+    """Return how many bytes the copy of what one of `ranks` saves may take beside the steps."""
+    return host_memory() // (2 * ranks)
+
+
+def _begin(
+    trainer: Trainer, plan: RunPlan, tokenizer: str, warnings: list[str], *, leads: bool
+) -> Origin | None:
+    """Fill the trainer with drawn weights, or with those of a checkpoint.
+
+    Return, to the rank that leads, where they are from: for that it reads them all.
+    """
     spec, beginning = plan.spec, plan.beginning
     trainer.state = initial_state(spec.precision)
     if beginning is None:
@@ -130,7 +182,7 @@ def _begin(trainer: Trainer, plan: RunPlan, tokenizer: str, warnings: list[str])
     with beginning.open(warnings.append) as opened:
         warnings += advise_beginning(opened, spec, tokenizer)
         load(trainer.shards(), BegunWeights(opened, spec).read)
-        return origin_of(opened)
+        return origin_of(opened) if leads else None
 
 
 def _go_on(trainer: Trainer, spec: RunSpec, checkpoint: RunCheckpoint) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gptbridge.checkpoint.locating import locate
@@ -17,11 +17,14 @@ from gptbridge.data.tokenizers import load_tokenizer
 from gptbridge.errors import BackendMissing, BadInput, UsageError, from_checkout
 from gptbridge.plugins.backend import load_plugin
 from gptbridge.plugins.finding import backend_names, missing_framework
+from gptbridge.rules.schedule import learning_rate
 from gptbridge.training.beginning import Beginning
 from gptbridge.training.run_folder import SPEC_FILE, RunFolder
 from gptbridge_specs import RunSpec, load_run
 from gptbridge_specs.loading import DEFAULT_RUN, build, recipe_of
 from gptbridge_specs.overrides import apply_overrides
+from gptbridge_specs.parallel import laid_out
+from gptbridge_specs.run import ParallelSpec
 
 AUTO = "auto"
 RUNS = Path("runs")
@@ -29,6 +32,33 @@ _UNNAMED = "run"  # the folder in RUNS of a spec that has no name
 _PREFERRED = ("torch", "paddle", "mindspore")
 # A run that was to stop early goes on to its end, unless it is to stop early again.
 _NOT_INHERITED = ("training.stop_after_steps=null",)
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Which machines a run has. Without `here`, this one takes its share of what the layout needs."""
+
+    here: int | None = None  # devices of this machine, as of each other
+    nodes: int = 1
+    node_rank: int = 0
+    master: str | None = None  # HOST:PORT where the ranks meet, of the first machine
+    hang_seconds: float = 300.0  # after which a rank that does nothing is given up
+
+    @property
+    def total(self) -> int | None:
+        """How many devices there are in all, if that was said."""
+        return self.here and self.here * self.nodes
+
+    def processes(self, parallel: ParallelSpec) -> int:
+        """Return how many ranks this machine starts; UsageError where machines cannot share them alike."""
+        if self.nodes > 1 and self.master is None:
+            raise UsageError("machines need a place to meet", where="--nodes", hint="Give --master HOST:PORT")
+        if not 0 <= self.node_rank < self.nodes:
+            raise UsageError(f"is not below --nodes {self.nodes}", where=f"--node-rank {self.node_rank}")
+        if parallel.world_size % self.nodes:
+            problem = f"{parallel.world_size} devices are no whole number for each of {self.nodes} machines"
+            raise UsageError(problem, where="--nodes")
+        return parallel.world_size // self.nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +74,25 @@ class RunPlan:
     run: Path
     resume: str | None = None
     beginning: Beginning | None = None
+    devices: Devices = field(default_factory=Devices)
 
 
-def spec_of(named: str | RunSpec, overrides: Sequence[str]) -> RunSpec:
-    """Return the spec of a preset or YAML file, or the one that is given, with `overrides` applied."""
+def spec_of(named: str | RunSpec, overrides: Sequence[str], devices: int | None = None) -> RunSpec:
+    """Return the spec of a preset or YAML file, or the one that is given, with `overrides` applied.
+
+    Of `devices` in all, parallel.data takes what the other dimensions leave, unless it is set.
+    """
     if isinstance(named, str):
-        return load_run(named, overrides)
-    return build(RunSpec, apply_overrides(named.model_dump(mode="json"), overrides)) if overrides else named
+        return load_run(named, overrides, devices)
+    if not overrides and devices is None:
+        return named
+    return build(
+        RunSpec,
+        laid_out(apply_overrides(named.model_dump(mode="json", exclude_unset=True), overrides), devices),
+    )
+
+
+_ONE = Devices()
 
 
 def resolve(
@@ -59,6 +101,7 @@ def resolve(
     run: Path | None,
     resume: str | None,
     beginning: Beginning | None = None,
+    devices: Devices = _ONE,
 ) -> RunPlan:
     """Return the spec and folder of a run; `named` is a preset, a YAML file or a spec.
 
@@ -76,13 +119,13 @@ def resolve(
     try:
         folder = run or (source and _run_of(source)) or RUNS / name
         if beginning is not None and (named is not None or not (folder / SPEC_FILE).is_file()):
-            spec = _of_epochs(beginning.spec(named, overrides), overrides)
-            return RunPlan(spec, folder, resume, beginning)
+            spec = _settled(beginning.spec(named, overrides, devices.total), overrides)
+            return RunPlan(spec, folder, resume, beginning, devices)
         if named is not None or resume is None:
-            spec = _with_vocabulary(spec_of(named or DEFAULT_RUN, overrides))
+            spec = _with_vocabulary(spec_of(named or DEFAULT_RUN, overrides, devices.total))
         else:
-            spec = _stored_spec(source or folder, overrides)
-        return RunPlan(_of_epochs(spec, overrides), folder, resume)
+            spec = _stored_spec(source or folder, overrides, devices.total)
+        return RunPlan(_settled(spec, overrides), folder, resume, devices=devices)
     except OSError as error:
         raise BadInput(error.strerror or str(error), where=source or run) from error
 
@@ -112,20 +155,32 @@ def _with_vocabulary(spec: RunSpec) -> RunSpec:
     )
 
 
-def _of_epochs(spec: RunSpec, overrides: Sequence[str]) -> RunSpec:
-    """Return `spec` with the max_steps of its epochs, if it counts them; UsageError where both are given."""
+def _settled(spec: RunSpec, overrides: Sequence[str]) -> RunSpec:
+    """Return `spec` with the max_steps of its epochs, if it counts them.
+
+    UsageError for an override of what it decides, and of a batch that is counted in tokens; for a schedule
+    that is not there.
+    """
+    learning_rate(spec.schedule, spec.training.max_steps, 1)
+    if tokens := spec.training.global_batch_tokens:
+        _refuse_decided("training.global_batch_size", "training.global_batch_tokens", tokens, overrides)
     epochs = spec.training.epochs
     if epochs is None:
         return spec
-    if any(text.startswith("training.max_steps=") for text in overrides):
-        raise UsageError(
-            f"training.epochs={epochs:g} decides it",
-            where="training.max_steps",
-            hint="Give -o training.epochs=N, or -o training.epochs=null beside it",
-        )
+    _refuse_decided("training.max_steps", "training.epochs", epochs, overrides)
     samples = samples_of(spec, open_dataset(spec.data.path), "training").of_epochs(epochs)
     steps = -(-samples // spec.training.global_batch_size)
     return spec.model_copy(update={"training": spec.training.model_copy(update={"max_steps": steps})})
+
+
+def _refuse_decided(field: str, by: str, value: float, overrides: Sequence[str]) -> None:
+    """Refuse an override of a field that another one decides."""
+    if any(text.startswith(f"{field}=") for text in overrides):
+        raise UsageError(
+            f"{by}={value:g} decides it",
+            where=field,
+            hint=f"Give -o {by}=N, or -o {by}=null beside it",
+        )
 
 
 def choose_checkpoint(folder: RunFolder, resume: str | None, warn: Callable[[str], None]) -> Path | None:
@@ -218,14 +273,18 @@ def _run_of(source: Path) -> Path | None:
     return next((path for path in candidates if (path / SPEC_FILE).is_file()), None)
 
 
-def _stored_spec(source: Path, overrides: Sequence[str]) -> RunSpec:
-    """Return the spec that `source`, a run or checkpoint folder, was trained with."""
-    changed = [*_NOT_INHERITED, *overrides]
+def _stored_spec(source: Path, overrides: Sequence[str], devices: int | None) -> RunSpec:
+    """Return the spec that `source`, a run or checkpoint folder, was trained with.
+
+    On other `devices` it is another layout: then it keeps all of it but parallel.data.
+    """
+    changed = [*_NOT_INHERITED, *(["parallel.data=auto"] if devices else []), *overrides]
     if (source / SPEC_FILE).is_file():
-        return load_run(str(source / SPEC_FILE), changed)
+        return load_run(str(source / SPEC_FILE), changed, devices)
     for state in _states_in(source):
-        return build(RunSpec, apply_overrides(state.spec.model_dump(mode="json"), changed))
-    return load_run(DEFAULT_RUN, overrides)
+        content = apply_overrides(state.spec.model_dump(mode="json"), changed)
+        return build(RunSpec, laid_out(content, devices))
+    return load_run(DEFAULT_RUN, overrides, devices)
 
 
 def _states_in(source: Path) -> Iterator[TrainingState]:

@@ -15,6 +15,7 @@ from gptbridge_specs.errors import SpecError, suggestion
 from gptbridge_specs.fields import part_in
 from gptbridge_specs.model import ModelSpec
 from gptbridge_specs.overrides import apply_overrides
+from gptbridge_specs.parallel import laid_out
 from gptbridge_specs.presets import Kind, preset_names, read_preset
 from gptbridge_specs.run import RunSpec
 from gptbridge_specs.yaml_files import line_of, read_mapping
@@ -23,18 +24,22 @@ DEFAULT_RUN = "gpt2-tiny"
 _Spec = TypeVar("_Spec", bound=BaseModel)
 
 
-def load_run(name_or_file: str = DEFAULT_RUN, overrides: Sequence[str] = ()) -> RunSpec:
+def load_run(
+    name_or_file: str = DEFAULT_RUN, overrides: Sequence[str] = (), devices: int | None = None
+) -> RunSpec:
     """Return the run that a preset or a YAML file describes, with `overrides` applied.
 
     The name of a model preset is the default run with that model. A file may name a run preset to
     start from (`preset: NAME`), and its `model` may be the name of a model preset or a mapping with a
-    `preset` key. Raises SpecError with every problem.
+    `preset` key. Of `devices` in all, parallel.data takes what is left. Raises SpecError with every problem.
     """
     content = apply_overrides(_with_model(_read(name_or_file, "runs", ())), overrides)
-    return build(RunSpec, _with_model(content), _origin(name_or_file, overrides))
+    return build(RunSpec, laid_out(_with_model(content), devices), _origin(name_or_file, overrides))
 
 
-def load_run_of(model: ModelSpec, run: str | RunSpec | None, overrides: Sequence[str] = ()) -> RunSpec:
+def load_run_of(
+    model: ModelSpec, run: str | RunSpec | None, overrides: Sequence[str] = (), devices: int | None = None
+) -> RunSpec:
     """Return the run that a preset, file or spec describes, with `model` where that sets no field of it.
 
     Without `run` it is the default one. Raises SpecError with every problem.
@@ -46,7 +51,7 @@ def load_run_of(model: ModelSpec, run: str | RunSpec | None, overrides: Sequence
         origin = _origin(run or DEFAULT_RUN, overrides)
     own = content.get("model", {}) if run else {}
     content = apply_overrides({**content, "model": {**model.model_dump(), **own}}, overrides)
-    return build(RunSpec, _with_model(content), origin)
+    return build(RunSpec, laid_out(_with_model(content), devices), origin)
 
 
 def recipe_of(name_or_file: str) -> str | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from gptbridge.hookspecs import Problem
 from gptbridge.plugins.backend import load_backend
+from gptbridge.process.place import Place
 from gptbridge.session import Device
 from gptbridge_mindspore import hardware
 from gptbridge_specs import RunSpec
@@ -25,6 +26,7 @@ ms = hardware.import_mindspore()
 from mindspore import Tensor, ops  # noqa: E402
 
 from gptbridge_mindspore import dropout, parts  # noqa: E402
+from gptbridge_mindspore.parallel import Groups, cut_of  # noqa: E402
 from gptbridge_mindspore.session import MindSporeTrainer  # noqa: E402
 
 ASCEND = Device("ascend", "no Ascend", None)
@@ -52,7 +54,7 @@ def test_the_device_chooses_the_core_of_attention(
     device: Any, compute: Any, width: int, chosen: type
 ) -> None:
     model = make_spec(model={**DROPOUT, "hidden_size": width, "num_attention_heads": 4}).model
-    core: Any = parts.KERNELS[device].core(model, compute)
+    core: Any = parts.KERNELS[device].core(model, compute, 4)
     if chosen is parts.Core:
         assert type(core.drop) is parts.KERNELS[device].drop
     assert type(core) is chosen
@@ -79,7 +81,8 @@ def test_a_graph_of_wrong_shapes_does_not_get_that_far(monkeypatch: pytest.Monke
 
 
 def test_seeds_of_the_device_depend_on_seed_and_place_alone() -> None:
-    device = dropout.DeviceDropout(make_spec(model=DROPOUT).model)
+    model = make_spec(model=DROPOUT).model
+    device = dropout.DeviceDropout(model, cut_of(model, Place(), Groups()), dropout.all_sites(model))
     first, again, other = ([int(seed) for seed in device.arguments(n, (4, 16))] for n in (1, 1, 2))
     assert first == again
     assert len({*first, *other}) == 2 * 7  # the embeddings, and three places in each of two blocks
@@ -125,11 +128,11 @@ def test_the_fused_kernel_is_asked_for_what_the_plain_core_computes(
     )
     kept = draw.random((b * n, t, t)) >= 0.2
     bits = np.packbits(kept, axis=-1, bitorder="little").ravel()
-    plain = parts.Core(model, ms.float32)(q, k, v, bias, *([Tensor(kept)] if drops else [])).asnumpy()
+    plain = parts.Core(model, ms.float32, 4)(q, k, v, bias, *([Tensor(kept)] if drops else [])).asnumpy()
     mistakes = {"": True, "the mask keeps": False} | ({"no scale": False} if drops else {})
     for mistake, right in mistakes.items():
         monkeypatch.setattr(ops, "flash_attention_score", fused(mistake))
-        core = parts.FlashCore(model, ms.float32)
+        core = parts.FlashCore(model, ms.float32, 4)
         found = core(q, k, v, bias, *([Tensor(bits)] if drops else [])).asnumpy()
         assert np.allclose(found, plain, rtol=0, atol=1e-4) == right, mistake
 

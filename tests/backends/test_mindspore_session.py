@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from gptbridge import reference
 from gptbridge.errors import UsageError
 from gptbridge.plugins.backend import load_backend
+from gptbridge.process.place import Place
 from gptbridge.rules.dropout import dropout_seed
 from gptbridge.weights import shards
 from gptbridge.weights.initial import InitialWeights
@@ -30,8 +31,9 @@ ms = hardware.import_mindspore()
 from mindspore import Parameter, Tensor  # noqa: E402
 
 from gptbridge_mindspore import loss  # noqa: E402
-from gptbridge_mindspore.dropout import HostDropout, keep_scale  # noqa: E402
+from gptbridge_mindspore.dropout import HostDropout, all_sites, keep_scale  # noqa: E402
 from gptbridge_mindspore.optimizer import Optimizer  # noqa: E402
+from gptbridge_mindspore.parallel import Groups, cut_of  # noqa: E402
 from gptbridge_mindspore.session import MindSporeModel, MindSporeTrainer  # noqa: E402
 from gptbridge_mindspore.shapes import pad, usual_size  # noqa: E402
 
@@ -77,7 +79,7 @@ class TestMindSpore(SessionTests):
 
 def test_masks_drop_the_share_that_the_spec_says() -> None:
     spec = make_spec(model={"hidden_size": 512, **DROPOUT})
-    dropout = HostDropout(spec.model)
+    dropout = HostDropout(spec.model, cut_of(spec.model, Place(), Groups()), all_sites(spec.model))
     draw = [list(dropout.arguments(dropout_seed(7, step, 0), (64, LENGTH))) for step in (1, 1, 2)]
     first, again, other = (masks[0].asnumpy() for masks in draw)
     attention, mlp = (mask.asnumpy() for mask in draw[0][2:4])
@@ -162,7 +164,7 @@ def test_loss_of_a_label_without_any_probability_is_finite() -> None:
 
 def optimizer_of(weight: Parameter, **fields: Any) -> Optimizer:
     spec = make_spec(optimizer=fields).optimizer
-    return Optimizer(spec, {"w": weight}, {"w": spec.weight_decay})
+    return Optimizer(spec, {"w": weight}, {"w": spec.weight_decay}, [True], Groups())
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-8, 1e-10])

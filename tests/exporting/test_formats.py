@@ -71,19 +71,14 @@ def test_the_pieces_are_fed_one_after_the_other(artefacts: Artefacts) -> None:
 
 
 def test_a_script_goes_along_that_continues_texts(artefacts: Artefacts) -> None:
-    def greedy(known: int) -> list[int]:
-        model, tokens = MODELS["run"], list(b"def ")
-        for _ in range(4):
-            logits = reference.logits(model, canonical(model), np.array([tokens], np.int32))
-            tokens.append(int(logits[0, -1, :known].argmax()))
-        return tokens[: tokens.index(256)] if 256 in tokens else tokens
-
-    text, ids = greedy(257), greedy(261)[4:]
-    assert len(text) > 5
-    assert max(text) < 256 < max(ids)  # a text has none of the rows that are no token
+    model, tokens = MODELS["run"], list(b"The")
+    for _ in range(4):
+        logits = reference.logits(model, canonical(model), np.array([tokens], np.int32))
+        tokens.append(int(logits[0, -1].argmax()))
+    assert len(set(tokens)) > 5
     for words, printed in (
-        (["--prompt", "def "], bytes(text).decode(errors="replace")),
-        (["--ids", *map(str, b"def ")], " ".join(map(str, ids))),
+        (["--prompt", "The"], bytes(tokens).decode(errors="replace")),
+        (["--ids", *map(str, b"The")], " ".join(map(str, tokens[3:]))),
     ):
         assert executed(artefacts["gguf"], ["-B", "infer.py", *words, "--new", "4"]) == f"{printed}\n"
 

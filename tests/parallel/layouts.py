@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +64,18 @@ def run(
     *,
     steps: int = STEPS,
     broken: Mapping[str, str] | None = None,
+    unread: Collection[str] = (),
 ) -> dict[str, list[Arrays]]:
     """Train all `cases`, of one number of ranks, in one process group; return what each rank wrote.
 
-    In a case that `broken` names, its function `module:name` does nothing: what a test must notice.
+    In a case that `broken` names, its function `module:name` does nothing, or is `=module:name`: what a
+    test must notice. The models of `unread` cases are not read in the end.
     """
     (ranks,) = {spec.parallel.world_size for spec in cases.values()}
     job = folder / f"job-{ranks}.json"
     content = {name: spec.model_dump(mode="json") for name, spec in cases.items()}
-    job.write_text(json.dumps({"backend": backend, "steps": steps, "cases": content, "broken": broken or {}}))
+    told = {"backend": backend, "steps": steps, "broken": broken or {}, "unread": list(unread)}
+    job.write_text(json.dumps({**told, "cases": content}))
     command = [sys.executable, "-m", "tests.parallel.rank", str(job)]
     if ranks > 1:
         launch = Launch(processes=ranks, logs=folder / "logs", port=free_port())
@@ -137,9 +140,10 @@ PLAIN = {"loss": 1e-5, "grad_norm": 1e-5, "weight": 1e-6}  # SGD without clippin
 
 def differences(model: ModelSpec, ranks: list[Arrays], alone: Arrays) -> dict[str, float]:
     """Return how far the ranks of a layout together are from one process: largest relative differences."""
-    found = {
+    found: dict[str, float] = {
         name: _apart(ranks[0][name], alone[name])
         for name in ("loss", "grad_norm", "logits", "token_losses", "decoded")
+        if name in ranks[0]
     }
     for kind in ("weight", "exp_avg", "exp_avg_sq"):
         if f"{kind} 0" in alone:

@@ -171,7 +171,7 @@ def test_a_dry_run_tells_and_refuses_nothing() -> None:
 
 
 def test_force_overrules(tmp_path: Path, at_hand: pytest.MonkeyPatch) -> None:
-    from gptbridge.training.run import train
+    from gptbridge.training.launch import train
     from gptbridge.training.start import RunPlan
 
     at_hand.setattr(fitting, "memory_of", lambda kind: 1 << 20)

@@ -29,7 +29,7 @@ BACKENDS = ("torch", "paddle", "mindspore")
 CHILD = """
 import json, sys
 from pathlib import Path
-from gptbridge.training.run import train
+from gptbridge.training.launch import train
 from gptbridge.training.start import RunPlan
 from gptbridge_specs import RunSpec
 

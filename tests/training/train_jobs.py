@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from gptbridge.training.beginning import Beginning
-from gptbridge.training.run import train
+from gptbridge.training.launch import train
 from gptbridge.training.start import resolve
 from gptbridge.weights.opening import Hints
 

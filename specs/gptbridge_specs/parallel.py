@@ -1,0 +1,83 @@
+"""The equations between a layout, its devices and the model, and the nearest layout that keeps them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from gptbridge_specs.errors import SpecError
+
+if TYPE_CHECKING:
+    from gptbridge_specs.run import RunSpec
+
+AUTO = "auto"
+_OTHERS = ("tensor", "pipeline", "sharding")
+
+
+def laid_out(content: dict[str, Any], devices: int | None) -> dict[str, Any]:
+    """Return the content of a run with parallel.data such that it takes all `devices`, where it may choose.
+
+    It may where it is `auto` or not set. None: as many devices as the layout says, which `auto` makes one.
+    SpecError, with the equation, where no layout of that many devices has the other dimensions.
+    """
+    parallel = content.get("parallel") or {}
+    if devices is None or not isinstance(parallel, Mapping):
+        return content
+    try:
+        degrees = {name: int(parallel.get(name, 1)) for name in _OTHERS}
+        data = None if parallel.get("data", AUTO) == AUTO else int(parallel["data"])
+    except (TypeError, ValueError):
+        return content  # what is no number is refused with the other fields
+    others = max(1, math.prod(degrees.values()))
+    words = " x ".join(f"{name} {degree}" for name, degree in degrees.items())
+    left, rest = divmod(devices, others)
+    if data is None and rest:
+        near = " or ".join(str(n * others) for n in (left, left + 1) if n)
+        raise SpecError([f"parallel.data: {devices} devices / ({words}) is no whole number: {near} would be"])
+    if data is not None and data * others != devices:
+        near = f"parallel.data={left}" if left and not rest else f"{data * others} devices"
+        product = f"data {data} x {words} = {data * others} devices"
+        raise SpecError([f"parallel.data: {product}, not {devices}: {near} would be"])
+    return {**content, "parallel": {**parallel, "data": left}}
+
+
+def broken_equations(spec: RunSpec) -> Iterator[str]:
+    """Yield a line for each equation that a layout breaks: its field, why, what would fit."""
+    parallel, layers = spec.parallel, spec.model.num_layers
+    tensor, virtual = parallel.tensor, parallel.virtual_pipeline
+    cut = {"num_attention_heads": spec.model.num_attention_heads, "ffn_hidden_size": spec.model.ffn_size}
+    near = _near(tensor, _divisors(math.gcd(*cut.values())))
+    for field, size in cut.items():
+        if size % tensor:
+            yield f"parallel.tensor: model.{field} {size} / tensor {tensor} is no whole number: {near}"
+    if virtual > 1 and parallel.pipeline == 1:
+        yield "parallel.virtual_pipeline: one stage has nothing to take turns with: 1, or parallel.pipeline=2"
+    elif layers % (parallel.pipeline * virtual):
+        near = _near(parallel.pipeline, [n for n in _divisors(layers) if layers % (n * virtual) == 0])
+        divisor = f"(pipeline {parallel.pipeline} x virtual_pipeline {virtual})"
+        yield f"parallel.pipeline: model.num_layers {layers} / {divisor} is no whole number: {near}"
+    yield from _enough_micro_batches(spec)
+
+
+def _enough_micro_batches(spec: RunSpec) -> Iterator[str]:
+    stages, replicas = spec.parallel.pipeline, spec.parallel.data * spec.parallel.sharding
+    batch, micro = spec.training.global_batch_size, spec.micro_batch_size
+    share = batch // replicas
+    if share // micro < stages:
+        fits = [n for n in _divisors(share) if share // n >= stages]
+        near = f"training.micro_batch_size={fits[-1]}" if fits else f"global_batch_size={stages * replicas}"
+        yield (
+            f"parallel.pipeline: {stages} stages need as many micro-batches; a step has {batch} samples / "
+            f"({replicas} replicas x micro_batch_size {micro}) = {share // micro}: {near} would do"
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def _near(degree: int, fits: list[int]) -> str:
+    """Return the fitting numbers next to `degree`."""
+    below, above = [n for n in fits if n < degree][-1:], [n for n in fits if n > degree][:1]
+    return " or ".join(map(str, [*below, *above])) + " would be" if below or above else "none is"
