@@ -185,7 +185,7 @@ def _evaluate(event: Event) -> list[str]:
 
 
 def _end(event: Event) -> list[str]:
-    if event["reason"] not in ("complete", "stopped"):
+    if "message" in event:
         return []  # the error says it
     return [f"{event['reason']} at step {event['step']}"]
 

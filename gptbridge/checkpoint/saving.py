@@ -97,7 +97,7 @@ class Saver:
             path = self._store.path(step)
         else:
             path = self._store.save(step, lambda folder: saving.write(content))
-            self._store.prune(self._keep)
+            self._store.prune(self._keep, content.state.best.step if content.state.best else None)
         return Saved(step, path, time.perf_counter() - started)
 
 

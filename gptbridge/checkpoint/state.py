@@ -38,6 +38,15 @@ class Origin(Part):
     digest: str = Field(description="Of its canonical weights, as gptbridge inspect shows it.")
 
 
+class Best(Part):
+    """The best evaluation so far."""
+
+    metric: str
+    value: float
+    step: int = Field(ge=0)
+    since: int = Field(0, ge=0, description="Evaluations after it.")
+
+
 class RngState(Part):
     """From where every random number of the next steps follows."""
 
@@ -67,6 +76,7 @@ class TrainingState(Part):
     spec_sha256: str
     spec: RunSpec
     origin: Origin | None = Field(None, description="Absent: the initial weights were drawn.")
+    best: Best | None = Field(None, description="Absent: nothing was evaluated yet.")
 
     def trainer_state(self) -> TrainerState:
         """Return what a trainer of the run goes on from."""
@@ -82,6 +92,7 @@ def state_after(
     digest: str,
     tokenizer: str,
     origin: Origin | None = None,
+    best: Best | None = None,
 ) -> TrainingState:
     """Return the state of a run of `spec` that has done `step` steps."""
     samples = step * spec.training.global_batch_size
@@ -95,6 +106,7 @@ def state_after(
         spec_sha256=spec_hash(spec),
         spec=spec,
         origin=origin,
+        best=best,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gptbridge.checkpoint.manifest import Entry, verify, write_manifest
@@ -20,6 +20,7 @@ from gptbridge_specs.run import CheckpointSpec
 MOVED = "the run's folder was renamed or removed while it trained"
 FOLLOW = "What was saved went with it: continue there with --resume"
 CHECKPOINTS = "checkpoints"  # the folder of them in a run's folder
+BEST = "best"  # in that folder, a link to one of them
 _NAME = re.compile(r"step-(\d{8,})")
 _SAVING, _REPLACED, _REMOVING = ".saving-", ".replaced-", ".removing-"
 
@@ -89,11 +90,16 @@ class CheckpointStore:
         shutil.rmtree(final.with_name(_REPLACED + final.name), ignore_errors=True)
         return final
 
-    def prune(self, spec: CheckpointSpec) -> None:
-        """Remove all but the newest `spec.keep` checkpoints and the multiples of `spec.keep_every`."""
+    def prune(self, spec: CheckpointSpec, best: int | None = None) -> None:
+        """Remove all but the newest `spec.keep` checkpoints and the multiples of `spec.keep_every`.
+
+        With `spec.keep_best` that of the step `best` stays too, and the link `best` leads to it.
+        """
+        if spec.keep_best and best in self.steps():
+            self._link_best(self.path(best).name)
         every = spec.keep_every
         for step in self.steps()[: -spec.keep]:
-            if every is None or step % every:
+            if (every is None or step % every) and not (spec.keep_best and step == best):
                 self._remove(step)
 
     def set_aside_after(self, good: Path) -> None:
@@ -110,6 +116,13 @@ class CheckpointStore:
         for prefix in (_SAVING, _REPLACED, _REMOVING):
             for left in self.folder.glob(prefix + "*"):
                 shutil.rmtree(left, ignore_errors=True)
+
+    def _link_best(self, name: str) -> None:
+        made = self.folder / (_SAVING + BEST)
+        with suppress(OSError):  # a disk without links keeps the checkpoint all the same
+            made.unlink(missing_ok=True)
+            made.symlink_to(name)
+            made.replace(self.folder / BEST)
 
     def _remove(self, step: int) -> None:
         # Renamed first: a half-deleted folder must not look like a damaged checkpoint.

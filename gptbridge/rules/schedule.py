@@ -10,14 +10,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
+from importlib import metadata
 
+from gptbridge.errors import RunFailed, UsageError
 from gptbridge_specs.run import ScheduleSpec
+
+# The rate of step 1, 2, ... of a run of so many steps: the same for the same arguments, whatever came before.
+Schedule = Callable[[ScheduleSpec, int, int], float]
+_GROUP = "gptbridge.schedules"
 
 
 def learning_rate(schedule: ScheduleSpec, max_steps: int, step: int) -> float:
-    """Return the learning rate of the update at `step` (1 is the first) of a run of `max_steps`."""
+    """Return the learning rate of the update at `step` (1 is the first) of a run of `max_steps`.
+
+    UsageError for a plugin that is not there; RunFailed where it fails or returns no rate.
+    """
+    if schedule.plugin is not None:
+        return _of_plugin(schedule.plugin, schedule, max_steps, step)
     decay_steps = schedule.decay_steps or max_steps
     return _SHAPES[schedule.name](schedule, decay_steps, step - (schedule.name in _FROM_ZERO))
+
+
+def _of_plugin(name: str, schedule: ScheduleSpec, max_steps: int, step: int) -> float:
+    try:
+        rate = float(_plugin(name)(schedule, max_steps, step))
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"{rate} is no learning rate")
+    except UsageError:
+        raise
+    except Exception as error:  # whatever a stranger's function raises
+        problem = f"failed at step {step}: {type(error).__name__}: {error}"
+        raise RunFailed(problem, where=f"schedule.plugin={name}") from error
+    return rate
+
+
+@cache
+def _plugin(name: str) -> Schedule:
+    """Return the function of an entry point."""
+    entries = metadata.entry_points(group=_GROUP)
+    found = [entry for entry in entries if entry.name == name]
+    if len(found) != 1:
+        names = sorted({entry.name for entry in entries})
+        problem = f"{len(found)} packages have a schedule {name!r}"
+        raise UsageError(
+            problem, where="schedule.plugin", allowed=", ".join(names) or f"an entry point in {_GROUP}"
+        )
+    schedule: Schedule = found[0].load()
+    return schedule
 
 
 def warmup_steps(schedule: ScheduleSpec, decay_steps: int) -> float:
@@ -68,7 +108,7 @@ def _constant(schedule: ScheduleSpec, decay_steps: int, step: int) -> float:
 
 
 _FROM_ZERO = ("linear", "polynomial")
-_SHAPES: dict[str, Callable[[ScheduleSpec, int, int], float]] = {
+_SHAPES: dict[str, Schedule] = {
     "cosine": _cosine,
     "linear": _linear,
     "polynomial": _polynomial,

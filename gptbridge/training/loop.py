@@ -19,9 +19,10 @@ from gptbridge.rules.schedule import learning_rate
 from gptbridge.session import Batch, StepResult, Trainer
 from gptbridge.training.evaluate import mean_loss
 from gptbridge.training.events import Events
+from gptbridge.training.watching import Watch
 from gptbridge_specs import RunSpec
 
-Reason = Literal["complete", "stopped"]
+Reason = Literal["complete", "stopped", "early"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Loop:
     stop: StopRequest
     backend: str
     origin: Origin | None
+    watch: Watch
 
     def run(self, done: int) -> tuple[int, Reason]:
         """Train from step `done` + 1 on and save at the end; return the last step and why it was.
@@ -47,19 +49,29 @@ class Loop:
         """
         training = self.spec.training
         last = min(training.max_steps, training.stop_after_steps or training.max_steps)
+        if self.watch.exhausted:
+            message = "the run had ended early: a larger evaluation.patience goes on"
+            self.events.emit("warning", message=message)
+            last = done
         batches = self.data.training(done + 1)
+        ends = time.monotonic() + 60 * (training.max_minutes or math.inf)
         for step in range(done + 1, last + 1):
             self._step(step, *self._next_batch(step, batches))
             self._tell(self.saver.done())
-            if self._due(step, self.spec.evaluation.interval) and not self._stopping():
-                self._evaluate(step)
+            is_best = self._due(step, self.spec.evaluation.interval) and self._evaluate(step)
             stopping = self._stopping()
-            if step == last or stopping or step % self.spec.checkpoint.interval == 0:
+            if self.watch.exhausted or self._over(ends):
+                last = step
+            if step == last or stopping or step % self.spec.checkpoint.interval == 0 or is_best:
                 self.save(step)
             if stopping and step < last:
                 self._interrupt(step)
+            if step == last:
+                break
         self.settle()
         step = max(done, last)
+        if self.watch.exhausted:
+            return step, "early"
         return step, "complete" if step >= training.max_steps else "stopped"
 
     def save(self, step: int) -> None:
@@ -75,6 +87,7 @@ class Loop:
             digest=self.data.digest,
             tokenizer=self.data.tokenizer.identity,
             origin=self.origin,
+            best=self.watch.best,
         )
         self._tell(self.saver.begin(state, self.data.tokenizer, self.trainer.shards))
 
@@ -138,23 +151,28 @@ class Loop:
             + "a lower schedule.max_lr, a longer warm-up or optimizer.clip_grad_norm may help",
         )
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int) -> bool:
+        """Evaluate, unless a signal has come and nothing goes by it; tell whether to save it as the best."""
+        spec = self.spec
+        if self._stopping() and spec.evaluation.patience is None and not spec.checkpoint.keep_best:
+            return False
         started = time.perf_counter()
         loss, tokens = mean_loss(self.trainer, self.data.validation(), self.world)
         if not tokens:
             self.events.emit("warning", step=step, message="every token of the validation split is masked")
-            return
+            return False
         finite = math.isfinite(loss)
-        self.events.emit(
-            "evaluate",
-            step=step,
-            loss=_number(loss),
-            perplexity=math.exp(min(loss, 20.0)) if finite else None,
-            tokens=tokens,
-            seconds=round(time.perf_counter() - started, 3),
-        )
+        facts = {"loss": _number(loss), "perplexity": math.exp(min(loss, 20.0)) if finite else None}
+        is_best = self.watch.take(step, facts, self.world.any)
+        seconds = round(time.perf_counter() - started, 3)
+        self.events.emit("evaluate", step=step, **facts, tokens=tokens, seconds=seconds, best=is_best)
         if not finite:
             self.events.emit("warning", step=step, message=f"step {step}: the validation loss is {loss}")
+        return is_best and spec.checkpoint.keep_best
+
+    def _over(self, ends: float) -> bool:
+        """Tell whether training.max_minutes are over on any rank."""
+        return self.spec.training.max_minutes is not None and self.world.any(time.monotonic() >= ends)
 
     def _stopping(self) -> bool:
         """Tell whether a signal has come to any rank, so that all of them end at the same step."""

@@ -15,6 +15,7 @@ from gptbridge_specs import RunSpec
 FREE, CHANGES_THE_CURVE = "free", "changes the curve"
 MAY_CHANGE = {
     "training.stop_after_steps": FREE,
+    "training.max_minutes": FREE,
     "training.device": FREE,
     "training.recompute": FREE,
     "training.compile": FREE,

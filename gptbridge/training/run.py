@@ -30,6 +30,7 @@ from gptbridge.training.loop import Loop, Reason
 from gptbridge.training.resume import allow_resume
 from gptbridge.training.run_folder import RunFolder, locked
 from gptbridge.training.start import RunPlan, choose_checkpoint
+from gptbridge.training.watching import Watch
 from gptbridge.weights.initial import InitialWeights
 from gptbridge.weights.shards import load
 from gptbridge_specs import RunSpec
@@ -132,7 +133,8 @@ def begin(
     saver = Saver(store, spec.checkpoint, partial(_room_for_copies, world.size), world.rank, world.size)
     stack.callback(saver.close)
     with _end_told(events), StopRequest(words) as stop:
-        loop = Loop(spec, trainer, world, data, store, saver, events, stop, plugin.name, origin)
+        watch = Watch(spec.evaluation, ready.checkpoint.state.best if ready.checkpoint is not None else None)
+        loop = Loop(spec, trainer, world, data, store, saver, events, stop, plugin.name, origin, watch)
         if ready.checkpoint is not None and ready.checkpoint.weights.path.parent != store.folder:
             loop.save(done)  # first of all: a branch must not depend on the run that it came from
             loop.settle()

@@ -17,6 +17,7 @@ from gptbridge.data.tokenizers import load_tokenizer
 from gptbridge.errors import BackendMissing, BadInput, UsageError, from_checkout
 from gptbridge.plugins.backend import load_plugin
 from gptbridge.plugins.finding import backend_names, missing_framework
+from gptbridge.rules.schedule import learning_rate
 from gptbridge.training.beginning import Beginning
 from gptbridge.training.run_folder import SPEC_FILE, RunFolder
 from gptbridge_specs import RunSpec, load_run
@@ -118,13 +119,13 @@ def resolve(
     try:
         folder = run or (source and _run_of(source)) or RUNS / name
         if beginning is not None and (named is not None or not (folder / SPEC_FILE).is_file()):
-            spec = _of_epochs(beginning.spec(named, overrides, devices.total), overrides)
+            spec = _settled(beginning.spec(named, overrides, devices.total), overrides)
             return RunPlan(spec, folder, resume, beginning, devices)
         if named is not None or resume is None:
             spec = _with_vocabulary(spec_of(named or DEFAULT_RUN, overrides, devices.total))
         else:
             spec = _stored_spec(source or folder, overrides, devices.total)
-        return RunPlan(_of_epochs(spec, overrides), folder, resume, devices=devices)
+        return RunPlan(_settled(spec, overrides), folder, resume, devices=devices)
     except OSError as error:
         raise BadInput(error.strerror or str(error), where=source or run) from error
 
@@ -154,20 +155,32 @@ def _with_vocabulary(spec: RunSpec) -> RunSpec:
     )
 
 
-def _of_epochs(spec: RunSpec, overrides: Sequence[str]) -> RunSpec:
-    """Return `spec` with the max_steps of its epochs, if it counts them; UsageError where both are given."""
+def _settled(spec: RunSpec, overrides: Sequence[str]) -> RunSpec:
+    """Return `spec` with the max_steps of its epochs, if it counts them.
+
+    UsageError for an override of what it decides, and of a batch that is counted in tokens; for a schedule
+    that is not there.
+    """
+    learning_rate(spec.schedule, spec.training.max_steps, 1)
+    if tokens := spec.training.global_batch_tokens:
+        _refuse_decided("training.global_batch_size", "training.global_batch_tokens", tokens, overrides)
     epochs = spec.training.epochs
     if epochs is None:
         return spec
-    if any(text.startswith("training.max_steps=") for text in overrides):
-        raise UsageError(
-            f"training.epochs={epochs:g} decides it",
-            where="training.max_steps",
-            hint="Give -o training.epochs=N, or -o training.epochs=null beside it",
-        )
+    _refuse_decided("training.max_steps", "training.epochs", epochs, overrides)
     samples = samples_of(spec, open_dataset(spec.data.path), "training").of_epochs(epochs)
     steps = -(-samples // spec.training.global_batch_size)
     return spec.model_copy(update={"training": spec.training.model_copy(update={"max_steps": steps})})
+
+
+def _refuse_decided(field: str, by: str, value: float, overrides: Sequence[str]) -> None:
+    """Refuse an override of a field that another one decides."""
+    if any(text.startswith(f"{field}=") for text in overrides):
+        raise UsageError(
+            f"{by}={value:g} decides it",
+            where=field,
+            hint=f"Give -o {by}=N, or -o {by}=null beside it",
+        )
 
 
 def choose_checkpoint(folder: RunFolder, resume: str | None, warn: Callable[[str], None]) -> Path | None:

@@ -131,9 +131,13 @@ class OptimizerSpec(Part):
 class ScheduleSpec(Part):
     """The learning rate of each step."""
 
-    name: Literal["cosine", "linear", "polynomial", "noam", "constant"] = Field(
-        "cosine", description="Shape after (noam: including) the warm-up."
+    name: Literal["cosine", "linear", "polynomial", "noam", "constant", "plugin"] = Field(
+        "cosine", description="Shape after (noam: including) the warm-up; plugin: a function of a package's."
     )
+    plugin: str | None = Field(
+        None, description="Name of the function, among the entry points in the group gptbridge.schedules."
+    )
+    arguments: tuple[float, ...] = Field((), description="Numbers for it, in an order of its own.")
     max_lr: float = Field(
         1e-3, gt=0, description="Learning rate at the end of the warm-up; noam: the base rate."
     )
@@ -151,6 +155,10 @@ class ScheduleSpec(Part):
     def _rates_are_ordered(self) -> Self:
         if self.name in ("cosine", "linear", "polynomial") and self.min_lr > self.max_lr:
             raise ValueError(f"min_lr={self.min_lr} is above max_lr={self.max_lr}: swap them")
+        if (self.name == "plugin") != (self.plugin is not None):
+            raise ValueError(
+                f"name={self.name}, plugin={self.plugin}: schedule.name=plugin and its name go together"
+            )
         return self
 
 
@@ -213,7 +221,19 @@ class TrainingSpec(Part):
     stop_after_steps: int | None = Field(
         None, ge=1, description="End early at this step, with a checkpoint; the schedule does not change."
     )
+    max_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="End early with a checkpoint after so many minutes, as a job's time limit asks; "
+        "a resumed run has as many again.",
+    )
     global_batch_size: int = Field(8, ge=1, le=2**24, description="Samples of one optimizer step.")
+    global_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Tokens of one optimizer step; they decide global_batch_size, in whole micro-batches of "
+        "every replica.",
+    )
     micro_batch_size: int | None = Field(
         None, ge=1, description="Samples of one forward pass; absent: the whole share of a device."
     )
@@ -249,6 +269,10 @@ class CheckpointSpec(Part):
     keep_every: int | None = Field(
         None, ge=1, description="Also keep every checkpoint at a multiple of this."
     )
+    keep_best: bool = Field(
+        False,
+        description="Save at the best evaluation so far and keep it: checkpoints/best leads there.",
+    )
 
 
 class EvaluationSpec(Part):
@@ -259,6 +283,13 @@ class EvaluationSpec(Part):
     global_batch_size: int | None = Field(
         None, ge=1, description="Samples of one batch; absent: training.global_batch_size."
     )
+    metric: str = Field(
+        "loss", description="Number of an evaluation that says which is the best: loss, perplexity, ..."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="End early after so many evaluations in turn without a better one."
+    )
+    min_delta: float = Field(0.0, ge=0, description="By how much more a better one must be better.")
 
 
 class RunSpec(Part):
@@ -276,6 +307,25 @@ class RunSpec(Part):
     generation: GenerationSpec = Field(default_factory=GenerationSpec, description="How it writes text.")
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec, description="How it is measured.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _batch_of_tokens(cls, values: Any) -> Any:
+        """Count the samples of training.global_batch_tokens, to the nearest batch that can be cut."""
+        if not isinstance(values, dict):
+            return values
+        training, parallel = (_plain(values.get(name)) for name in ("training", "parallel"))
+        tokens = training.get("global_batch_tokens")
+        if tokens is None:
+            return values
+        try:
+            parts = [int(parallel.get(name, 1)) for name in ("data", "sharding")]
+            unit = parts[0] * parts[1] * int(training.get("micro_batch_size") or 1)
+            length = int(training.get("seq_length", TrainingSpec.model_fields["seq_length"].default))
+            samples = max(round(int(tokens) / length / unit), 1) * unit
+        except (TypeError, ValueError, ZeroDivisionError):
+            return values  # each is refused by its own field
+        return {**values, "training": {**training, "global_batch_size": samples}}
+
     @model_validator(mode="after")
     def _sample_fits_positions(self) -> Self:
         if self.training.seq_length > self.model.max_position_embeddings:
@@ -292,6 +342,19 @@ class RunSpec(Part):
             )
         if broken := list(broken_equations(self)):
             raise ValueError("\n".join(broken))
+        return self
+
+    @model_validator(mode="after")
+    def _task_and_length_fit(self) -> Self:
+        watches = self.checkpoint.keep_best or self.evaluation.patience is not None
+        if watches and not self.evaluation.interval:
+            raise ValueError(
+                "evaluation.interval=0: evaluation.patience and checkpoint.keep_best go by evaluations"
+            )
+        if self.task.name == "language_modeling" and self.evaluation.metric not in ("loss", "perplexity"):
+            raise ValueError(
+                f"evaluation.metric={self.evaluation.metric}: of language there are loss and perplexity"
+            )
         if self.data.mixture and self.training.epochs is not None:
             raise ValueError(
                 f"training.epochs={self.training.epochs:g} counts passes over one dataset: with data.mixture "
@@ -311,3 +374,10 @@ class RunSpec(Part):
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step over all devices."""
         return self.training.global_batch_size * self.training.seq_length
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    """Return what a section is given as: a mapping, or fields that are set."""
+    if isinstance(section, Part):
+        return section.model_dump(exclude_unset=True)
+    return section if isinstance(section, dict) else {}

@@ -23,7 +23,7 @@ def test_a_run_goes_from_layout_to_layout(tmp_path: Path) -> None:
     run, alone = tmp_path / "run", tmp_path / "alone"
     for number, (backend, layout) in enumerate(JOURNEY, start=1):
         more = [*layout, *(SPEC if number == 1 else []), f"training.stop_after_steps={2 * number}"]
-        words = ("train", "-b", backend, "--run", run, "--resume", "auto", "--quiet", *options(more))
+        words = ["train", "-b", backend, "--run", str(run), "--resume", "auto", "--quiet", *options(more)]
         done = gptbridge(*words, timeout=240)
         assert (done.returncode, done.stderr) == (0, ""), (backend, done.stderr)
     run_jobs(tmp_path, "torch", [{"run": str(alone), "overrides": SPEC}])

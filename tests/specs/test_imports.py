@@ -11,8 +11,9 @@ import yaml
 
 from gptbridge_specs import RunSpec, SpecError, load_run
 from gptbridge_specs.fields import describe_fields
-from gptbridge_specs.imports import Facts, Imported, import_file
+from gptbridge_specs.imports import Facts, Imported, import_file, modelscope
 from gptbridge_specs.imports.files import flat
+from gptbridge_specs.imports.reading import Reading
 
 FLEETX_BASE = """
 Global: {device: gpu, seed: 1024, global_batch_size: , local_batch_size: 1, micro_batch_size: 1}
@@ -241,15 +242,14 @@ def differing(imported: Imported, preset: str) -> set[str]:
 @pytest.mark.parametrize("preset", FLEETX)
 def test_fleetx_recipes_are_the_presets(files: Files, preset: str) -> None:
     imported = files.fleetx(FLEETX[preset])
-    # The preset takes what device there is; Paddle's scaler grows after 2000 steps, and 1000 is our default.
-    assert differing(imported, preset) == {"training.device", "precision.loss_scale_window"}
+    assert differing(imported, preset) == {"training.device"}  # a preset takes what there is
     assert imported.options == ("--run ./output",)
     wrong = files.fleetx(FLEETX[preset].replace("num_layers: ", "num_layers: 8"))
     assert "model.num_layers" in differing(wrong, preset)
 
 
-_MF = {"training.device", "training.max_steps", "training.epochs", "model.initializer_range",
-       "checkpoint.keep", "evaluation.interval", "generation.top_k", "generation.strategy"}  # fmt: skip
+_MF = {"training.device", "training.max_steps", "training.epochs",
+       "checkpoint.keep", "generation.top_k", "generation.strategy"}  # fmt: skip
 
 
 def mindformers_13b(text: str = MINDFORMERS) -> str:
@@ -303,7 +303,7 @@ def test_mindformers_recipes_are_the_presets(files: Files, preset: str, text: st
 
 def test_paddlenlp_s_command_is_the_preset(files: Files) -> None:
     imported = files.read("run.sh", PADDLENLP)
-    assert differing(imported, "paddlenlp-gpt2-en") == {"training.device", "precision.initial_loss_scale"}
+    assert differing(imported, "paddlenlp-gpt2-en") == {"training.device"}
     assert imported.options == ("--run output/gpt",)
 
 
@@ -323,8 +323,7 @@ def test_modelscope_s_recipes_are_the_presets(
     overrides = ["schedule.name=noam", f"schedule.warmup_steps={warmup}"]
     imported = import_file(files.folder / "configuration.json", overrides)
     assert differing(imported, preset) == {
-        "training.epochs", "training.max_steps", "checkpoint.interval", "evaluation.interval",
-        "generation.strategy", "generation.top_p",
+        "training.epochs", "training.max_steps", "checkpoint.interval", "evaluation.interval"
     }  # fmt: skip
 
 
@@ -377,7 +376,7 @@ def test_every_key_has_a_line(files: Files) -> None:
         ("mindformers", '"gelu"', '"relu"', "not one of gelu, fast_gelu"),
         ("mindformers", "batch_size: 4,", "batch_size: four,", "batch_size = four: is not a number"),
         ("mindformers", "epochs: 3", "epochs: -3", "runner_config.epochs: training.epochs"),
-        ("paddlenlp", "--grad_clip 1.0", "--grad_clipp 1.0", "Did you mean grad-clip?"),
+        ("paddlenlp", "--grad_clip 1.0", "--grad_clipp 1.0", "Did you mean grad_clip?"),
         ("paddlenlp", "--min_lr 0.00001", "--min_lr 0.001", "min_lr=0.001 is above max_lr=0.0001"),
         ("paddlenlp", "--global_batch_size 4", "--global_batch_size 8", "x data x sharding gives 4"),
         ("paddlenlp", "gpt2-en", "gpt5-en", "no folder with model_config.json"),
@@ -492,6 +491,19 @@ Eval: {eval_path: None, cloze_eval: False}
         10,
         True,
     )
+
+
+def test_fleetx_s_engine_within_global(files: Files) -> None:
+    """As its examples of 2023 have it."""
+    engine = yaml.safe_load(FLEETX_BASE)
+    top = yaml.safe_load(LOCAL_8 + MODEL_345M + REST)
+    one = files.fleetx(yaml.safe_dump(top), yaml.safe_dump(engine))
+    engine["Global"] |= engine.pop("Engine")
+    other = files.fleetx(yaml.safe_dump(top), yaml.safe_dump(engine))
+    assert other.spec == one.spec
+    assert "Global.max_steps" in {line.key for line in other.lines}
+    engine["Global"]["max_steps"] = 7
+    assert files.fleetx(yaml.safe_dump(top), yaml.safe_dump(engine)).spec.training.max_steps == 7
 
 
 def test_fleetx_finetuning_counts_epochs(files: Files) -> None:
@@ -611,6 +623,12 @@ def test_mindformers_accumulation_and_interleaving(files: Files) -> None:
         ("type: CosineWithWarmUpLR, warmup_steps: 7", "schedule.name", "cosine"),
         ("type: linear, total_steps: 70", "schedule.decay_steps", 70),
         ("type: linear", "schedule.min_lr", 0.0),
+        ("type: linear", "schedule.name", "linear"),
+        (
+            "type: linear, warmup_steps: 7",
+            "schedule.name",
+            "polynomial",
+        ),  # it falls from the warm-up's end on
         ("type: polynomial", "schedule.min_lr", 1e-7),
         ("type: polynomial, power: 2.0", "schedule.power", 2.0),
         ("type: polynomial, warmup_epochs: 2", "schedule.warmup_steps", 50),
@@ -633,6 +651,16 @@ def test_mindformers_lora_targets(files: Files, pattern: str, targets: tuple[str
     assert lora is not None
     assert lora.targets == targets
     assert "matches none" in refusal(files.read, "run.yaml", text.replace(pattern, "'.*nothing'"))
+
+
+def test_mindformers_may_evaluate_by_epochs(files: Files) -> None:
+    text = changed(
+        MINDFORMERS, ("do_eval: False", "do_eval: True\neval_step_interval: -1\neval_epoch_interval: 5")
+    )
+    assert files.read("run.yaml", text, samples=100).spec.evaluation.interval == 5 * 25
+    assert "give --samples N" in refusal(files.read, "run.yaml", text)
+    steps = changed(text, ("eval_step_interval: -1", "eval_step_interval: 30"))
+    assert files.read("run.yaml", steps).spec.evaluation.interval == 30
 
 
 def test_mindformers_scales_and_clips(files: Files) -> None:
@@ -659,6 +687,13 @@ def test_paddlenlp_switches(files: Files, flag: str, field: str, on: Any, alone:
         imported = files.read("run.sh", PADDLENLP.replace("--logging_freq 1", f"--logging_freq 1 {words}"))
         assert value(imported.spec, field) == expected
     assert any("without a value means false" in line.text for line in imported.lines)
+
+
+def test_paddlenlp_s_arguments_in_json(files: Files) -> None:
+    words = {"model_type": "gpt", "model_name_or_path": "gpt2-en", "input_dir": "data", "use_amp": True,
+             "use_recompute": False, "max_lr": 3e-4, "output_dir": "out"}  # fmt: skip
+    spec = files.read("args.json", json.dumps(words)).spec
+    assert (spec.precision.compute, spec.training.recompute, spec.schedule.max_lr) == ("fp16", "none", 3e-4)
 
 
 def test_paddlenlp_shards_only_where_it_is_switched_on(files: Files) -> None:
@@ -702,6 +737,12 @@ def test_paddlenlp_s_model_of_its_own(files: Files) -> None:
     imported = files.read("run.sh", text)
     assert imported.spec.model.model_copy(update={"hidden_dropout_prob": 0.1}) == spec.model
     assert f"--init-from {files.folder}" in imported.options
+    newer = json.dumps(
+        {**inner, "model_type": "gpt", "architectures": ["GPTForPretraining"], "eos_token_id": 7}
+    )
+    assert files.read("config.json", newer).spec.model == spec.model
+    theirs = newer.replace('"gpt"', '"gpt2"')
+    assert "gptbridge train --init-from FOLDER" in refusal(files.read, "config.json", theirs)
     bad = nested.replace('"gelu"', '"relu"')
     assert "not one of gelu" in refusal(files.read, "model_config.json", bad)
 
@@ -720,6 +761,8 @@ def test_paddlenlp_s_model_of_its_own(files: Files) -> None:
         ("--eod-mask-loss", "data.mask_end_of_text", True),
         ("--loss-scale 1024", "precision.loss_scale", 1024.0),
         ("--exit-interval 100", "training.stop_after_steps", 100),
+        ("--exit-duration-in-mins 230", "training.max_minutes", 230),
+        ("--valid-data-path held", "data.validation_path", "held"),
         ("--sequence-parallel", "parallel.sequence", True),
         ("--seed=7", "training.seed", 7),
     ],
@@ -727,6 +770,16 @@ def test_paddlenlp_s_model_of_its_own(files: Files) -> None:
 def test_megatron_values(files: Files, words: str, field: str, expected: Any) -> None:
     assert value(files.read("a.sh", MEGATRON).spec, field) != expected
     assert value(files.read("a.sh", MEGATRON.replace("--fp16", f"--fp16 {words}")).spec, field) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "weights"), [("0.7 a 0.3 b", (0.7, 0.3)), ("a b c", (1, 1, 1)), ("2 a", (2,))]
+)
+def test_megatron_blends(files: Files, words: str, weights: tuple[float, ...]) -> None:
+    spec = files.read("a.sh", MEGATRON.replace("$DATA_PATH", words)).spec
+    assert tuple(part.weight for part in spec.data.mixture) == weights
+    assert spec.data.paths == tuple("abc"[: len(weights)])
+    assert "before each prefix" in refusal(files.read, "a.sh", MEGATRON.replace("$DATA_PATH", "0.7 a b"))
 
 
 def test_megatron_s_own_gelu_is_the_tanh(files: Files) -> None:
@@ -796,6 +849,53 @@ def test_what_modelscope_says_and_cannot_be(files: Files, pair: tuple[str, Any],
     assert said in refusal(files.modelscope, pair, model=GPT3)
 
 
+def test_modelscope_s_fields_of_a_record() -> None:
+    """Of the reading alone: what trains on records checks the templates."""
+    words = {"preprocessor.src_txt": "text1", "preprocessor.tgt_txt": "tgt_txt"}
+    reading = Reading(words, modelscope.SYSTEM.defaults(), Facts())
+    modelscope.SYSTEM.read(reading)
+    assert reading.fields["task.records.source"] == "{text1}"
+    assert "task.records.target" not in reading.fields
+
+
+def test_a_lambda_is_answered(files: Files) -> None:
+    lambda_lr = ("train.lr_scheduler", {"type": "LambdaLR", "options": {"by_epoch": False}})
+    assert "give -o schedule.name=noam" in refusal(files.modelscope, lambda_lr, model=GPT3)
+    words = ["schedule.name=noam", "schedule.warmup_steps=9"]
+    spec = import_file(files.folder / "configuration.json", words).spec
+    assert (spec.schedule.name, spec.schedule.warmup_steps) == ("noam", 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "left_out", "field"),
+    [
+        ("run.yaml", MINDFORMERS, "learning_rate: 0.0001, ", "schedule.max_lr"),
+        ("a.sh", MEGATRON, "--lr 0.00015 ", "schedule.max_lr"),
+        ("a.sh", MEGATRON, "--num-layers 24", "model.num_layers"),
+        ("a.sh", MEGATRON, "--seq-length 1024 ", "training.seq_length"),
+    ],
+)
+def test_no_default_of_ours_steps_in(files: Files, name: str, text: str, left_out: str, field: str) -> None:
+    """What a run stands on must be said by the configuration, or by whoever imports it."""
+    short = changed(text, (left_out, ""))
+    assert f"nothing in it says {field}: give -o {field}=VALUE" in refusal(files.read, name, short)
+    assert value(files.read(name, short, f"{field}=2").spec, field) == 2  # layers for two stages
+
+
+def test_fleetx_must_say_its_sizes(files: Files) -> None:
+    said = refusal(files.fleetx, LOCAL_8)
+    assert [line.split("says ")[1].split(":")[0] for line in said.splitlines()] == [
+        f"model.{name}"
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_attention_heads",
+            "max_position_embeddings",
+        )
+    ]
+
+
 def test_modelscope_needs_its_model(files: Files) -> None:
     assert "there is none" in refusal(files.modelscope)
     (files.folder / "configuration.json").write_text('{\n "framework": "pytorch",  # torch\n "task": 1}')
@@ -809,6 +909,22 @@ def test_modelscope_needs_its_model(files: Files) -> None:
 def test_nonsense_is_one_line(files: Files, name: str, text: str) -> None:
     said = refusal(files.read, name, text)
     assert said.startswith(str(files.folder / name))
+
+
+def test_what_grows_without_end_is_refused(files: Files) -> None:
+    bomb = "A0=x\n" + "".join(f'A{n}="$A{n - 1}$A{n - 1}$A{n - 1}$A{n - 1}"\n' for n in range(1, 19))
+    assert "more than 1 MB" in refusal(files.read, "a.sh", f"{bomb}python pretrain_gpt.py --lr $A18\n")
+    assert "is not set" in refusal(files.read, "a.sh", "A=$B\nB=$A\npython pretrain_gpt.py --lr $A\n")
+    files.read("open.sh", MEGATRON + '\necho "' + "\nx" * 100_000)
+    many = json.dumps({"framework": 1, "pipeline": 2, "model": 3, **{f"k{n}": n for n in range(20_000)}})
+    assert "no such key" in refusal(files.read, "configuration.json", many)
+
+
+def test_a_key_that_stands_twice_is_refused(files: Files) -> None:
+    twice = json.dumps(MODELSCOPE).replace('"task":', '"task": "text-generation", "task":')
+    assert "the key 'task' stands twice" in refusal(files.read, "configuration.json", twice)
+    dotted = json.dumps({**MODELSCOPE, "pipeline.type": "gpt3-generation"})
+    assert "the key 'pipeline.type' stands twice" in refusal(files.read, "configuration.json", dotted)
 
 
 def test_overrides_set_fields_and_keys(files: Files) -> None:

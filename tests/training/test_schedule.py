@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gptbridge.errors import RunFailed, UsageError
 from gptbridge.rules.schedule import learning_rate
-from gptbridge_specs import load_run
+from gptbridge.training.start import resolve
+from gptbridge_specs import SpecError, load_run
 from gptbridge_specs.run import ScheduleSpec
 
 # Both systems print the rate after their scheduler has stepped: the line of step N shows step N + 1.
@@ -99,3 +102,51 @@ def test_every_rate_lies_within_the_limits(name: str, max_steps: int, warmup: fl
     rate = learning_rate(schedule, max_steps, step)
     first = name in ("linear", "polynomial") and step == 1
     assert (0 if first else 1e-300) <= rate <= 1e-3 * (1 + 1e-12)
+
+
+@pytest.fixture
+def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that registers schedules."""
+    (tmp_path / "my_schedules.py").write_text(
+        "def sawtooth(schedule, max_steps, step):\n"
+        "    (period,) = schedule.arguments\n"
+        "    return schedule.max_lr * (1 - step % period / period)\n"
+        "def below(schedule, max_steps, step):\n"
+        "    return -1.0\n"
+    )
+    info = tmp_path / "my_schedules-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-schedules\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[gptbridge.schedules]\nsawtooth = my_schedules:sawtooth\nbelow = my_schedules:below\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_a_schedule_of_a_package(plugin: None) -> None:
+    words = [
+        "schedule.name=plugin",
+        "schedule.plugin=sawtooth",
+        "schedule.arguments=[4]",
+        "schedule.max_lr=1",
+    ]
+    schedule = load_run("gpt2-tiny", words).schedule
+    assert [learning_rate(schedule, 100, step) for step in (1, 2, 3, 4, 5)] == [0.75, 0.5, 0.25, 1.0, 0.75]
+    below = ScheduleSpec(name="plugin", plugin="below")
+    with pytest.raises(
+        RunFailed, match=r"schedule.plugin=below: failed at step 3: .*-1.0 is no learning rate"
+    ):
+        learning_rate(below, 100, 3)
+    with pytest.raises(RunFailed, match="not enough values to unpack"):
+        learning_rate(ScheduleSpec(name="plugin", plugin="sawtooth"), 100, 3)
+
+
+def test_a_schedule_that_no_package_has(plugin: None, tmp_path: Path) -> None:
+    words = ["schedule.name=plugin", "schedule.plugin=sawtoth"]
+    with pytest.raises(
+        UsageError, match=r"schedule.plugin: 0 packages have a schedule 'sawtoth' \(allowed: below, saw"
+    ):
+        resolve(None, words, tmp_path / "run", None)
+    for wrong in (["schedule.name=plugin"], ["schedule.plugin=sawtooth"]):
+        with pytest.raises(SpecError, match="go together"):
+            load_run("gpt2-tiny", wrong)

@@ -19,6 +19,8 @@ import pytest
 
 from gptbridge.api import inspect
 from gptbridge.errors import BadInput, UsageError
+from gptbridge.training.beginning import Beginning
+from gptbridge.weights.opening import Hints
 from gptbridge.weights.opening.hub import chosen, fetched
 from tests.command import COMMAND
 
@@ -145,7 +147,7 @@ def test_a_name_without_the_package(cache: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_name_on_modelscope(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = Path("modelscope:org/tiny")
+    name, warnings = Path("modelscope:org/tiny"), list[str]()
     with pytest.raises(BadInput, match="is not in the cache, and ModelScope cannot be reached"):
         fetched(name)
     monkeypatch.setenv("MODELSCOPE_DOMAIN", hub.address)
@@ -153,6 +155,9 @@ def test_a_name_on_modelscope(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyP
     assert folder == cache / "modelscope" / "models" / "org" / "tiny"
     assert {path.name for path in folder.iterdir()} == {path.name for path in VECTOR.iterdir()}
     assert inspect(name).as_dict()["digest"] == inspect(VECTOR).as_dict()["digest"]
+    with Beginning(name, Hints()).open(warnings.append) as opened:
+        assert opened.path == folder
+    assert warnings == []
     asked = len([path for path in hub.asked if "FilePath" in path])
     fetched(name)
     assert len([path for path in hub.asked if "FilePath" in path]) == asked  # nothing twice

@@ -14,6 +14,7 @@ from gptbridge_specs.yaml_files import MAX_BYTES
 
 _ASSIGNED = re.compile(r"(?:export\s+|declare\s+(?:-\w+\s+)*|local\s+)?([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*|\d+)(?:\[[@*]\])?(:?-([^{}]*))?\}|([A-Za-z_]\w*|\d))")
+_ARRAY = re.compile(r"(?:export\s+)?[A-Za-z_]\w*\+?=\(")
 _FLAG = re.compile(r"--?[A-Za-z]")
 _MAX_DEPTH = 20  # variables that name each other
 _OPEN = "\0"  # around what a word lacks
@@ -55,17 +56,19 @@ def _text(path: Path) -> str:
 
 def _statements(text: str) -> Iterator[str]:
     """Yield the script's statements, each in one line, an array with all of its lines; without comments."""
-    waiting = ""
+    waiting: list[str] = []
+    quoted = array = False
     for raw in text.replace("\r\n", "\n").replace("\\\n", " ").splitlines():
-        waiting = f"{waiting} {_without_comment(raw)}".strip()
-        opened = re.match(r"(?:export\s+)?[A-Za-z_]\w*\+?=\(", waiting)
-        if (opened and not waiting.endswith(")")) or waiting.count('"') % 2:
-            continue
-        if waiting:
-            yield waiting
-        waiting = ""
+        line = _without_comment(raw).strip()
+        array = array or (not waiting and bool(_ARRAY.match(line)))
+        quoted ^= bool(line.count('"') % 2)
+        if line:
+            waiting.append(line)
+        if waiting and not quoted and not (array and not line.endswith(")")):
+            yield " ".join(waiting)
+            waiting, array = [], False
     if waiting:
-        yield waiting
+        yield " ".join(waiting)
 
 
 def _without_comment(line: str) -> str:
@@ -113,7 +116,12 @@ def _command(
 def _words(command: str, variables: Mapping[str, str], path: Path) -> list[str]:
     """Return the words of a command; one that only a shell could tell has what is missing between _OPEN."""
 
+    room = [MAX_BYTES]  # characters that may still be put in: variables that name others twice grow fast
+
     def put_in(text: str, inside: tuple[str, ...]) -> str:
+        room[0] -= len(text)
+        if room[0] < 0:
+            raise SpecError([f"{path}: more than 1 MB once its variables are written out"])
         if "$(" in text or "`" in text:
             more = f"; give it with -o {inside[0]}=VALUE" if inside else ""
             return f"{_OPEN}{' '.join(text.split())[:60]}: only a shell could tell{more}{_OPEN}"

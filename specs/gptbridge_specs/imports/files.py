@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,35 @@ def read_json_mapping(path: Path) -> dict[str, Any]:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise SpecError([f"{path}: larger than 1 MB, which no configuration is"])
-        content = json.loads(data.decode("utf-8-sig"))
+        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=once)
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}: character {error.colno}"
         raise SpecError([f"{where}: not JSON: {error.msg}. Comments (#) are none"]) from error
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise SpecError([f"{path}: not JSON: {error}"]) from error
+        raise SpecError([f"{path}: not plain JSON: {error}"]) from error
     except OSError as error:
         raise SpecError([f"{path}: {error.strerror}"]) from error
     if not isinstance(content, dict):
         raise SpecError([f"{path}: a configuration is an object, not a {type(content).__name__}"])
     return content
+
+
+def once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return pairs as a mapping; ValueError for a key that stands twice."""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key!r} stands twice")
+        result[key] = value
+    return result
+
+
+def flattened(content: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """Return the dotted keys of `content`, of the file `path`, with their values."""
+    try:
+        return once(flat(content))
+    except ValueError as error:
+        raise SpecError([f"{path}: {error}"]) from error
 
 
 def flat(content: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -104,6 +104,7 @@ def _length(reading: Reading) -> None:
     """Decide steps and intervals, which count epochs where `run_mode` says so."""
     by_epoch = str(reading.value("Engine.run_mode")).lower() == "epoch"
     steps, epochs = reading.whole("Engine.max_steps"), reading.number("Engine.num_train_epochs")
+    by_epoch = by_epoch and epochs != -1
     if by_epoch or steps == -1:
         reading.set("training.epochs", epochs, "Engine.num_train_epochs")
         steps = None
@@ -126,7 +127,8 @@ def _length(reading: Reading) -> None:
 
 
 def _precision(reading: Reading) -> None:
-    older, enable, dtype = (f"Engine.mix_precision.{name}" for name in ("use_pure_fp16", "enable", "dtype"))
+    names = ("use_pure_fp16", "enable", "dtype")
+    older, enable, dtype = (reading.key(f"Engine.mix_precision.{name}") for name in names)
     newer = enable in reading.given or dtype in reading.given
     known = {"float16": "fp16", "bfloat16": "bf16"}
     word = str(reading.value(dtype) or "float16")
@@ -158,7 +160,11 @@ def _data(reading: Reading) -> None:
         reading.set("data.split", split, reading.key("Data.Train.dataset.split", "Data.dataset.split"))
     if reading.value(key) is not None:
         reading.set("data.path", _first_prefix(reading, key), key)
-    for part in ("Eval", "Test"):
+    if "training.seq_length" not in reading.fields:
+        reading.set("training.seq_length", 128 if classifies else 1024)
+        reading.note("Data.Train.dataset does not say how long a sample is: its class's default is taken")
+    train_is_there = any(key.startswith("Data.Train.dataset.") for key in reading.given)
+    for part in ("Eval", "Test") if train_is_there else ():
         for field in () if classifies else ("name", "input_dir", "split", "max_seq_len"):
             train, other = f"Data.Train.dataset.{field}", f"Data.{part}.dataset.{field}"
             if other in reading.given and reading.value(other) != reading.value(train):
@@ -258,7 +264,7 @@ SYSTEM = System(
         Row("Model.virtual_pp_degree", above_one("parallel.virtual_pipeline")),
         Row("Model.num_experts", only(1, why="mixtures of experts are not to be had here")),
         Row(
-            "Model.{gate,top_k,expert_interval,expert_mode,balance_loss_weight}",
+            "Model.{gate,top_k,topk,expert_interval,expert_mode,balance_loss_weight} Model.moe_*",
             ignored("of a mixture of experts, which this is not"),
         ),
         Row("Model.pretrained", option("--init-from {}")),
@@ -283,6 +289,10 @@ SYSTEM = System(
         Row("Data.{Train,Eval,Test}.sampler.{name,drop_last,batch_size}", _LOADER),
         Row("Data.{Train,Eval,Test}.loader.{num_workers,return_list,collate_fn}", _LOADER),
         Row("Data.{Train,Eval,Test}.{collate_fn,sample_split}", _LOADER),
+        Row(
+            "Data.{Eval,Test}.dataset.{overlapping_eval,cloze_eval,eval_path,tokenizer_path}",
+            ignored("gptbridge evaluate says it: --task, --data, --window"),
+        ),
         Row("Distributed.dp_degree", decides("parallel.data")),
         Row("Distributed.mp_degree", to("parallel.tensor"), 1),
         Row("Distributed.pp_degree", to("parallel.pipeline"), 1),
@@ -353,4 +363,5 @@ SYSTEM = System(
         "optimizer.clip_grad_norm": None,
         "precision.loss_scale_window": 2000,
     },
+    also=("Engine.", "Global."),
 )

@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
-from gptbridge_specs.elsewhere import system_of
+from gptbridge_specs.elsewhere import foreign_file, system_of
 from gptbridge_specs.errors import SpecError
 from gptbridge_specs.imports import fleetx, megatron, mindformers, modelscope, paddlenlp
 from gptbridge_specs.imports.arguments import read_arguments
-from gptbridge_specs.imports.files import flat, read_json_mapping, read_with_bases
+from gptbridge_specs.imports.files import flattened, read_json_mapping, read_with_bases
 from gptbridge_specs.imports.reading import Facts, Line, Reading
 from gptbridge_specs.imports.rows import System
 from gptbridge_specs.loading import build, load_model
@@ -21,6 +21,7 @@ from gptbridge_specs.overrides import apply_overrides, parse_override
 from gptbridge_specs.run import RunSpec
 
 _YAML: Mapping[str, System] = {one.SYSTEM.title: one.SYSTEM for one in (fleetx, mindformers)}
+_HUGGING_FACE = "Hugging Face"
 _LISTS = (megatron.SYSTEM, paddlenlp.SYSTEM)
 
 
@@ -49,7 +50,8 @@ def import_file(path: Path, overrides: Sequence[str] = (), facts: Facts = Facts(
     """
     ours = [text for text in overrides if parse_override(text)[0][0] in RunSpec.model_fields]
     system, given, launched = _read(path, [text for text in overrides if text not in ours])
-    reading = Reading(given, system.defaults(), facts, launched=launched)
+    answered = frozenset(".".join(parse_override(text)[0]) for text in ours)
+    reading = Reading(given, system.defaults(), facts, system.also, answered, launched=launched)
     system.read(reading)
     problems = [f"{path}: {problem}" for problem in reading.problems]
     if problems:
@@ -67,9 +69,9 @@ def import_file(path: Path, overrides: Sequence[str] = (), facts: Facts = Facts(
 def _decided(key: str, reading: Reading, spec: RunSpec) -> str:
     """Return the fields that a key decides, with their values."""
     own = [name for name, origin in reading.origins.items() if origin == key]
-    return ", ".join(
-        f"{name} = {_value(spec, name)}" for name in dict.fromkeys((*own, *reading.parts.get(key, ())))
-    )
+    names = dict.fromkeys((*own, *reading.parts.get(key, ())))
+    values = {name: reading.preset if name == "model" else _value(spec, name) for name in names}
+    return ", ".join(f"{name} = {value}" for name, value in values.items())
 
 
 def _value(spec: RunSpec, name: str) -> Any:
@@ -89,16 +91,25 @@ def _read(path: Path, theirs: Sequence[str]) -> tuple[System, dict[str, Any], in
     is_yaml = path.suffix in (".yaml", ".yml")
     content = apply_overrides(read_with_bases(path) if is_yaml else read_json_mapping(path), theirs)
     title = system_of(content)
-    if title == "PaddleNLP" and {"init_class", "init_args"} & content.keys():
-        return paddlenlp.MODEL, paddlenlp.flat_model(content), None
+    if {"init_class", "init_args"} & content.keys() or (
+        title == _HUGGING_FACE and content.get("model_type") == "gpt"
+    ):
+        return paddlenlp.MODEL, paddlenlp.flat_model(content, path), None
     if title == "PaddleNLP":
-        return paddlenlp.SYSTEM, {key.replace("_", "-"): value for key, value in flat(content)}, None
+        return paddlenlp.SYSTEM, _as_flags(flattened(content, path)), None
     if title == "ModelScope" or content.get("model_type") == "gpt3":
         return modelscope.SYSTEM, modelscope.beside(path, content), None
     if title is None or title not in _YAML:
+        if said := foreign_file(content, path) if title == _HUGGING_FACE else None:
+            raise SpecError([f"{path}: {said}"])
         systems = "PaddleFleetX, PaddleNLP, MindFormers, ModelScope or Megatron-LM"
         raise SpecError([f"{path}: not a configuration of {systems}"])
-    return _YAML[title], dict(flat(content)), None
+    return _YAML[title], flattened(content, path), None
+
+
+def _as_flags(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as a list of arguments has them, in which True is a flag without a value."""
+    return {key: str(value).lower() if isinstance(value, bool) else value for key, value in content.items()}
 
 
 def _is_json(path: Path) -> bool:
@@ -109,12 +120,17 @@ def _is_json(path: Path) -> bool:
 def _arguments(path: Path, theirs: Sequence[str]) -> tuple[System, dict[str, Any], int | None]:
     variables = {".".join(keys): str(value) for keys, value in map(parse_override, theirs)}
     found = read_arguments(path, variables)
-    given = {name.replace("_", "-"): value for name, value in found.flags.items()}
-    known = {id(system): len(given.keys() & system.actions().keys()) for system in _LISTS}
-    system = max(_LISTS, key=lambda one: known[id(one)])
-    if not known[id(system)]:
-        raise SpecError([f"{path}: no arguments of {' or '.join(one.title for one in _LISTS)}"])
-    return system, given, _launched(found.launcher)
+    # each by the signs of its own names
+    forms = {megatron.SYSTEM.title: ("_", "-"), paddlenlp.SYSTEM.title: ("-", "_")}
+    given = {
+        title: {name.replace(*signs): value for name, value in found.flags.items()}
+        for title, signs in forms.items()
+    }
+    known = {one.title: len(given[one.title].keys() & one.actions().keys()) for one in _LISTS}
+    system = max(_LISTS, key=lambda one: known[one.title])
+    if not known[system.title]:
+        raise SpecError([f"{path}: no arguments of {' or '.join(forms)}"])
+    return system, given[system.title], _launched(found.launcher)
 
 
 def _launched(launcher: Mapping[str, Any]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,6 @@ def _combine(reading: Reading) -> None:
     optimizer = str(reading.value("optimizer"))
     if optimizer == "sgd" and reading.number("sgd-momentum"):
         reading.refuse("optimizer", "SGD has no momentum here: --sgd-momentum 0")
-    for key in ("num-layers", "hidden-size", "num-attention-heads", "max-position-embeddings"):
-        if reading.value(key) is None:
-            reading.refuse(key, "is not given, and says the model")
     loads = reading.value("load") is not None
     begins = reading.flag("finetune") or reading.flag("no-load-optim")
     if loads:
@@ -113,8 +111,8 @@ def _schedule(reading: Reading, total: int, steps: int) -> None:
         reading.set("schedule.warmup_steps", counted, "lr-warmup-iters")
     else:
         reading.set("schedule.warmup_rate", fraction, "lr-warmup-fraction")
-    if reading.value("lr") is None:
-        reading.refuse("lr", "is not given")
+    if str(reading.value("lr-decay-style")) == "cosine":
+        reading.note("the first update has the rate of step 1 here, and of step 0 there", "lr-decay-style")
     if str(reading.value("lr-decay-style")) == "linear":
         reading.set("schedule.name", "polynomial", "lr-decay-style")
         reading.note(
@@ -164,7 +162,14 @@ def _data(reading: Reading) -> None:
 
 
 def _blend(reading: Reading, words: list[Any]) -> None:
-    reading.refuse("data-path", "several datasets in one run: join them in a folder, or keep one")
+    """Take weights and prefixes in turn, or prefixes alone, which weigh the same there."""
+    weights = [word for word in words[::2] if re.fullmatch(r"[0-9.eE+-]+", str(word))]
+    if len(weights) * 2 == len(words):
+        reading.set("data.mixture", " ".join(map(str, words)), "data-path")
+    elif weights:
+        reading.refuse("data-path", "a weight before each prefix, or before none")
+    else:
+        reading.set("data.mixture", " ".join(f"1 {word}" for word in words), "data-path")
 
 
 def _recompute(reading: Reading) -> None:
@@ -232,7 +237,7 @@ SYSTEM = System(
         Row("rampup-batch-size", refused("a batch has the same size in every step")),
         Row("train-iters train-samples", decides("training.max_steps")),
         Row("exit-interval", to("training.stop_after_steps")),
-        Row("exit-duration-in-mins", refused("a run ends by steps: training.stop_after_steps")),
+        Row("exit-duration-in-mins", to("training.max_minutes")),
         Row("log-interval", to("training.log_interval"), 100),
         Row("save-interval", decides("checkpoint.interval")),
         Row("eval-interval", decides("evaluation.interval"), 1000),
@@ -308,10 +313,8 @@ SYSTEM = System(
         ),
         Row("data-path", decides("data.path")),
         Row("split", decides("data.split"), "969, 30, 1"),
-        Row(
-            "train-data-path valid-data-path test-data-path",
-            refused("data.path and data.split say what is read"),
-        ),
+        Row("valid-data-path", to("data.validation_path")),
+        Row("train-data-path test-data-path", refused("--data-path and data.split say what is read")),
         Row("data-cache-path", ignored("there are no index files")),
         Row("mock-data", refused("made-up tokens: without data.path a run has text of its own")),
         Row("dataloader-type", only("single", why="samples are a function of the step")),

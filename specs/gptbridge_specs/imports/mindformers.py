@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 from gptbridge_specs.imports.reading import Reading
@@ -57,14 +58,23 @@ def _combine(reading: Reading) -> None:
         recompute = "core_attn"
         reading.note("its nearest level here is core_attn", "recompute_config.select_recompute")
     reading.set("training.recompute", recompute, "recompute_config.recompute")
-    interval = reading.whole("eval_step_interval") if reading.flag("do_eval") else 0
-    reading.set("evaluation.interval", max(interval or 0, 0), "do_eval")
+    reading.set("evaluation.interval", _evaluation(reading) if reading.flag("do_eval") else 0, "do_eval")
     command = {"eval": "evaluate", "predict": "generate"}.get(str(reading.value("run_mode")))
     if command:
         reading.note(f"gptbridge {command} does what this mode is for; the spec trains", "run_mode")
     if reading.value("processor.tokenizer.type") is not None and reading.value("data.tokenizer") is None:
         reading.note("data.tokenizer must name the folder of the vocabulary: a MindRecord brings none",
                      "processor.tokenizer.type")  # fmt: skip
+
+
+def _evaluation(reading: Reading) -> int:
+    """Return the steps between evaluations, which may count epochs."""
+    steps, epochs = reading.whole("eval_step_interval") or 0, reading.whole("eval_epoch_interval") or 0
+    if steps > 0 or epochs <= 0:
+        return max(steps, 0)
+    samples = reading.ask("samples", "eval_epoch_interval", "it counts epochs") or 1
+    batch: int = reading.fields["training.global_batch_size"]
+    return epochs * max(samples // batch, 1)
 
 
 def _batch(reading: Reading) -> None:
@@ -112,8 +122,8 @@ def _schedule(reading: Reading) -> None:
     reading.set(
         "schedule.decay_steps", decay or (None if total in (None, -1) else total), "lr_schedule.total_steps"
     )
-    name = reading.fields.get("schedule.name")
-    end = 0.0 if name == "linear" else reading.value("lr_schedule.lr_end")
+    is_linear = reading.fields.get("schedule.name") == "linear"
+    end = 0.0 if is_linear else reading.value("lr_schedule.lr_end")
     reading.set("schedule.min_lr", end, "lr_schedule.lr_end")
     ratio, epochs = reading.number("lr_schedule.warmup_ratio"), reading.whole("lr_schedule.warmup_epochs")
     if epochs:
@@ -123,8 +133,13 @@ def _schedule(reading: Reading) -> None:
     elif ratio is not None:
         reading.set("schedule.warmup_rate", ratio, "lr_schedule.warmup_ratio")
     else:
-        reading.set(
-            "schedule.warmup_steps", reading.whole("lr_schedule.warmup_steps"), "lr_schedule.warmup_steps"
+        steps = reading.whole("lr_schedule.warmup_steps")
+        reading.set("schedule.warmup_steps", steps, "lr_schedule.warmup_steps")
+    if is_linear and (ratio or reading.fields.get("schedule.warmup_steps")):
+        reading.set("schedule.name", "polynomial", "lr_schedule.type")
+        reading.set("schedule.power", 1.0)
+        reading.note(
+            "linear from the end of the warm-up is schedule.name=polynomial of power 1", "lr_schedule.type"
         )
 
 
@@ -172,11 +187,11 @@ def _lora(reading: Reading) -> None:
         value = reading.value(f"{pet}.{theirs}")
         reading.set(f"task.lora.{ours}", default if value is None else value, f"{pet}.{theirs}")
     pattern = str(reading.value(f"{pet}.target_modules") or ".*dense1|.*dense3")
-    try:
-        chosen = [part for name, parts in _LORA.items() if re.match(pattern, name) for part in parts]
-    except (re.error, RecursionError):
-        chosen = []
-    if len(pattern) > 200 or not chosen:
+    chosen: list[str] = []
+    with suppress(re.error, RecursionError):  # a short one, on words of ten letters
+        matched = [name for name in _LORA if len(pattern) <= 200 and re.match(pattern, name)]
+        chosen = [part for name in matched for part in _LORA[name]]
+    if not chosen:
         reading.refuse(f"{pet}.target_modules", f"matches none of {', '.join(_LORA)}")
     reading.set("task.lora.targets", chosen, f"{pet}.target_modules")
 
@@ -261,7 +276,7 @@ SYSTEM = System(
         Row("trainer.model_name", ignored("model_config says the sizes")),
         Row("do_eval", decides("evaluation.interval")),
         Row("eval_step_interval", decides("evaluation.interval"), 100),
-        Row("eval_epoch_interval", ignored("evaluation.interval counts steps")),
+        Row("eval_epoch_interval", decides("evaluation.interval")),
         Row("train_dataset.data_loader.dataset_dir", to("data.path")),
         Row("train_dataset.data_loader.shuffle", to("data.shuffle")),
         Row("eval_dataset.data_loader.dataset_dir", to("data.validation_path")),

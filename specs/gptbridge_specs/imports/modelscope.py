@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gptbridge_specs.imports.files import flat, read_json_mapping
+from gptbridge_specs.imports.files import flattened, read_json_mapping
 from gptbridge_specs.imports.reading import Reading
 from gptbridge_specs.imports.rows import Action, Row, System, decides, ignored, only, option, refused, to
 
@@ -19,11 +19,10 @@ _EPOCHS = "by_epoch counts epochs"
 def beside(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of a configuration.json, with those of the model's config.json beside it."""
     model = path.parent / MODEL
-    own = dict(flat(content)) if "framework" in content else {}
-    if "framework" not in content:
-        return {f"{MODEL}.{key}": value for key, value in flat(content)}
-    inner = read_json_mapping(model) if os.path.lexists(model) else {}
-    return {**own, **{f"{MODEL}.{key}": value for key, value in flat(inner)}}
+    alone = "framework" not in content
+    inner = content if alone else read_json_mapping(model) if os.path.lexists(model) else {}
+    own = {} if alone else flattened(content, path)
+    return {**own, **{f"{MODEL}.{key}": value for key, value in flattened(inner, model).items()}}
 
 
 def _combine(reading: Reading) -> None:
@@ -38,7 +37,10 @@ def _combine(reading: Reading) -> None:
     data = max(world // tensor, 1)
     reading.set("parallel.tensor", tensor, "megatron.tensor_model_parallel_size")
     reading.set("parallel.data", data, "megatron.world_size")
-    batch = reading.degree("train.dataloader.batch_size_per_gpu")
+    key = "train.dataloader.batch_size_per_gpu"
+    if reading.value(key) is None and "training.global_batch_size" not in reading.answered:
+        reading.refuse(key, "is not given: give it, or -o training.global_batch_size=N")
+    batch = reading.degree(key)
     reading.set("training.micro_batch_size", batch, "train.dataloader.batch_size_per_gpu")
     reading.set("training.global_batch_size", batch * data, "train.dataloader.batch_size_per_gpu")
     _length(reading, batch * data)
@@ -117,18 +119,26 @@ def _optimizer(reading: Reading) -> None:
         betas = None
     for name, value in zip(("beta1", "beta2"), betas or (0.9, 0.999), strict=True):
         reading.set(f"optimizer.{name}", value, "train.optimizer.betas")
-    kind = "train.lr_scheduler.type"
-    if reading.value(kind) is None:
-        reading.set("schedule.name", "constant")
+    reading.set("schedule.name", "constant", "train.lr_scheduler.type")
+    if reading.value("train.lr_scheduler.type") is None:
         reading.set("schedule.warmup_steps", 0)
-    elif not reading.problems or not any(kind in problem for problem in reading.problems):
-        reading.set("schedule.name", "constant", kind)
+
+
+def _template(name: str, usual: str) -> Action:
+    """Take the name of a record's field, where it is another than usual, for a template of it."""
+
+    def act(reading: Reading, key: str, value: Any) -> str:
+        if value != usual:
+            reading.set(name, f"{{{value}}}", key)
+        return "as it is here" if value == usual else ""
+
+    return act
 
 
 def _scheduler() -> Action:
     def act(reading: Reading, key: str, value: Any) -> str:
-        if str(value) != "ConstantLR":
-            why = "a Python function or class says the learning rate: take the key out and set"
+        if str(value) != "ConstantLR" and "schedule.name" not in reading.answered:
+            why = "a Python function or class says the learning rate: give"
             reading.refuse(
                 key, f"{why} -o schedule.name=noam -o schedule.warmup_steps=N, or another schedule"
             )
@@ -150,10 +160,8 @@ SYSTEM = System(
             only("text-gen-jieba-tokenizer", "text-gen-tokenizer", why="another model's"),
         ),
         Row("preprocessor.sequence_length", decides("training.seq_length"), 128),
-        Row(
-            "preprocessor.{src_txt,tgt_txt,first_sequence}",
-            ignored("the fields src_txt and tgt_txt of a record are read; name yours so"),
-        ),
+        Row("preprocessor.{src_txt,first_sequence}", _template("task.records.source", "src_txt")),
+        Row("preprocessor.tgt_txt", _template("task.records.target", "tgt_txt")),
         Row("preprocessor.mode preprocessor.{train,val}.*", ignored("training is what a spec does")),
         Row("train.work_dir", option("--run {}")),
         Row("train.{max_epochs,train_iters_per_epoch}", decides("training.epochs", "training.max_steps")),

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gptbridge_specs.imports.files import flat, read_json_mapping
+from gptbridge_specs.imports.files import flattened, read_json_mapping
 from gptbridge_specs.imports.reading import Facts, Reading
-from gptbridge_specs.imports.rows import Action, Row, System, decides, ignored, only, option, to
+from gptbridge_specs.imports.rows import SIZES, Action, Row, System, decides, ignored, only, option, to
 
 # Of its built-in sizes, the presets of models here.
 _SIZES = {
@@ -25,7 +25,7 @@ _SIZES = {
 }
 _GELU = {"gelu": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_erf": "gelu_erf", "quick_gelu": "quick_gelu"}
 _CONFIGS = ("model_config.json", "config.json")
-_SWITCHES = ("use-amp", "use-recompute", "use-sharding", "check-accuracy")
+_SWITCHES = ("use_amp", "use_recompute", "use_sharding", "check_accuracy")
 _NOTHING: Callable[[Reading], None] = lambda reading: None  # noqa: E731
 
 
@@ -40,42 +40,41 @@ def _switched(reading: Reading, name: str) -> bool:
 def _combine(reading: Reading) -> None:
     on = {name: _switched(reading, name) for name in _SWITCHES}
     _model(reading)
-    dropout = 0.0 if on["check-accuracy"] else None
+    dropout = 0.0 if on["check_accuracy"] else None
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        key = name.replace("_", "-")
-        reading.set(f"model.{name}", reading.value(key) if dropout is None else dropout, key)
-    reading.set("training.recompute", "full" if on["use-recompute"] else "none", "use-recompute")
-    reading.set("precision.compute", "fp16" if on["use-amp"] else "fp32", "use-amp")
-    sharding = reading.degree("sharding-degree") if on["use-sharding"] else 1
-    reading.set("parallel.sharding", sharding, "sharding-degree")
+        reading.set(f"model.{name}", reading.value(name) if dropout is None else dropout, name)
+    reading.set("training.recompute", "full" if on["use_recompute"] else "none", "use_recompute")
+    reading.set("precision.compute", "fp16" if on["use_amp"] else "fp32", "use_amp")
+    sharding = reading.degree("sharding_degree") if on["use_sharding"] else 1
+    reading.set("parallel.sharding", sharding, "sharding_degree")
     reading.set("parallel.sharding_stage", int(sharding > 1))
-    micro = reading.whole("micro-batch-size", "batch-size") or 1
-    key = reading.key("micro-batch-size", "batch-size")
-    total = micro * reading.degree("dp-degree") * sharding
+    micro = reading.whole("micro_batch_size", "batch_size") or 1
+    key = reading.key("micro_batch_size", "batch_size")
+    total = micro * reading.degree("dp_degree") * sharding
     reading.set("training.micro_batch_size", micro, key)
     reading.set("training.global_batch_size", total, key)
     if (
-        reading.value("global-batch-size") not in (None, "None")
-        and reading.whole("global-batch-size") != total
+        reading.value("global_batch_size") not in (None, "None")
+        and reading.whole("global_batch_size") != total
     ):
-        reading.refuse("global-batch-size", f"micro_batch_size={micro} x data x sharding gives {total}")
-    clip = reading.number("grad-clip")
-    reading.set("optimizer.clip_grad_norm", clip or None, "grad-clip")
-    interval, saved = reading.whole("eval-freq", "eval-steps"), reading.whole("save-steps")
-    reading.set("evaluation.interval", max(interval or 0, 0), reading.key("eval-freq", "eval-steps"))
-    reading.set("checkpoint.interval", saved or reading.value("max-steps"), "save-steps")
-    for name in ("max-lr", "min-lr"):
+        reading.refuse("global_batch_size", f"micro_batch_size={micro} x data x sharding gives {total}")
+    clip = reading.number("grad_clip")
+    reading.set("optimizer.clip_grad_norm", clip or None, "grad_clip")
+    interval, saved = reading.whole("eval_freq", "eval_steps"), reading.whole("save_steps")
+    reading.set("evaluation.interval", max(interval or 0, 0), reading.key("eval_freq", "eval_steps"))
+    reading.set("checkpoint.interval", saved or reading.value("max_steps"), "save_steps")
+    for name in ("max_lr", "min_lr"):
         if name not in reading.given:
-            older = "1e-5" if name == "max-lr" else "5e-5"
+            older = "1e-5" if name == "max_lr" else "5e-5"
             said = f"is left out, and {reading.defaults[name]} is its default; an older release's is {older}"
             reading.note(f"--{name} {said}", name)
-    folder = Path(str(reading.value("input-dir")))
+    folder = Path(str(reading.value("input_dir")))
     if folder.is_dir() and len(list(folder.glob("*_idx.npz"))) > 1:
-        reading.note("holds several datasets: they are joined here, and one pass each there", "input-dir")
+        reading.note("holds several datasets: they are joined here, and one pass each there", "input_dir")
 
 
 def _model(reading: Reading) -> None:
-    key = "model-name-or-path"
+    key = "model_name_or_path"
     name = str(reading.value(key))
     if preset := _SIZES.get(name.lower()):
         reading.preset = preset
@@ -90,22 +89,22 @@ def _model(reading: Reading) -> None:
         reading.refuse(key, f"no folder with {' or '.join(_CONFIGS)}, and none of {', '.join(_SIZES)}")
     else:
         reading.refuse(key, "says the model, and is not given")
-    if str(reading.value("model-type")) == "gpt-cn":
-        reading.note("is Chinese: data.tokenizer must name the folder of its vocabulary", "model-type")
+    if str(reading.value("model_type")) == "gpt-cn":
+        reading.note("is Chinese: data.tokenizer must name the folder of its vocabulary", "model_type")
 
 
 def read_model(path: Path, facts: Facts) -> Reading:
     """Return what the configuration of a model says."""
-    reading = Reading(flat_model(read_json_mapping(path)), MODEL.defaults(), facts)
+    reading = Reading(flat_model(read_json_mapping(path), path), MODEL.defaults(), facts)
     MODEL.read(reading)
     return reading
 
 
-def flat_model(content: dict[str, Any]) -> dict[str, Any]:
+def flat_model(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """Return the keys of a model's configuration, whose older form nests: {"init_args": [{...}]}."""
     while isinstance(inner := content.pop("init_args", None), list) and inner and isinstance(inner[0], dict):
         content = {**inner[0], **content}
-    return dict(flat(content))
+    return flattened(content, path)
 
 
 def _classes(reading: Reading) -> None:
@@ -118,7 +117,7 @@ def _classes(reading: Reading) -> None:
 
 def _kind() -> Action:
     def act(reading: Reading, key: str, value: Any) -> str:
-        if "GPT" not in str(value):
+        if "gpt" not in str(value).lower():
             reading.refuse(key, "not a GPT")
         return "of a GPT, as it is here"
 
@@ -151,55 +150,56 @@ MODEL = System(
     ),
     _classes,
     fixed={"model.activation": "gelu_tanh", "model.layernorm_epsilon": 1e-5},
+    required=SIZES,
 )
 SYSTEM = System(
     "PaddleNLP",
     (
-        Row("model-type", only("gpt", "gpt2", "gpt-cn", why="another family is not to be had here")),
-        Row("model-name-or-path", decides("model")),
-        Row("tokenizer-name-or-path", to("data.tokenizer")),
-        Row("input-dir", to("data.path")),
-        Row("output-dir", option("--run {}")),
+        Row("model_type", only("gpt", "gpt2", "gpt-cn", why="another family is not to be had here")),
+        Row("model_name_or_path", decides("model")),
+        Row("tokenizer_name_or_path", to("data.tokenizer")),
+        Row("input_dir", to("data.path")),
+        Row("output_dir", option("--run {}")),
         Row("split", to("data.split"), "949,50,1"),
-        Row("max-seq-len", to("training.seq_length"), 1024),
-        Row("micro-batch-size", decides("training.micro_batch_size", "training.global_batch_size"), 8),
-        Row("batch-size", decides("training.micro_batch_size", "training.global_batch_size")),
-        Row("global-batch-size", decides("training.global_batch_size")),
-        Row("weight-decay", to("optimizer.weight_decay"), 0.0),
-        Row("adam-beta1", to("optimizer.beta1"), 0.9),
-        Row("adam-beta2", to("optimizer.beta2"), 0.999),
-        Row("adam-epsilon", to("optimizer.epsilon"), 1e-8),
-        Row("grad-clip", decides("optimizer.clip_grad_norm"), 0.0),
-        Row("max-lr", to("schedule.max_lr"), 1e-4),
-        Row("min-lr", to("schedule.min_lr"), 1e-5),
-        Row("warmup-rate", to("schedule.warmup_rate"), 0.01),
-        Row("decay-steps", to("schedule.decay_steps"), 360000),
-        Row("lr-decay-style", to("schedule.name", {"cosine": "cosine", "none": "constant"}), "cosine"),
-        Row("max-steps", to("training.max_steps"), 500000),
-        Row("save-steps", decides("checkpoint.interval"), 500),
-        Row("logging-freq", to("training.log_interval"), 1),
-        Row("logging-steps", to("training.log_interval")),
-        Row("eval-freq", decides("evaluation.interval"), 500),
-        Row("eval-steps", decides("evaluation.interval")),
-        Row("eval-iters", to("evaluation.batches"), 10),
-        Row("test-iters", ignored("gptbridge evaluate measures the test split")),
-        Row("dp-degree", to("parallel.data"), 1),
-        Row("mp-degree", to("parallel.tensor"), 1),
-        Row("pp-degree", to("parallel.pipeline"), 1),
-        Row("sharding-degree use-sharding", decides("parallel.sharding", "parallel.sharding_stage")),
-        Row("use-recompute", decides("training.recompute")),
-        Row("use-amp", decides("precision.compute")),
-        Row("amp-level", ignored("master weights are always fp32")),
-        Row("scale-loss", to("precision.initial_loss_scale"), 32768),
-        Row("hidden-dropout-prob", decides("model.hidden_dropout_prob"), 0.1),
-        Row("attention-probs-dropout-prob", decides("model.attention_probs_dropout_prob"), 0.1),
-        Row("check-accuracy", decides("model.hidden_dropout_prob", "model.attention_probs_dropout_prob")),
+        Row("max_seq_len", to("training.seq_length"), 1024),
+        Row("micro_batch_size", decides("training.micro_batch_size", "training.global_batch_size"), 8),
+        Row("batch_size", decides("training.micro_batch_size", "training.global_batch_size")),
+        Row("global_batch_size", decides("training.global_batch_size")),
+        Row("weight_decay", to("optimizer.weight_decay"), 0.0),
+        Row("adam_beta1", to("optimizer.beta1"), 0.9),
+        Row("adam_beta2", to("optimizer.beta2"), 0.999),
+        Row("adam_epsilon", to("optimizer.epsilon"), 1e-8),
+        Row("grad_clip", decides("optimizer.clip_grad_norm"), 0.0),
+        Row("max_lr", to("schedule.max_lr"), 1e-4),
+        Row("min_lr", to("schedule.min_lr"), 1e-5),
+        Row("warmup_rate", to("schedule.warmup_rate"), 0.01),
+        Row("decay_steps", to("schedule.decay_steps"), 360000),
+        Row("lr_decay_style", to("schedule.name", {"cosine": "cosine", "none": "constant"}), "cosine"),
+        Row("max_steps", to("training.max_steps"), 500000),
+        Row("save_steps", decides("checkpoint.interval"), 500),
+        Row("logging_freq", to("training.log_interval"), 1),
+        Row("logging_steps", to("training.log_interval")),
+        Row("eval_freq", decides("evaluation.interval"), 500),
+        Row("eval_steps", decides("evaluation.interval")),
+        Row("eval_iters", to("evaluation.batches"), 10),
+        Row("test_iters", ignored("gptbridge evaluate measures the test split")),
+        Row("dp_degree", to("parallel.data"), 1),
+        Row("mp_degree", to("parallel.tensor"), 1),
+        Row("pp_degree", to("parallel.pipeline"), 1),
+        Row("sharding_degree use_sharding", decides("parallel.sharding", "parallel.sharding_stage")),
+        Row("use_recompute", decides("training.recompute")),
+        Row("use_amp", decides("precision.compute")),
+        Row("amp_level", ignored("master weights are always fp32")),
+        Row("scale_loss", to("precision.initial_loss_scale"), 32768),
+        Row("hidden_dropout_prob", decides("model.hidden_dropout_prob"), 0.1),
+        Row("attention_probs_dropout_prob", decides("model.attention_probs_dropout_prob"), 0.1),
+        Row("check_accuracy", decides("model.hidden_dropout_prob", "model.attention_probs_dropout_prob")),
         Row("seed", to("training.seed"), 1234),
         Row(
-            "device select-devices",
+            "device select_devices",
             to("training.device", {"gpu": "gpu", "cpu": "cpu", "npu": "ascend"}),
         ),
-        Row("enable-addto profiler-options p", ignored("kernels and tools, not numbers")),
+        Row("enable_addto profiler_options p", ignored("kernels and tools, not numbers")),
     ),
     _combine,
     fixed={

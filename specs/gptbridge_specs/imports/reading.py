@@ -38,6 +38,8 @@ class Reading:
     given: Mapping[str, Any]
     defaults: Mapping[str, Any]
     facts: Facts
+    also: tuple[str, str] = ("", "")  # a section, and another that may hold its keys
+    answered: frozenset[str] = frozenset()  # fields that the caller sets, whatever the configuration says
     fields: dict[str, Any] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)  # of a field: the key that decided it
     lines: list[Line] = field(default_factory=list)
@@ -74,12 +76,14 @@ class Reading:
 
     def key(self, *keys: str) -> str:
         """Return the first of several names of one thing that is given, else the first."""
-        return next((key for key in keys if key in self.given), keys[0])
+        own, other = self.also
+        names = [*keys, *(other + key.removeprefix(own) for key in keys if own and key.startswith(own))]
+        return next((key for key in names if key in self.given), keys[0])
 
     def value(self, *keys: str) -> Any:
         """Return what the first of the keys says that is given, else the system's default, else None."""
         key = self.key(*keys)
-        return self.given.get(key, self.defaults.get(key))
+        return self.given.get(key, self.defaults.get(keys[0]))
 
     def whole(self, *keys: str) -> int | None:
         """Return a whole number, or None where no key says it or it is no such number."""

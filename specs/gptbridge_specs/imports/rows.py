@@ -11,6 +11,11 @@ from typing import Any
 from gptbridge_specs.errors import suggestion
 from gptbridge_specs.imports.reading import Line, Reading
 
+_SUGGESTIONS = 100  # unknown keys that get one: each takes a millisecond
+SIZES = tuple(
+    f"model.{name}"
+    for name in ("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "max_position_embeddings")
+)
 Action = Callable[[Reading, str, Any], str]  # returns what became of the key
 
 
@@ -39,10 +44,17 @@ class System:
     combine: Callable[[Reading], None]
     fixed: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    also: tuple[str, str] = ("", "")  # a section, and another that holds its keys in some releases
+    required: tuple[str, ...] = (*SIZES, "training.seq_length", "schedule.max_lr")  # no default of ours fits
 
     def actions(self) -> dict[str, Action]:
         """Return the action of every key, and of every pattern, in the table's order."""
-        return {key: row.action for row in self.rows for key in expanded(row.keys)}
+        own = {key: row.action for row in self.rows for key in expanded(row.keys)}
+        section, other = self.also
+        moved = {
+            other + key.removeprefix(section): act for key, act in own.items() if key.startswith(section)
+        }
+        return {**moved, **own} if section else own
 
     def defaults(self) -> dict[str, Any]:
         """Return what the system takes for keys that are absent."""
@@ -55,19 +67,24 @@ class System:
         for name, value in self.fixed.items():
             reading.set(name, value)
         actions = self.actions()
+        patterns = [key for key in actions if "*" in key]
         known = [key for key in actions if "*" not in key]
         for key, value in reading.given.items():
-            action = actions.get(key) or next((actions[p] for p in actions if fnmatchcase(key, p)), None)
+            action = actions.get(key) or next((actions[p] for p in patterns if fnmatchcase(key, p)), None)
             if action is None:
-                reading.refuse(key, f"{self.title} has no such key.{suggestion(key, known)}")
+                near = suggestion(key, known) if len(reading.problems) < _SUGGESTIONS else ""
+                reading.refuse(key, f"{self.title} has no such key.{near}")
             elif value is None or value == {}:
                 reading.lines.append(Line("unset", key, value, "not set"))
             else:
                 reading.lines.append(_line("field", reading, key, value, action))
         for key, value in reading.defaults.items():
-            if reading.given.get(key) is None:
+            if reading.given.get(reading.key(key)) is None:
                 reading.lines.append(_line("default", reading, key, value, actions[key]))
         self.combine(reading)
+        for name in self.required if reading.preset is None else ():
+            if reading.fields.get(name) is None and name not in reading.answered:
+                reading.problems.append(f"nothing in it says {name}: give -o {name}=VALUE")
         for text in self.notes:
             reading.note(text)
 
