@@ -40,7 +40,7 @@ class Site:
     kind: int
     layer: int
     probability: float
-    width: int = 0  # of what is dropped, where that is not the stream
+    width: int
 
     def stream(self, seed: int, *part: int) -> np.random.SeedSequence:
         """Return where the site's bits in the micro-batch of `seed` come from, or those of a part of it."""
@@ -49,46 +49,53 @@ class Site:
 
 def embedding_sites(model: ModelSpec) -> list[Site]:
     """Return the site of the embeddings, if it drops something."""
-    return _dropping(Site(_EMBEDDING, 0, model.hidden_dropout_prob))
+    return _dropping(Site(_EMBEDDING, 0, model.hidden_dropout_prob, model.hidden_size))
 
 
-def layer_sites(model: ModelSpec, layer: int) -> list[Site]:
-    """Return the sites of a layer that drop something."""
-    hidden, attention = model.hidden_dropout_prob, model.attention_probs_dropout_prob
-    kinds = ((_PROBABILITIES, attention), (_ATTENTION, hidden), (_MLP, hidden))
-    return _dropping(*(Site(kind, layer, p) for kind, p in kinds))
+def layer_sites(model: ModelSpec, layer: int, lora: LoraSpec | None = None) -> list[Site]:
+    """Return the sites of a layer that drop something: of a block, then those before its adapters."""
+    hidden, attention, wide = model.hidden_dropout_prob, model.attention_probs_dropout_prob, model.hidden_size
+    kinds = [(_PROBABILITIES, attention, wide), (_ATTENTION, hidden, wide), (_MLP, hidden, wide)]
+    if lora is not None:
+        adapted = set(adapted_layers(lora))
+        kinds += [
+            (kind, lora.dropout, model.ffn_size if name == "mlp.c_proj" else wide)
+            for kind, name in enumerate(ADAPTED, start=_MLP + 1)
+            if name in adapted
+        ]
+    return _dropping(*(Site(kind, layer, p, width) for kind, p, width in kinds))
 
 
 def all_sites(model: ModelSpec, lora: LoraSpec | None = None) -> list[Site]:
-    """Return every site that drops something: of the embeddings, of each layer, of each layer's adapters."""
-    layers = (site for n in range(model.num_layers) for site in layer_sites(model, n))
-    adapters = (site for n in range(model.num_layers) for site in adapter_sites(model, lora, n))
-    return [*embedding_sites(model), *layers, *adapters]
-
-
-def adapter_sites(model: ModelSpec, lora: LoraSpec | None, layer: int) -> list[Site]:
-    """Return the sites before a layer's adapters that drop something, first those of attention."""
-    if lora is None:
-        return []
-    return _dropping(
-        *(
-            Site(kind, layer, lora.dropout, model.ffn_size if name == "mlp.c_proj" else model.hidden_size)
-            for kind, (name, parts) in enumerate(ADAPTED.items(), start=_MLP + 1)
-            if set(parts) & set(lora.targets)
-        )
-    )
-
-
-def adapter_masks(lora: LoraSpec | None) -> tuple[int, int]:
-    """Return how many masks a layer has before the adapters of attention, and of the feed-forward layer."""
-    names = [name for name, parts in ADAPTED.items() if lora is not None and set(parts) & set(lora.targets)]
-    drops = lora is not None and lora.dropout > 0
-    attention, mlp = (drops * sum(name.startswith(branch) for name in names) for branch in ("attn", "mlp"))
-    return attention, mlp
+    """Return every site that drops something: that of the embeddings, then each layer's."""
+    layers = (site for n in range(model.num_layers) for site in layer_sites(model, n, lora))
+    return [*embedding_sites(model), *layers]
 
 
 def _dropping(*sites: Site) -> list[Site]:
     return [site for site in sites if site.probability > 0]
+
+
+def adapted_layers(lora: LoraSpec) -> list[str]:
+    """Return the linear layers of a block that have adapters, in the order in which their masks are drawn."""
+    return [name for name, parts in ADAPTED.items() if set(parts) & set(lora.targets)]
+
+
+def masks_of_block(model: ModelSpec, lora: LoraSpec | None = None) -> tuple[int, ...]:
+    """Return how many masks each part of BlockMasks has."""
+    adapted = adapted_layers(lora) if lora is not None and lora.dropout > 0 else []
+    hidden = int(model.hidden_dropout_prob > 0)
+    before = (sum(name.startswith(branch) for name in adapted) for branch in ("attn.", "mlp."))
+    return (int(model.attention_probs_dropout_prob > 0), hidden, hidden, *before)
+
+
+def of_sites(masks: Masks, counts: tuple[int, ...]) -> BlockMasks:
+    """Return the masks of a block, the first of `masks`, as `masks_of_block` counts them."""
+    parts, start = (), 0
+    for count in counts:
+        parts = (*parts, masks[start : start + count])  # type: ignore[assignment]
+        start = start + count
+    return parts
 
 
 class HostDropout(nn.Cell):
@@ -99,7 +106,7 @@ class HostDropout(nn.Cell):
 
     def __init__(self, model: ModelSpec, cut: Cut, sites: list[Site]) -> None:
         super().__init__()
-        self.model, self.cut, self.sites = model, cut, tuple(sites)
+        self.heads, self.cut, self.sites = model.num_attention_heads, cut, tuple(sites)
 
     def arguments(self, seed: int, shape: tuple[int, ...], layer: int = 0) -> Iterator[Tensor]:
         """Yield what a graph takes for each site, `layer` layers on, for (B, T) tokens of a micro-batch."""
@@ -107,8 +114,7 @@ class HostDropout(nn.Cell):
         more = self.cut.padded(t) - t
         heads = slice(self.cut.heads.start, self.cut.heads.stop)
         for site in self.sites:
-            width = site.width or self.model.hidden_size
-            whole = _shape(site.kind, self.model.num_attention_heads, width, b, t)
+            whole = _shape(site.kind, self.heads, site.width, b, t)
             mask = _drawn(replace(site, layer=site.layer + layer), seed, whole)
             if site.kind == _PROBABILITIES:
                 mask = mask.reshape(b, -1, t, t)[:, heads].reshape(-1, t, t)
@@ -131,8 +137,8 @@ class DeviceDropout(nn.Cell):
         self.sites, self.cut = tuple(sites), cut
         self.kinds = tuple(site.kind for site in self.sites)
         self.probabilities = tuple(site.probability for site in self.sites)
+        self.widths = tuple(site.width for site in self.sites)
         self.heads = len(cut.heads)
-        self.widths = tuple(site.width or model.hidden_size for site in self.sites)
         self.ranks = cut.group.size if cut.group is not None and cut.sequence else 1
         self.offset = Tensor(0, ms.int64)
 

@@ -11,20 +11,33 @@ from typing import Any
 
 from mindspore import ParameterTuple, Tensor, nn, ops
 
-from gptbridge_mindspore.dropout import BlockMasks, Masks, adapter_masks
+from gptbridge_mindspore.dropout import BlockMasks, Masks, masks_of_block, of_sites
 from gptbridge_mindspore.loss import LinearCrossEntropy
 from gptbridge_mindspore.model import GPT
 from gptbridge_specs import RunSpec
 
 
-class Ends(nn.Cell):
+class Derived(nn.Cell):
+    """What derives gradients of other Cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+        self.of_inputs = ops.GradOperation(get_all=True, sens_param=True)
+
+    def of_both(self, cell: Any, weights: ParameterTuple, *inputs: Any) -> tuple[Any, tuple[Tensor, ...]]:
+        """Return the gradients of the inputs of `cell` and of its weights; the last input is its result's."""
+        if len(weights) == 0:
+            return self.of_inputs(cell)(*inputs), ()
+        return self.gradient(cell, weights)(*inputs)  # type: ignore[no-any-return]
+
+
+class Ends(Derived):
     """The loss of a model's last layers, and the gradients of its first and last weights."""
 
     def __init__(self, net: GPT, loss: LinearCrossEntropy) -> None:
         super().__init__()
         self.net, self.loss = net, loss
-        self.gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
-        self.of_inputs = ops.GradOperation(get_all=True, sens_param=True)
         self.embeddings = ParameterTuple([net.wte.weight, net.wpe.weight]) if net.first else None
         self.last = _parameters(net.ln_f) if net.last else None
 
@@ -36,12 +49,6 @@ class Ends(nn.Cell):
         of_x, of_last = self.of_both(self.net.final, self.last, x, dy.reshape(final.shape))
         return (loss, of_x[0], of_head, *of_last)
 
-    def of_both(self, cell: Any, weights: ParameterTuple, *inputs: Any) -> tuple[Any, tuple[Tensor, ...]]:
-        """Return the gradients of the inputs of `cell` and of its weights; the last input is its result's."""
-        if len(weights) == 0:
-            return self.of_inputs(cell)(*inputs), ()
-        return self.gradient(cell, weights)(*inputs)  # type: ignore[no-any-return]
-
     def of_embeddings(
         self, tokens: Tensor, positions: Tensor, dy: Tensor, *mask: Tensor
     ) -> tuple[Tensor, ...]:
@@ -49,23 +56,21 @@ class Ends(nn.Cell):
         return self.gradient(self.net.embed, self.embeddings)(tokens, positions, *mask, dy)[1]  # type: ignore[no-any-return]
 
 
-class LossAndGradients(nn.Cell):
+class LossAndGradients(Derived):
     """Called with a micro-batch; the gradients come in the order of `weights`."""
 
     def __init__(self, spec: RunSpec, net: GPT, loss: LinearCrossEntropy, dropout: nn.Cell) -> None:
         super().__init__()
-        model, recompute = spec.model, spec.training.recompute
-        self.head_trained, self.rest_trained = net.head.requires_grad, net.ln_f.weight.requires_grad
-        self.before_adapters = adapter_masks(spec.task.lora)
         self.net = net
         self.dropout = dropout
         self.ends = Ends(net, loss)
-        self.recompute = recompute == "full"
-        self.recompute_attention = recompute == "full_attn"
-        self.on_hidden = int(model.hidden_dropout_prob > 0)
-        self.on_attention = int(model.attention_probs_dropout_prob > 0)
+        self.head_trained = net.head.requires_grad
+        self.rest_trained = net.ln_f.weight.requires_grad
+        self.recompute = spec.training.recompute == "full"
+        self.recompute_attention = spec.training.recompute == "full_attn"
+        self.on_hidden = int(spec.model.hidden_dropout_prob > 0)
+        self.of_block = masks_of_block(spec.model, spec.task.lora)
         self.tied = net.tied
-        self.gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
         self.whole = [_parameters(block) for block in net.h]
         self.first = [_parameters(block.ln_1, block.attn) for block in net.h]
         self.second = [_parameters(block.ln_2, block.mlp) for block in net.h]
@@ -101,33 +106,19 @@ class LossAndGradients(nn.Cell):
         block = self.net.h[n]
         if self.recompute_attention:
             middle = block.attention(x, bias, masks)
-            of_middle, of_second = self.ends.of_both(
-                block.feed_forward, self.second[n], middle, bias, masks, dy
-            )
+            of_middle, of_second = self.of_both(block.feed_forward, self.second[n], middle, bias, masks, dy)
             dy = of_middle[0]
             x = ops.depend(x, dy)
-            of_x, of_first = self.ends.of_both(block.attention, self.first[n], x, bias, masks, dy)
+            of_x, of_first = self.of_both(block.attention, self.first[n], x, bias, masks, dy)
             return of_x[0], (*of_first, *of_second)
         if self.recompute:
             x = ops.depend(x, dy)
-        of_x, of_block = self.gradient(block, self.whole[n])(x, bias, masks, dy)
+        of_x, of_block = self.of_both(block, self.whole[n], x, bias, masks, dy)
         return of_x[0], of_block
 
     def of_layer(self, n: int, masks: Masks) -> BlockMasks:
         """Return the masks of one block, out of them all in the order in which they are drawn."""
-        each = self.on_attention + 2 * self.on_hidden
-        start = self.on_hidden + n * each
-        own = of_sites(masks[start:], self.on_attention, self.on_hidden)
-        attention, mlp = self.before_adapters
-        first = self.on_hidden + len(self.net.h) * each + n * (attention + mlp)
-        middle = first + attention
-        return (*own[:3], masks[first:middle], masks[middle : middle + mlp])
-
-
-def of_sites(masks: Masks, attention: int, hidden: int) -> BlockMasks:
-    """Return the masks of the sites of a block, the first of `masks`; a site that drops nothing has none."""
-    middle = attention + hidden
-    return masks[:attention], masks[attention:middle], masks[middle : middle + hidden], (), ()
+        return of_sites(masks[self.on_hidden + n * sum(self.of_block) :], self.of_block)
 
 
 def _parameters(*cells: nn.Cell) -> ParameterTuple:

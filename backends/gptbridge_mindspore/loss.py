@@ -30,8 +30,7 @@ class LinearCrossEntropy(nn.Cell):
 
     def __init__(self, dtype: Any, cut: Cut, vocabulary: int, *, frozen: bool = False) -> None:
         super().__init__()
-        self.dtype = dtype
-        self.frozen = frozen
+        self.dtype, self.frozen = dtype, frozen
         self.start, self.count = cut.words.start, len(cut.words)
         self.whole = cut.group is None
         self.nt = ops.MatMul(transpose_b=True)
@@ -71,9 +70,9 @@ class LinearCrossEntropy(nn.Cell):
         if not self.whole:
             by_label = ops.broadcast_to(found.reshape(-1, 1), hidden.shape)
             shared, target = shared * by_label, target * by_label
-        d_hidden = of_hidden[0] if len(of_hidden) == 1 else ops.concat(of_hidden, 0)
         if not self.frozen:
             of_weight = of_weight - self.scatter(shared, labels, count)
+        d_hidden = of_hidden[0] if len(of_hidden) == 1 else ops.concat(of_hidden, 0)
         return total, (d_hidden - target) * by_row, of_weight
 
     def token_losses(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mindspore import Parameter, Tensor, nn
 
-from gptbridge.weights.architecture import head
+from gptbridge.weights.architecture import head, sizes
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
 from gptbridge_mindspore.adapters import adapt
 from gptbridge_mindspore.collectives import enter
@@ -73,7 +73,6 @@ class GPT(nn.Cell):
         self.first, self.last = first, last
         heads = head(model, task)
         self.tied = not heads
-        self.projection = heads[0].name if heads else "wte.weight"  # the name of the output projection
         if first or (last and self.tied):
             self.wte = Words(cut, model.hidden_size)
         if first:
@@ -83,10 +82,10 @@ class GPT(nn.Cell):
         if last:
             self.ln_f = LayerNorm(model.hidden_size, model.layernorm_epsilon)
             self.enter = enter(cut)
+            here = sizes(model, task) | {"v": len(cut.words)}
             for weight in heads:
-                rows = task.num_labels if task is not None and weight.name == "score.weight" else None
-                own = Head(rows or len(cut.words), model.hidden_size)
-                setattr(self, weight.name.removesuffix(".weight"), own)
+                setattr(self, weight.name.removesuffix(".weight"), Head(*weight.axes.shape(here)))
+        self.projection = heads[0].name if heads else "wte.weight"  # the weight of the last product
         if task is not None and task.lora is not None:
             adapt(self.h, task.lora, dtype, kernels.drop)
 

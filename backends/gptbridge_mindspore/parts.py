@@ -74,9 +74,9 @@ def parameter(*shape: int) -> Parameter:
 
 
 class Linear(nn.Cell):
-    """x W + b with W (in, out), the product in the compute type; what each rank has of it can `leave`.
+    """x W + b with W (in, out), the product in the compute type, with what `adapt` put beside it.
 
-    Beside it is what `adapt` put there.
+    What each rank has of the product can `leave`.
     """
 
     def __init__(self, inputs: int, outputs: int, dtype: Any, leave: nn.Cell | None = None) -> None:
@@ -351,5 +351,4 @@ class FeedForward(nn.Cell):
     def construct(self, x: Tensor, *adapted: Tensor) -> Tensor:
         """Widen, activate, narrow; x and the result are (B, T, H). `adapted` are masks before adapters."""
         first = self.c_fc.adapters.masks
-        wide = self.activation(self.c_fc(self.enter(x), *adapted[:first]))
-        return self.c_proj(wide, *adapted[first:])
+        return self.c_proj(self.activation(self.c_fc(self.enter(x), *adapted[:first])), *adapted[first:])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from gptbridge import convert, open_checkpoint, reference
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.training.beginning import Beginning
-from gptbridge.training.run import train_here
+from gptbridge.training.launch import train
 from gptbridge.training.start import resolve
 from gptbridge.weights.opening import Hints
 from tests.training.conftest import NO_DROPOUT, gptbridge, options, run_jobs, steps_of
@@ -115,7 +115,7 @@ def test_what_a_run_of_adapters_cannot_be_is_refused(runs: Path, tmp_path: Path)
     overrides = [*RUN, f"data.path={runs / 'tokens.bin'}"]
     plan = resolve(None, [*overrides, "model.vocab_size=67"], tmp_path / "nothing", None)
     with pytest.raises(UsageError, match=r"task\.lora: .*--init-from"):
-        train_here(plan, backend="torch")
+        train(plan, backend="torch")
     with pytest.raises(UsageError, match=r"model\.vocab_size: 70 in the spec"):
         Beginning(HF, Hints()).spec(None, [*overrides, "model.vocab_size=70"])
     with pytest.raises(UsageError, match="has adapters already"):
