@@ -73,6 +73,20 @@ LANGUAGE_MODELING_ONLY = (
     Limit("task.lora", lambda spec, _: spec.task.lora is not None, "this backend trains all weights"),
 )
 
+# Adapters and classes are trained beside whole layers: of the parallel layouts, data alone.
+_CUT = ("tensor", "pipeline", "sharding")
+WHOLE_TASKS = tuple(
+    Limit(
+        field,
+        lambda spec, _, asked=asked: asked(spec) and any(getattr(spec.parallel, cut) > 1 for cut in _CUT),  # type: ignore[misc]
+        f"is trained on whole models alone: parallel.{', parallel.'.join(_CUT)} must be 1",
+    )
+    for field, asked in (
+        ("task.lora", lambda spec: spec.task.lora is not None),
+        ("task.name", lambda spec: spec.task.name == "classification"),
+    )
+)
+
 
 def problems(limits: Iterable[Limit], spec: RunSpec, device: DeviceKind | None) -> list[Problem]:
     """Return a problem for each of `limits` that `spec` breaks on `device`."""

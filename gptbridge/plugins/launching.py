@@ -37,7 +37,7 @@ _ANSWER_SECONDS = 5.0  # for the ranks to say where they stand
 _END_SECONDS = 10.0
 _LEFT = ("rank-*", "process-*", "request-*", STOP_FILE, ASK_FILE, "launcher.log")  # by a launch before
 # What a launcher writes of its environment, with all that is secret in it.
-_SECRETS = ("**/envlog*", "**/backup_env*", "**/*JOB*.log")
+_SECRETS = ("**/envlog*", "**/backup_env*", "**/default.*.log")
 
 
 def command_of(backend: Backend, launch: Launch, request: Path) -> list[str]:

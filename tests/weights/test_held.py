@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from itertools import product
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from gptbridge.process.place import Place, chunk, places
 from gptbridge.weights.architecture import parameters, shapes, sizes
 from gptbridge.weights.held import HeldTensor, held_names
-from gptbridge.weights.layouts.arrays import stored_arrays
+from gptbridge.weights.layouts.arrays import stored_array
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
 from gptbridge.weights.shards import Memory, from_arrays, shards_of
 from gptbridge_specs import ModelSpec
@@ -90,7 +89,8 @@ def test_a_slice_is_that_of_the_fused_tensor() -> None:
     layout = gpt2_in_memory("test", out_in=True)
     weights = numbered()
     names = [parameter.name for parameter in parameters(MODEL)]
-    whole: Mapping[str, Array] = dict(stored_arrays(layout, MODEL, names, from_arrays(MODEL, weights)))
+    natives, read = layout.natives(names, MODEL.num_layers), from_arrays(MODEL, weights)
+    whole = {native.name: stored_array(native, sizes(MODEL), read) for native in natives}
     for index in range(4):
         place = Place(ParallelSpec(sharding=4), index)
         tensors = empty_tensors(place, out_in=True, sliced=True)

@@ -16,7 +16,7 @@ from gptbridge.errors import BadInput
 from gptbridge.weights.architecture import shapes, sizes, weight_axes
 from gptbridge.weights.dialects.huggingface import DIALECT as TORCH
 from gptbridge.weights.dialects.registry import find_dialect, known_dialects
-from gptbridge.weights.layouts.arrays import stored_arrays
+from gptbridge.weights.layouts.arrays import stored_array
 from gptbridge.weights.layouts.axes import Axes, axes
 from gptbridge.weights.layouts.boxes import Box, Piece, gather, gather_into, shape_of, sizes_of, slabs
 from gptbridge.weights.layouts.matching import best_match, require_whole, solve_sizes
@@ -48,7 +48,8 @@ def numbered() -> Arrays:
 
 def written(layout: Layout, weights: Arrays) -> Arrays:
     """Store canonical weights as `layout` says."""
-    return dict(stored_arrays(layout, MODEL, weights, lambda name, box: weights[name]))
+    natives = layout.natives(weights, MODEL.num_layers)
+    return {native.name: stored_array(native, SIZES, lambda name, box: weights[name]) for native in natives}
 
 
 def held(box: Box, stored: Axes, array: NDArray[Any]) -> Piece:

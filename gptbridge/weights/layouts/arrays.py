@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.weights.architecture import sizes, weight_axes
+from gptbridge.weights.architecture import weight_axes
 from gptbridge.weights.layouts.boxes import Box, whole_boxes
-from gptbridge.weights.layouts.rules import Layout, NativeTensor
-from gptbridge_specs import ModelSpec
+from gptbridge.weights.layouts.rules import NativeTensor
 
 Read = Callable[[str, Box], NDArray[np.float32]]  # canonical name, box -> that slice in its canonical shape
 
@@ -32,12 +31,3 @@ def stored_array(native: NativeTensor, whole: Mapping[str, int], read: Read) -> 
             return part.reshape(result.shape)
         native.axes.view(result, number, whole)[...] = part
     return result
-
-
-def stored_arrays(
-    layout: Layout, model: ModelSpec, names: Iterable[str], read: Read
-) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yield the name and content of each tensor that holds the weights `names` of `model`."""
-    whole = sizes(model)
-    for native in layout.natives(names, model.num_layers):
-        yield native.name, stored_array(native, whole, read)
