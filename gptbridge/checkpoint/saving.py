@@ -24,11 +24,11 @@ import numpy as np
 from gptbridge.checkpoint.manifest import Entry, entry_of
 from gptbridge.checkpoint.state import TrainingState
 from gptbridge.checkpoint.store import CheckpointStore
-from gptbridge.checkpoint.tensor_files import trained_names
 from gptbridge.checkpoint.writing import Content, kinds_of
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import RunFailed
 from gptbridge.session import Kind, Shard
+from gptbridge.weights.held import held_names
 from gptbridge_specs.run import CheckpointSpec
 
 _LOOK_SECONDS = 0.02
@@ -65,7 +65,7 @@ class Saver:
         RunFailed where that one failed.
         """
         before, started = self.finish(), time.perf_counter()
-        saved = {*trained_names(state.spec.model, state.spec.task)}
+        saved = {*held_names(state.spec.model, task=state.spec.task, trained=True)}
         owned = {
             kind: [shard for shard in shards(kind) if shard.owned and shard.name in saved]
             for kind in kinds_of(state)
@@ -131,6 +131,8 @@ class Meeting:
             mine = files[self.rank :: self.ranks]
             self._mark("hashed", {path.name: entry_of(path) for path in mine})
         except BaseException as error:
+            if isinstance(error, FileNotFoundError):
+                self._require_no_failure()  # for which the folder has gone
             with suppress(OSError):
                 self._failures.mkdir(exist_ok=True)
                 (self._failures / str(self.rank)).write_text(str(error))
@@ -165,9 +167,12 @@ class Meeting:
         """Wait until each of `ranks` has marked `what`."""
         for rank in ranks:
             while not self._path(what, rank).exists():
-                for failed in self._failures.glob("*"):
-                    raise RunFailed(f"rank {failed.name}: {failed.read_text()}")
+                self._require_no_failure()
                 time.sleep(_LOOK_SECONDS)
+
+    def _require_no_failure(self) -> None:
+        for failed in self._failures.glob("*"):
+            raise RunFailed(f"rank {failed.name}: {failed.read_text()}")
 
 
 def _copied(shard: Shard) -> Shard:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gptbridge.errors import BackendBroken, BadInput, RunFailed, printable
 from gptbridge.session import Shard
-from gptbridge.weights.architecture import LORA_TARGETS, parameters, sizes
+from gptbridge.weights.architecture import LORA_TARGETS, sizes
 from gptbridge.weights.canonical.arrays import CanonicalArrays
 from gptbridge.weights.canonical.assembly import assemble
 from gptbridge.weights.canonical.cutting import LetterCutting, Stage
@@ -28,6 +28,7 @@ from gptbridge.weights.formats import TensorInfo, WeightFile, open_weights
 from gptbridge.weights.formats.finite import all_finite
 from gptbridge.weights.formats.safetensors import header_of
 from gptbridge.weights.formats.shards import SHARD_BYTES, shard_files, write_index
+from gptbridge.weights.held import held_names
 from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import sizes_of
 from gptbridge.weights.layouts.matching import best_match, require_whole
@@ -49,11 +50,6 @@ _NOT_SAVED = (
 )
 
 
-def trained_names(model: ModelSpec, task: TaskSpec | None = None) -> list[str]:
-    """Return the canonical names of what `task` trains: what a run keeps in its checkpoints."""
-    return [parameter.name for parameter in parameters(model, task) if parameter.trainable]
-
-
 class TensorFiles:
     """STEM.safetensors, or shards of it and an index: what `task` trains of a model, once for each of `ends`.
 
@@ -72,7 +68,8 @@ class TensorFiles:
         shard_bytes: int = SHARD_BYTES,
     ) -> None:
         self._stem, self._sizes = stem, sizes(model, task)
-        self._natives = list(_LAYOUT.natives(trained_names(model, task), model.num_layers))
+        names = held_names(model, task=task, trained=True)
+        self._natives = list(_LAYOUT.natives(names, model.num_layers))
         infos = [
             TensorInfo(native.name + end, "float32", native.axes.shape(self._sizes))
             for native in self._natives
@@ -158,7 +155,7 @@ def _weights(
     if task is None or task.lora is None:
         require_whole(match, files.path)
     found = assemble(match, [Stage((files,), names, LetterCutting(1, files.path))], whole)
-    wanted = trained_names(model, task)
+    wanted = held_names(model, task=task, trained=True)
     for name in wanted:
         if name not in found:
             raise BadInput(f"no tensor {name}{end}", where=files.path)

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gptbridge.process.place import REPLICAS, Dimension, Place, chunk
-from gptbridge.weights.architecture import Parameter, parameters, tensor_slice
+from gptbridge.weights.architecture import Parameter, head, parameters, tensor_slice
 from gptbridge.weights.layouts.boxes import Box, range_boxes, sizes_of
 from gptbridge.weights.layouts.rules import NativeTensor
 from gptbridge_specs import ModelSpec
@@ -34,7 +34,7 @@ def held_names(
     def here(parameter: Parameter) -> bool:
         if parameter.part == "block":
             return parameter.layer in layers
-        tied = parameter.name == TIED and model.tie_word_embeddings
+        tied = parameter.name == TIED and not head(model, task)
         return place.last if parameter.part == "head" else place.first or (tied and place.last)
 
     return [p.name for p in parameters(model, task) if here(p) and (p.trainable or not trained)]

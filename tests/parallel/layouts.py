@@ -19,7 +19,8 @@ from gptbridge.hookspecs import Launch
 from gptbridge.plugins.backend import load_backend
 from gptbridge.testing.comparison import distance
 from gptbridge.weights.architecture import shapes, sizes, weight_axes
-from gptbridge_specs import ModelSpec, RunSpec
+from gptbridge.weights.held import held_names
+from gptbridge_specs import RunSpec
 
 Arrays = dict[str, NDArray[Any]]
 STEPS = 10
@@ -35,6 +36,12 @@ MODEL = {
     "attention_probs_dropout_prob": 0.0,
 }
 ADAMW = {"name": "adamw", "clip_grad_norm": 1.0, "weight_decay": 0.1}
+# Classes that are learnt by adapters and a head, beside weights that are not.
+TASK = {
+    "name": "classification",
+    "num_labels": 3,
+    "lora": {"rank": 2, "alpha": 4.0, "dropout": 0.1, "targets": ["q", "v", "out", "fc", "proj"]},
+}
 SGD = {"name": "sgd", "clip_grad_norm": None, "weight_decay": 0.0}
 
 
@@ -113,11 +120,12 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def joined(model: ModelSpec, ranks: list[Arrays], kind: str) -> Arrays:
+def joined(spec: RunSpec, ranks: list[Arrays], kind: str) -> Arrays:
     """Return whole tensors from what the ranks own; AssertionError where a number has no owner, or two."""
-    whole = sizes(model)
-    tensors = {name: np.zeros(shape, np.float32) for name, shape in shapes(model).items()}
-    owners = {name: np.zeros(shape, int) for name, shape in shapes(model).items()}
+    whole, of_all = sizes(spec.model, spec.task), shapes(spec.model, spec.task)
+    held = {name: of_all[name] for name in held_names(spec.model, task=spec.task, trained=kind != "weight")}
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in held.items()}
+    owners = {name: np.zeros(shape, int) for name, shape in held.items()}
     for logged in ranks:
         for key in logged:
             if key.startswith(kind + " ") and key.endswith(" box"):
@@ -138,7 +146,7 @@ CLOSE = {"loss": 1e-5, "grad_norm": 1e-5, "exp_avg": 1e-4, "exp_avg_sq": 1e-4}
 PLAIN = {"loss": 1e-5, "grad_norm": 1e-5, "weight": 1e-6}  # SGD without clipping: the sharpest of all
 
 
-def differences(model: ModelSpec, ranks: list[Arrays], alone: Arrays) -> dict[str, float]:
+def differences(spec: RunSpec, ranks: list[Arrays], alone: Arrays) -> dict[str, float]:
     """Return how far the ranks of a layout together are from one process: largest relative differences."""
     found: dict[str, float] = {
         name: _apart(ranks[0][name], alone[name])
@@ -147,7 +155,7 @@ def differences(model: ModelSpec, ranks: list[Arrays], alone: Arrays) -> dict[st
     }
     for kind in ("weight", "exp_avg", "exp_avg_sq"):
         if f"{kind} 0" in alone:
-            found[kind] = distance(*(_compared(joined(model, held, kind)) for held in (ranks, [alone])))
+            found[kind] = distance(*(_compared(joined(spec, held, kind)) for held in (ranks, [alone])))
     return found
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gptbridge_specs import RunSpec
 from tests.parallel import layouts
-from tests.parallel.layouts import CLOSE, PLAIN, SGD, Arrays, run_spec
+from tests.parallel.layouts import CLOSE, PLAIN, SGD, TASK, Arrays, run_spec
 
 Ranks = list[Arrays]
 Job = Callable[[int], dict[str, Ranks]]
@@ -29,6 +29,7 @@ class LayoutTests:
         "sgd": (PLAIN_SGD, PLAIN),
         "dropped": ({**PLAIN_SGD, "model": DROPPED, "training": {"recompute": "full"}}, PLAIN),
         "attn-dropped": ({**PLAIN_SGD, "model": DROPPED, "training": {"recompute": "full_attn"}}, PLAIN),
+        "adapted": ({"task": TASK}, CLOSE),
     }
     LAYOUTS: ClassVar[dict[str, tuple[dict[str, Any], tuple[str, ...]]]]  # and what is trained under each
     # What each of these functions does is needed: without it, a layout differs under SGD.
@@ -74,7 +75,7 @@ class LayoutTests:
     def differences(self, job: Job, case: str, layout: str, variant: str) -> dict[str, float]:
         spec = self.spec(layout, variant)
         ranks, alone = job(spec.parallel.world_size)[case], job(1)[f"alone-{variant}"][0]
-        return layouts.differences(spec.model, ranks, alone)
+        return layouts.differences(spec, ranks, alone)
 
     def test_a_layout_trains_as_one_process_does(self, job: Job, layout: str, variant: str) -> None:
         found = self.differences(job, f"{layout}-{variant}", layout, variant)

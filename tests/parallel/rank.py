@@ -24,9 +24,10 @@ from gptbridge.process.world import World
 from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import MOMENTS, Batch, Kind, LanguageModel, Trainer
 from gptbridge.testing import cases
-from gptbridge.weights.architecture import parameters
+from gptbridge.weights.architecture import outputs, parameters
 from gptbridge.weights.shards import from_arrays, load
 from gptbridge_specs import ModelSpec, RunSpec
+from gptbridge_specs.run import TaskSpec
 
 
 def batch(spec: RunSpec, step: int, world: World) -> Batch:
@@ -39,13 +40,14 @@ def batch(spec: RunSpec, step: int, world: World) -> Batch:
     mine = range(world.replica, shape[0], world.replicas)
     seeds = tuple(dropout_seed(training.seed, step, number) for number in mine)
     chosen = list(mine)
-    return Batch(tokens[chosen, :, :-1], tokens[chosen, :, 1:], mask[chosen], int(mask.sum()), seeds)
+    labels = tokens[chosen, :, 1:] % outputs(spec.model, spec.task)
+    return Batch(tokens[chosen, :, :-1], labels, mask[chosen], int(mask.sum()), seeds)
 
 
-def weights(model: ModelSpec) -> cases.Arrays:
+def weights(model: ModelSpec, task: TaskSpec) -> cases.Arrays:
     """Return seeded weights, none alike, small enough that rounding does not grow over the steps."""
-    drawn = cases.weights(model)
-    ones = {p.name for p in parameters(model) if p.initial == "ones"}
+    drawn = cases.weights(model, task=task)
+    ones = {p.name for p in parameters(model, task) if p.initial == "ones"}
     return {name: array if name in ones else 0.2 * array for name, array in drawn.items()}
 
 
@@ -68,7 +70,7 @@ def decoded(model: LanguageModel, tokens: NDArray[np.int32]) -> NDArray[np.float
 def train(spec: RunSpec, backend: str, steps: int, *, reads: bool) -> tuple[World, dict[str, NDArray[Any]]]:
     """Train `steps` steps; return the ranks and what to write, boxes as JSON beside the arrays."""
     trainer, _, world = load_backend(backend).open_trainer(spec)
-    load(trainer.shards(), from_arrays(spec.model, weights(spec.model)))
+    load(trainer.shards(), from_arrays(spec.model, weights(spec.model, spec.task), spec.task))
     results = [trainer.step(batch(spec, step, world), spec.schedule.max_lr) for step in range(1, steps + 1)]
     first = batch(spec, 1, world)
     logged: dict[str, NDArray[Any]] = {

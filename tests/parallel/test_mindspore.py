@@ -9,7 +9,7 @@ import pytest
 
 from gptbridge_specs import RunSpec
 from tests.parallel import layouts
-from tests.parallel.layouts import CLOSE, PLAIN, SGD, Arrays, run_spec
+from tests.parallel.layouts import CLOSE, PLAIN, SGD, TASK, Arrays, run_spec
 
 STEPS = 3
 Ranks = list[Arrays]
@@ -22,12 +22,13 @@ VARIANTS: dict[str, tuple[dict[str, Any], Mapping[str, float]]] = {
     "sgd": ({"model": SHALLOW, "optimizer": SGD, "schedule": {"max_lr": 0.1}}, PLAIN),
     "dropped": ({"model": SHALLOW | DROPPED, "training": {"recompute": "full"}}, CLOSE),
     "deep": ({"model": DROPPED}, CLOSE),
+    "adapted": ({"model": SHALLOW, "task": TASK}, CLOSE),
 }
 # By the number of ranks: a layout, and what is trained under it.
 LAYOUTS: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     1: {"alone": ({}, tuple(VARIANTS))},
     2: {
-        "dp": ({"data": 2}, ("dropped",)),
+        "dp": ({"data": 2}, ("dropped", "adapted")),
         "tp-sequence": ({"tensor": 2, "sequence": True}, ("dropped",)),
         "pp-virtual": ({"pipeline": 2, "virtual_pipeline": 2}, ("deep",)),
         "sharding-1": ({"sharding": 2, "sharding_stage": 1}, ("dropped",)),
@@ -87,14 +88,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 @pytest.mark.parametrize(("ranks", "layout", "variant"), CASES)
 def test_a_layout_trains_as_one_process_does(job: Job, ranks: int, layout: str, variant: str) -> None:
-    bounds, model = VARIANTS[variant][1], spec_of(ranks, layout, variant).model
+    bounds, spec = VARIANTS[variant][1], spec_of(ranks, layout, variant)
     alone = job(1)[f"alone-{variant}"][0]
-    found = layouts.differences(model, job(ranks)[f"{layout}-{variant}"], alone)
+    found = layouts.differences(spec, job(ranks)[f"{layout}-{variant}"], alone)
     assert {what: value for what, value in found.items() if value > bounds.get(what, 1e-3)} == {}, found
 
 
 @pytest.mark.parametrize("control", BROKEN)
 def test_the_comparison_sees_what_is_not_exchanged(job: Job, control: str) -> None:
-    model = spec_of(1, "alone", "sgd").model
-    found = layouts.differences(model, job(2)[control], job(1)["alone-sgd"][0])
+    found = layouts.differences(spec_of(1, "alone", "sgd"), job(2)[control], job(1)["alone-sgd"][0])
     assert any(found[what] > 10 * bound for what, bound in PLAIN.items()), found

@@ -18,7 +18,7 @@ class TestPaddle(LayoutTests):
     backend = "paddle"
     steps = 3
     LAYOUTS: ClassVar[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
-        "dp": ({"data": 2}, (*BOTH, "attn-dropped")),
+        "dp": ({"data": 2}, (*BOTH, "attn-dropped", "adapted")),
         "tp": ({"tensor": 2}, (*BOTH, "attn-dropped")),
         "tp-sequence": ({"tensor": 2, "sequence": True}, (*BOTH, "dropped")),
         "pp": ({"pipeline": 2}, (*BOTH, "dropped")),

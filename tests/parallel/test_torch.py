@@ -12,7 +12,7 @@ from gptbridge_specs import ModelSpec, RunSpec
 from gptbridge_torch.collectives import Cut
 from gptbridge_torch.parts import Attention, Recompute
 from tests.parallel import layouts
-from tests.parallel.layouts import CLOSE, MODEL, PLAIN, SGD, Arrays, run_spec
+from tests.parallel.layouts import CLOSE, MODEL, PLAIN, SGD, TASK, Arrays, run_spec
 
 BACKEND = "torch"
 STEPS = 6
@@ -29,13 +29,14 @@ VARIANTS: dict[str, tuple[dict[str, Any], Mapping[str, float]]] = {
         {"model": {"hidden_dropout_prob": 0.1}, "training": {"recompute": "full_attn"}},
         CLOSE,
     ),
+    "adapted": ({"task": TASK}, CLOSE),
     "bf16": ({"precision": {"compute": "bf16"}}, {"loss": 5e-3, "grad_norm": 5e-2}),
 }
 # By the number of ranks: a layout, and what is trained under it.
 LAYOUTS: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     1: {"alone": ({}, tuple(VARIANTS))},
     2: {
-        "dp": ({"data": 2}, ("adamw", "dropped")),
+        "dp": ({"data": 2}, ("adamw", "dropped", "adapted")),
         "tp": ({"tensor": 2}, ("sgd", "bf16")),
         "tp-sequence": ({"tensor": 2, "sequence": True}, ("adamw", "sgd", "hidden-dropped")),
         "pp": ({"pipeline": 2}, ("sgd", "dropped", "bf16")),
@@ -118,7 +119,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
 def test_a_layout_trains_as_one_process_does(job: Job, ranks: int, layout: str, variant: str) -> None:
     spec, bounds = spec_of(ranks, layout, variant), VARIANTS[variant][1]
     alone = job(1)[f"alone-{variant}"][0]
-    found = layouts.differences(spec.model, job(ranks)[f"{layout}-{variant}"], alone)
+    found = layouts.differences(spec, job(ranks)[f"{layout}-{variant}"], alone)
     rest = 1e-3 if variant != "bf16" else 0.2
     assert {what: value for what, value in found.items() if value > bounds.get(what, rest)} == {}, found
 
@@ -126,14 +127,14 @@ def test_a_layout_trains_as_one_process_does(job: Job, ranks: int, layout: str, 
 @pytest.mark.parametrize("control", BROKEN)
 def test_the_comparison_sees_what_is_not_exchanged(job: Job, control: str) -> None:
     spec = spec_of(2, BROKEN[control][0], "sgd")
-    found = layouts.differences(spec.model, job(2)[control], job(1)["alone-sgd"][0])
+    found = layouts.differences(spec, job(2)[control], job(1)["alone-sgd"][0])
     assert any(found[what] > 10 * bound for what, bound in PLAIN.items()), found
 
 
 def test_the_comparison_sees_another_dropout_and_another_precision(job: Job) -> None:
     alone = {variant: job(1)[f"alone-{variant}"][0] for variant in ("adamw", "dropped", "bf16")}
     for variant, least in (("dropped", 1e-3), ("bf16", 1e-6)):
-        found = layouts.differences(spec_of(1, "alone", "adamw").model, [alone[variant]], alone["adamw"])
+        found = layouts.differences(spec_of(1, "alone", "adamw"), [alone[variant]], alone["adamw"])
         assert found["loss"] > least
 
 
