@@ -56,7 +56,7 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
     assert "gptbridge = gptbridge_cli.main:main" in text
 
 
-MODULES = {"pyyaml": "yaml", "backports-zstd": "backports"}  # where a package's module is called otherwise
+MODULES = {"pyyaml": "yaml", "backports-zstd": "backports", "scikit-learn": "sklearn"}  # where a package's module is called otherwise
 
 
 def requirements() -> list[Requirement]:
@@ -73,7 +73,7 @@ def test_every_dependency_is_imported() -> None:
     for requirement in requirements():
         name = canonicalize_name(requirement.name)
         module = {"paddlepaddle": "paddle"}.get(name, MODULES.get(name, requirement.name))
-        assert re.search(rf"^ *(import|from) {module}\b|[\"(]{module}\"", text, re.MULTILINE), requirement
+        assert re.search(rf"^ *(import|from) {module}\b|[\"(]{module}[\".]", text, re.MULTILINE), requirement
     assert not re.search(r"^ *(import|from) safetensors\b", text, re.MULTILINE)
 
 

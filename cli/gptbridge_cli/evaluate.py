@@ -18,24 +18,19 @@ if TYPE_CHECKING:
     from gptbridge.evaluation.result import Evaluation
 
 
-@passing(HINTS)
+@passing(options.NUMBERS, HINTS)
 def evaluate(
     checkpoint: common.Checkpoint,
     task: options.Task,
     data: options.Data,
     protocol: options.ProtocolName = "strict",
-    window: options.Window = None,
-    stride: options.Stride = None,
-    batch_size: options.BatchSize = None,
-    logging_interval: options.LoggingInterval = None,
-    detokenize: options.Detokenize = None,
     backend: common.Backend = None,
     overrides: options.Overrides = None,
     tokenizer: common.Tokenizer = None,
     as_json: common.AsJson = False,
-    **hints: Any,
+    **words: Any,
 ) -> None:
-    """Measure a model on a file: perplexity, the last word of texts, the right one of several choices."""
+    """Measure a model on a file: perplexity, the last word of texts, one of several choices, classes."""
     from gptbridge import api
 
     found = api.evaluate(
@@ -43,17 +38,12 @@ def evaluate(
         task=task,
         data=data,
         protocol=protocol,
-        window=window,
-        stride=stride,
-        batch_size=batch_size,
-        logging_interval=logging_interval,
-        detokenize=detokenize,
         backend=backend,
         tokenizer=tokenizer,
         overrides=overrides or (),
         warn=warn,
         progress=_show_progress,
-        **hints,
+        **words,
     )
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))

@@ -22,6 +22,7 @@ from gptbridge_cli.train_options import (
     Quiet,
     Resume,
     Run,
+    SkipBad,
     Spec,
     WriteTensorBoard,
 )
@@ -43,6 +44,7 @@ def train(
     print_launch: PrintLaunch = False,
     dry_run: DryRun = False,
     force: Force = False,
+    skip_bad: SkipBad = False,
     tensorboard: WriteTensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -50,15 +52,12 @@ def train(
 ) -> None:
     """Train a GPT on one backend; stop it, move it, resume it."""
     from gptbridge.plugins.backend import load_backend
-    from gptbridge.training.beginning import Beginning
     from gptbridge.training.launch import print_command
-    from gptbridge.training.start import Devices, require_data, resolve
-    from gptbridge.weights.opening import hints_of
+    from gptbridge.training.start import require_data
     from gptbridge_cli.displays import choose_display
 
-    machines = Devices(**{name: words.pop(name) for name in MACHINES})
-    beginning = Beginning(init_from, hints_of(**words)) if init_from is not None else None
-    plan = resolve(spec, overrides or (), run, resume, beginning, machines)
+    changed = [*(overrides or ()), *(["task.records.skip_bad=true"] if skip_bad else [])]
+    plan = _plan(spec, changed, run, resume, init_from, words)
     if backend is not None:
         load_backend(backend).check(plan.spec)
     if dry_run:
@@ -73,6 +72,19 @@ def train(
     done = _run(plan, backend, display, force=force, tensorboard=tensorboard)
     if not quiet and not as_json:
         _say_next(done, plan.spec.training.max_steps)
+
+
+def _plan(
+    spec: Spec, overrides: list[str], run: Run, resume: Resume, init_from: InitFrom, words: dict[str, Any]
+) -> RunPlan:
+    """Return the run that was asked for; `words` are those of the machines, and hints."""
+    from gptbridge.training.beginning import Beginning
+    from gptbridge.training.start import Devices, resolve
+    from gptbridge.weights.opening import hints_of
+
+    machines = Devices(**{name: words.pop(name) for name in MACHINES})
+    beginning = Beginning(init_from, hints_of(**words)) if init_from is not None else None
+    return resolve(spec, overrides, run, resume, beginning, machines)
 
 
 def _run(plan: RunPlan, backend: str, display: list[Observer], *, force: bool, tensorboard: bool) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import pytest
@@ -14,12 +14,8 @@ from tests.parallel.layouts import CLOSE, PLAIN, SGD, Arrays, run_spec
 Ranks = list[Arrays]
 Job = Callable[[int], dict[str, Ranks]]
 
-DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
-
-
-def plain(**parts: Any) -> RunSpec:
-    """Return a run under SGD without clipping, which no rounding grows in."""
-    return run_spec(parts.pop("parallel"), optimizer=SGD, schedule={"max_lr": 0.1}, **parts)
+PLAIN_SGD = {"optimizer": SGD, "schedule": {"max_lr": 0.1}}
+DROPPED = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 
 
 class LayoutTests:
@@ -27,35 +23,36 @@ class LayoutTests:
 
     backend: ClassVar[str]
     steps: ClassVar[int] = layouts.STEPS
-    # Layouts by name. Each is compared under AdamW and under SGD; those of DROPPED with dropout as well.
-    LAYOUTS: ClassVar[dict[str, dict[str, Any]]]
-    DROPPED: ClassVar[dict[str, dict[str, Any]]] = {}  # further parts of the spec
-    # What each of these functions does is needed: without it, a layout differs.
+    # What is trained, and how near a layout must be to one process.
+    VARIANTS: ClassVar[dict[str, tuple[dict[str, Any], Mapping[str, float]]]] = {
+        "adamw": ({}, CLOSE),
+        "sgd": (PLAIN_SGD, PLAIN),
+        "dropped": ({**PLAIN_SGD, "model": DROPPED, "training": {"recompute": "full"}}, PLAIN),
+        "attn-dropped": ({**PLAIN_SGD, "model": DROPPED, "training": {"recompute": "full_attn"}}, PLAIN),
+    }
+    LAYOUTS: ClassVar[dict[str, tuple[dict[str, Any], tuple[str, ...]]]]  # and what is trained under each
+    # What each of these functions does is needed: without it, a layout differs under SGD.
     BROKEN: ClassVar[dict[str, tuple[str, str]]] = {}
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        """Give each test the names of its cases."""
-        for argument, names in (
-            ("layout", self.LAYOUTS),
-            ("dropped", self.DROPPED),
-            ("control", self.BROKEN),
-        ):
-            if argument in metafunc.fixturenames:
-                metafunc.parametrize(argument, list(names))
+        """Give each test its cases."""
+        pairs = [(layout, variant) for layout, (_, found) in self.LAYOUTS.items() for variant in found]
+        if "variant" in metafunc.fixturenames:
+            metafunc.parametrize(("layout", "variant"), pairs)
+        if "control" in metafunc.fixturenames:
+            metafunc.parametrize("control", list(self.BROKEN))
+
+    @classmethod
+    def spec(cls, layout: str, variant: str) -> RunSpec:
+        parallel = {} if layout == "alone" else cls.LAYOUTS[layout][0]
+        return run_spec(parallel, **cls.VARIANTS[variant][0])
 
     @classmethod
     def cases(cls, ranks: int) -> dict[str, RunSpec]:
         """Return every case of so many ranks."""
-        found = {"alone": {}} if ranks == 1 else cls.LAYOUTS
-        cases: dict[str, RunSpec] = {}
-        for name, parallel in found.items():
-            cases |= {f"{name}-adamw": run_spec(parallel), f"{name}-sgd": plain(parallel=parallel)}
-        if ranks == 1:
-            cases["alone-dropped"] = plain(parallel={}, model=DROPOUT)
-        for name, training in cls.DROPPED.items():
-            cases[f"{name}-dropped"] = plain(parallel=cls.LAYOUTS[name], model=DROPOUT, training=training)
-        for control, (name, _) in cls.BROKEN.items():
-            cases[control] = cases.get(f"{name}-sgd") or plain(parallel=cls.LAYOUTS[name])
+        variants = {name: found for name, (_, found) in cls.LAYOUTS.items()} | {"alone": tuple(cls.VARIANTS)}
+        cases = {f"{name}-{v}": cls.spec(name, v) for name, found in variants.items() for v in found}
+        cases |= {control: cls.spec(layout, "sgd") for control, (layout, _) in cls.BROKEN.items()}
         return {name: spec for name, spec in cases.items() if spec.parallel.world_size == ranks}
 
     @pytest.fixture(scope="class")
@@ -74,23 +71,20 @@ class LayoutTests:
 
         return run
 
-    def differences(self, job: Job, case: str, parallel: dict[str, Any], alone: str) -> dict[str, float]:
-        spec = run_spec(parallel)
-        return layouts.differences(spec.model, job(spec.parallel.world_size)[case], job(1)[alone][0])
+    def differences(self, job: Job, case: str, layout: str, variant: str) -> dict[str, float]:
+        spec = self.spec(layout, variant)
+        ranks, alone = job(spec.parallel.world_size)[case], job(1)[f"alone-{variant}"][0]
+        return layouts.differences(spec.model, ranks, alone)
 
-    @pytest.mark.parametrize(("optimizer", "bounds"), [("adamw", CLOSE), ("sgd", PLAIN)])
-    def test_a_layout_trains_as_one_process_does(
-        self, job: Job, layout: str, optimizer: str, bounds: dict[str, float]
-    ) -> None:
-        found = self.differences(job, f"{layout}-{optimizer}", self.LAYOUTS[layout], f"alone-{optimizer}")
+    def test_a_layout_trains_as_one_process_does(self, job: Job, layout: str, variant: str) -> None:
+        found = self.differences(job, f"{layout}-{variant}", layout, variant)
+        bounds = self.VARIANTS[variant][1]
         assert {what: value for what, value in found.items() if value > bounds.get(what, 1e-3)} == {}, found
 
-    def test_a_layout_drops_what_one_process_does(self, job: Job, dropped: str) -> None:
-        found = self.differences(job, f"{dropped}-dropped", self.LAYOUTS[dropped], "alone-dropped")
-        assert {what: value for what, value in found.items() if value > PLAIN.get(what, 1e-3)} == {}, found
-        kept = self.differences(job, f"{dropped}-sgd", self.LAYOUTS[dropped], "alone-dropped")
-        assert kept["loss"] > 100 * PLAIN["loss"], kept
-
     def test_the_comparison_sees_what_is_not_exchanged(self, job: Job, control: str) -> None:
-        found = self.differences(job, control, self.LAYOUTS[self.BROKEN[control][0]], "alone-sgd")
+        found = self.differences(job, control, self.BROKEN[control][0], "sgd")
         assert any(found[what] > 10 * bound for what, bound in PLAIN.items()), found
+
+    def test_the_comparison_sees_another_dropout(self, job: Job) -> None:
+        found = self.differences(job, "alone-dropped", "alone", "sgd")
+        assert found["loss"] > 100 * PLAIN["loss"]

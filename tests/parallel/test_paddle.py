@@ -11,47 +11,42 @@ from gptbridge.plugins.backend import load_backend
 from tests.parallel import layouts
 from tests.parallel.parity import LayoutTests
 
-FULL = {"recompute": "full"}
+BOTH = ("adamw", "sgd")
 
 
 class TestPaddle(LayoutTests):
     backend = "paddle"
-    steps = 3
-    LAYOUTS: ClassVar[dict[str, dict[str, Any]]] = {
-        "dp2": {"data": 2},
-        "tp2": {"tensor": 2},
-        "tp2-sequence": {"tensor": 2, "sequence": True},
-        "pp2": {"pipeline": 2},
-        "pp2-gpipe": {"pipeline": 2, "pipeline_schedule": "gpipe"},
-        "pp2-virtual": {"pipeline": 2, "virtual_pipeline": 2},
-        "sharding1": {"sharding": 2, "sharding_stage": 1},
-        "sharding2": {"sharding": 2, "sharding_stage": 2},
-        "sharding3": {"sharding": 2, "sharding_stage": 3},
-        "dp2-tp2": {"data": 2, "tensor": 2},
-        "dp2-pp2": {"data": 2, "pipeline": 2},
-        "tp2-pp2": {"tensor": 2, "pipeline": 2, "sequence": True},
-        "dp2-sharding2": {"data": 2, "sharding": 2, "sharding_stage": 2},
-        "tp2-sharding1": {"tensor": 2, "sharding": 2, "sharding_stage": 1},
-        "tp2-sharding3": {"tensor": 2, "sequence": True, "sharding": 2, "sharding_stage": 3},
-        "pp2-sharding3": {"pipeline": 2, "virtual_pipeline": 2, "sharding": 2, "sharding_stage": 3},
-    }
-    DROPPED: ClassVar[dict[str, dict[str, Any]]] = {
-        "dp2": {},
-        "tp2": {"recompute": "core_attn"},
-        "tp2-sequence": FULL,
-        "pp2": FULL,
-        "sharding3": {"recompute": "full_attn"},
-        "tp2-pp2": FULL,
+    steps = 4
+    LAYOUTS: ClassVar[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
+        "dp": ({"data": 2}, (*BOTH, "attn-dropped")),
+        "tp": ({"tensor": 2}, (*BOTH, "attn-dropped")),
+        "tp-sequence": ({"tensor": 2, "sequence": True}, (*BOTH, "dropped")),
+        "pp": ({"pipeline": 2}, (*BOTH, "dropped")),
+        "pp-gpipe": ({"pipeline": 2, "pipeline_schedule": "gpipe"}, ("sgd",)),
+        "pp-virtual": ({"pipeline": 2, "virtual_pipeline": 2}, BOTH),
+        "sharding-1": ({"sharding": 2, "sharding_stage": 1}, BOTH),
+        "sharding-2": ({"sharding": 2, "sharding_stage": 2}, BOTH),
+        "sharding-3": ({"sharding": 2, "sharding_stage": 3}, (*BOTH, "attn-dropped")),
+        "dp-tp": ({"data": 2, "tensor": 2}, BOTH),
+        "dp-pp": ({"data": 2, "pipeline": 2}, ("adamw",)),
+        "tp-pp": ({"tensor": 2, "pipeline": 2, "sequence": True}, ("adamw", "dropped")),
+        "dp-sharding-2": ({"data": 2, "sharding": 2, "sharding_stage": 2}, ("adamw",)),
+        "tp-sharding-1": ({"tensor": 2, "sharding": 2, "sharding_stage": 1}, ("adamw",)),
+        "tp-sharding-3": ({"tensor": 2, "sequence": True, "sharding": 2, "sharding_stage": 3}, BOTH),
+        "pp-sharding-3": (
+            {"pipeline": 2, "virtual_pipeline": 2, "sharding": 2, "sharding_stage": 3},
+            ("adamw",),
+        ),
     }
     BROKEN: ClassVar[dict[str, tuple[str, str]]] = {
-        "gradients-not-summed": ("dp2", "gptbridge_paddle.session:all_reduce_each"),
-        "stream-not-summed": ("tp2-sequence", "gptbridge_paddle.session:all_reduce_each"),
-        "ends-not-summed": ("pp2", "gptbridge_paddle.session:all_reduce_each"),
-        "loss-not-summed": ("tp2", "gptbridge_paddle.loss:all_reduce"),
-        "rows-not-summed": ("tp2", "gptbridge_paddle.parts:leave"),
-        "columns-not-summed": ("tp2", "gptbridge_paddle.parts:enter"),
-        "norm-not-summed": ("pp2", "gptbridge_paddle.optimizer:all_reduce"),
-        "rows-not-spread": ("sharding1", "gptbridge_paddle.session:spread"),
+        "gradients": ("dp", "gptbridge_paddle.session:all_reduce_each"),
+        "gradients of the stream": ("tp-sequence", "gptbridge_paddle.session:all_reduce_each"),
+        "gradients of a tied embedding": ("pp", "gptbridge_paddle.session:all_reduce_each"),
+        "sums over the vocabulary": ("tp", "gptbridge_paddle.loss:all_reduce"),
+        "sums of rows": ("tp", "gptbridge_paddle.parts:leave"),
+        "gradients of columns": ("tp", "gptbridge_paddle.parts:enter"),
+        "the norm": ("pp", "gptbridge_paddle.optimizer:all_reduce"),
+        "trained rows": ("sharding-1", "gptbridge_paddle.session:spread"),
     }
 
 

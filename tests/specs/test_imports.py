@@ -310,9 +310,9 @@ def test_paddlenlp_s_command_is_the_preset(files: Files) -> None:
 @pytest.mark.parametrize(
     ("preset", "pairs", "warmup"),
     [
-        ("modelscope-gpt3-1.3b-poetry", [], 100),
+        ("modelscope-gpt3-1.3b-poetry", [("preprocessor.sequence_length", 128)], 100),
         ("modelscope-gpt3-1.3b-dureader",
-         [("train.optimizer.lr", 1e-4), ("preprocessor.sequence_length", 513),
+         [("train.optimizer.lr", 1e-4), ("preprocessor.sequence_length", 512),
           ("train.dataloader.batch_size_per_gpu", 4)], 200),
     ],
 )  # fmt: skip
@@ -322,7 +322,8 @@ def test_modelscope_s_recipes_are_the_presets(
     files.modelscope(*pairs, model=GPT3)
     overrides = ["schedule.name=noam", f"schedule.warmup_steps={warmup}"]
     imported = import_file(files.folder / "configuration.json", overrides)
-    assert differing(imported, preset) == {
+    # a line end after the question is its guide's own, and in no configuration
+    assert differing(imported, preset) - {"task.records.source"} == {
         "training.epochs", "training.max_steps", "checkpoint.interval", "evaluation.interval"
     }  # fmt: skip
 

@@ -238,6 +238,7 @@ SYSTEM = System(
     _combine,
     fixed={
         "task.name": "instruction",
+        "task.records.too_long": "cut",
         "model.tie_word_embeddings": True,
         "optimizer.decay": "all",
         "optimizer.clip_grad_norm": None,
