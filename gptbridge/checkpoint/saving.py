@@ -131,9 +131,10 @@ class Meeting:
             mine = files[self.rank :: self.ranks]
             self._mark("hashed", {path.name: entry_of(path) for path in mine})
         except BaseException as error:
-            with suppress(OSError):
-                self._failures.mkdir(exist_ok=True)
-                (self._failures / str(self.rank)).write_text(str(error))
+            if self.ranks > 1:
+                with suppress(OSError):
+                    self._failures.mkdir(exist_ok=True)
+                    (self._failures / str(self.rank)).write_text(str(error))
             raise
         return self._gather() if self.rank == 0 else {}
 
