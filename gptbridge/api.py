@@ -40,6 +40,7 @@ class HintWords(TypedDict, total=False):
     num_attention_heads: int | None
     strategy_file: str | Path | None  # of ranks, or the folder of them
     lora_alpha: float | None
+    base: str | Path | None  # of an adapter in a folder of its own
 
 
 _HINTS = tuple(HintWords.__annotations__)
@@ -207,6 +208,7 @@ def evaluate(
     batch_size: int | None = None,
     logging_interval: int | None = None,
     detokenize: bool | None = None,
+    predictions: str | Path | None = None,
     backend: str | None = None,
     tokenizer: str | Path | None = None,
     overrides: Overrides = (),
@@ -216,7 +218,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a run's newest checkpoint, or a checkpoint of any dialect, on the file `data`.
 
-    `task` is "perplexity" (a text), "cloze" or "multiple-choice" (records, one JSON object a line).
+    `task` is "perplexity" (a text), "cloze" or "multiple-choice" (records, one JSON object a line), or
+    "classification", of which `predictions` is a file to write, with what the model says of each record.
     `protocol` is "strict", or the system whose published numbers it repeats; what is None is the
     protocol's own. `tokenizer` is a folder or "byte"; None for the one beside the weights. `overrides`
     say how to compute, such as {"precision.compute": "bf16"}.
@@ -228,7 +231,17 @@ def evaluate(
 
     return measure(
         Path(checkpoint),
-        Asked(task, Path(data), protocol, window, stride, batch_size, logging_interval, detokenize),
+        Asked(
+            task,
+            Path(data),
+            protocol,
+            window,
+            stride,
+            batch_size,
+            logging_interval,
+            detokenize,
+            Path(predictions) if predictions is not None else None,
+        ),
         backend=backend or choose_backend(),
         hints=hints_of(**hints),
         tokenizer=str(tokenizer) if tokenizer is not None else None,

@@ -19,10 +19,15 @@ from mindspore import Tensor, nn
 from mindspore.ops.auto_generate import dropout_do_mask_ext_op, dropout_gen_mask_ext_op
 from numpy.typing import NDArray
 
+from gptbridge.weights.layouts.gpt2 import ADAPTED
 from gptbridge_mindspore.parallel import Cut
 from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import LoraSpec
 
 Masks = tuple[Tensor, ...]
+# Of one block: on the probabilities, after attention, after the feed-forward layer; before the adapters of
+# attention, and of the feed-forward layer.
+BlockMasks = tuple[Masks, ...]
 
 _LEVELS = 2**16
 _EMBEDDING, _PROBABILITIES, _ATTENTION, _MLP = range(4)
@@ -35,6 +40,7 @@ class Site:
     kind: int
     layer: int
     probability: float
+    width: int
 
     def stream(self, seed: int, *part: int) -> np.random.SeedSequence:
         """Return where the site's bits in the micro-batch of `seed` come from, or those of a part of it."""
@@ -43,24 +49,53 @@ class Site:
 
 def embedding_sites(model: ModelSpec) -> list[Site]:
     """Return the site of the embeddings, if it drops something."""
-    return _dropping(Site(_EMBEDDING, 0, model.hidden_dropout_prob))
+    return _dropping(Site(_EMBEDDING, 0, model.hidden_dropout_prob, model.hidden_size))
 
 
-def layer_sites(model: ModelSpec, layer: int) -> list[Site]:
-    """Return the sites of a layer that drop something."""
-    hidden, attention = model.hidden_dropout_prob, model.attention_probs_dropout_prob
-    kinds = ((_PROBABILITIES, attention), (_ATTENTION, hidden), (_MLP, hidden))
-    return _dropping(*(Site(kind, layer, p) for kind, p in kinds))
+def layer_sites(model: ModelSpec, layer: int, lora: LoraSpec | None = None) -> list[Site]:
+    """Return the sites of a layer that drop something: of a block, then those before its adapters."""
+    hidden, attention, wide = model.hidden_dropout_prob, model.attention_probs_dropout_prob, model.hidden_size
+    kinds = [(_PROBABILITIES, attention, wide), (_ATTENTION, hidden, wide), (_MLP, hidden, wide)]
+    if lora is not None:
+        adapted = set(adapted_layers(lora))
+        kinds += [
+            (kind, lora.dropout, model.ffn_size if name == "mlp.c_proj" else wide)
+            for kind, name in enumerate(ADAPTED, start=_MLP + 1)
+            if name in adapted
+        ]
+    return _dropping(*(Site(kind, layer, p, width) for kind, p, width in kinds))
 
 
-def all_sites(model: ModelSpec) -> list[Site]:
+def all_sites(model: ModelSpec, lora: LoraSpec | None = None) -> list[Site]:
     """Return every site that drops something: that of the embeddings, then each layer's."""
-    layers = (site for n in range(model.num_layers) for site in layer_sites(model, n))
+    layers = (site for n in range(model.num_layers) for site in layer_sites(model, n, lora))
     return [*embedding_sites(model), *layers]
 
 
 def _dropping(*sites: Site) -> list[Site]:
     return [site for site in sites if site.probability > 0]
+
+
+def adapted_layers(lora: LoraSpec) -> list[str]:
+    """Return the linear layers of a block that have adapters, in the order in which their masks are drawn."""
+    return [name for name, parts in ADAPTED.items() if set(parts) & set(lora.targets)]
+
+
+def masks_of_block(model: ModelSpec, lora: LoraSpec | None = None) -> tuple[int, ...]:
+    """Return how many masks each part of BlockMasks has."""
+    adapted = adapted_layers(lora) if lora is not None and lora.dropout > 0 else []
+    hidden = int(model.hidden_dropout_prob > 0)
+    before = (sum(name.startswith(branch) for name in adapted) for branch in ("attn.", "mlp."))
+    return (int(model.attention_probs_dropout_prob > 0), hidden, hidden, *before)
+
+
+def of_sites(masks: Masks, counts: tuple[int, ...]) -> BlockMasks:
+    """Return the masks of a block, the first of `masks`, as `masks_of_block` counts them."""
+    parts, start = (), 0
+    for count in counts:
+        parts = (*parts, masks[start : start + count])  # type: ignore[assignment]
+        start = start + count
+    return parts
 
 
 class HostDropout(nn.Cell):
@@ -71,7 +106,7 @@ class HostDropout(nn.Cell):
 
     def __init__(self, model: ModelSpec, cut: Cut, sites: list[Site]) -> None:
         super().__init__()
-        self.model, self.cut, self.sites = model, cut, tuple(sites)
+        self.heads, self.cut, self.sites = model.num_attention_heads, cut, tuple(sites)
 
     def arguments(self, seed: int, shape: tuple[int, ...], layer: int = 0) -> Iterator[Tensor]:
         """Yield what a graph takes for each site, `layer` layers on, for (B, T) tokens of a micro-batch."""
@@ -79,7 +114,7 @@ class HostDropout(nn.Cell):
         more = self.cut.padded(t) - t
         heads = slice(self.cut.heads.start, self.cut.heads.stop)
         for site in self.sites:
-            whole = _shape(site.kind, self.model.num_attention_heads, self.model.hidden_size, b, t)
+            whole = _shape(site.kind, self.heads, site.width, b, t)
             mask = _drawn(replace(site, layer=site.layer + layer), seed, whole)
             if site.kind == _PROBABILITIES:
                 mask = mask.reshape(b, -1, t, t)[:, heads].reshape(-1, t, t)
@@ -102,7 +137,8 @@ class DeviceDropout(nn.Cell):
         self.sites, self.cut = tuple(sites), cut
         self.kinds = tuple(site.kind for site in self.sites)
         self.probabilities = tuple(site.probability for site in self.sites)
-        self.heads, self.width = len(cut.heads), model.hidden_size
+        self.widths = tuple(site.width for site in self.sites)
+        self.heads = len(cut.heads)
         self.ranks = cut.group.size if cut.group is not None and cut.sequence else 1
         self.offset = Tensor(0, ms.int64)
 
@@ -119,7 +155,7 @@ class DeviceDropout(nn.Cell):
         masks = ()
         for n in range(len(arguments)):
             tokens = t if self.kinds[n] == _PROBABILITIES else t // self.ranks
-            shape = _shape(self.kinds[n], self.heads, self.width, b, tokens)
+            shape = _shape(self.kinds[n], self.heads, self.widths[n], b, tokens)
             drawn = dropout_gen_mask_ext_op(
                 shape, self.probabilities[n], arguments[n], self.offset, ms.float32
             )

@@ -24,12 +24,13 @@ class LinearCrossEntropy(nn.Cell):
     """Logits, losses and gradients of rows under an output projection, the products in the compute type.
 
     Where ranks have parts of the vocabulary, each has its part of the loss of its own labels, and of the
-    gradient of `hidden`; they exchange a number a row and rank.
+    gradient of `hidden`; they exchange a number a row and rank. A `frozen` projection has no gradient, and
+    the place of it holds nothing that is of use.
     """
 
-    def __init__(self, dtype: Any, cut: Cut, vocabulary: int) -> None:
+    def __init__(self, dtype: Any, cut: Cut, vocabulary: int, *, frozen: bool = False) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype, self.frozen = dtype, frozen
         self.start, self.count = cut.words.start, len(cut.words)
         self.whole = cut.group is None
         self.nt = ops.MatMul(transpose_b=True)
@@ -55,20 +56,24 @@ class LinearCrossEntropy(nn.Cell):
         for start, end in pieces(hidden.shape[0], count):
             rows = hidden[start:end]
             if start > 0:
-                rows = ops.depend(rows, of_weight)  # one piece after the other, or all would be in memory
+                done = of_hidden[-1] if self.frozen else of_weight  # type: ignore[misc]
+                rows = ops.depend(rows, done)  # one piece after the other, or all would be in memory
             log_probs = self.log_softmax(self.nt(rows.astype(self.dtype), projection).astype(ms.float32))
             losses = self.losses(log_probs, labels[start:end], found[start:end])
             total = total + self.sum(losses * share[start:end])
             probs = ops.exp(log_probs).astype(self.dtype)
-            shared = (rows * by_row[start:end]).astype(self.dtype)
             of_hidden = (*of_hidden, self.nn(probs, projection).astype(ms.float32))  # type: ignore[assignment]
-            of_weight = of_weight + self.tn(probs, shared).astype(ms.float32)
+            if not self.frozen:
+                shared = (rows * by_row[start:end]).astype(self.dtype)
+                of_weight = of_weight + self.tn(probs, shared).astype(ms.float32)
         shared, target = hidden * by_row, ops.gather(weight, labels, 0)
         if not self.whole:
             by_label = ops.broadcast_to(found.reshape(-1, 1), hidden.shape)
             shared, target = shared * by_label, target * by_label
+        if not self.frozen:
+            of_weight = of_weight - self.scatter(shared, labels, count)
         d_hidden = of_hidden[0] if len(of_hidden) == 1 else ops.concat(of_hidden, 0)
-        return total, (d_hidden - target) * by_row, of_weight - self.scatter(shared, labels, count)
+        return total, (d_hidden - target) * by_row, of_weight
 
     def token_losses(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
         """Return the (R,) negative log likelihoods of (R,) labels."""

@@ -10,16 +10,19 @@ from typing import Any
 
 from mindspore import Parameter, Tensor, nn
 
+from gptbridge.weights.architecture import head, sizes
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
+from gptbridge_mindspore.adapters import adapt
 from gptbridge_mindspore.collectives import enter
-from gptbridge_mindspore.dropout import Masks
+from gptbridge_mindspore.dropout import BlockMasks
 from gptbridge_mindspore.parallel import Cut
 from gptbridge_mindspore.parts import Attention, Embedding, FeedForward, Kernels, LayerNorm, Words, parameter
 from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import TaskSpec
 
 LAYOUT = gpt2_in_memory("mindspore", out_in=False)
 
-NO_MASKS: tuple[Masks, Masks, Masks] = ((), (), ())
+NO_MASKS: BlockMasks = ((), (), (), (), ())
 
 
 class Block(nn.Cell):
@@ -33,17 +36,17 @@ class Block(nn.Cell):
         self.mlp = FeedForward(model, dtype, cut)
         self.dropout = kernels.drop(model.hidden_dropout_prob)
 
-    def construct(self, x: Tensor, bias: Tensor, masks: tuple[Masks, Masks, Masks]) -> Tensor:
+    def construct(self, x: Tensor, bias: Tensor, masks: BlockMasks) -> Tensor:
         """Add attention, then feed-forward; x and the result are (B, T, H)."""
         return self.feed_forward(self.attention(x, bias, masks), bias, masks)
 
-    def attention(self, x: Tensor, bias: Tensor, masks: tuple[Masks, Masks, Masks]) -> Tensor:
+    def attention(self, x: Tensor, bias: Tensor, masks: BlockMasks) -> Tensor:
         """Add attention."""
-        return x + self.dropout(self.attn(self.ln_1(x), bias, masks[0]), *masks[1])
+        return x + self.dropout(self.attn(self.ln_1(x), bias, masks[0], masks[3]), *masks[1])
 
-    def feed_forward(self, x: Tensor, bias: Tensor, masks: tuple[Masks, Masks, Masks]) -> Tensor:
+    def feed_forward(self, x: Tensor, bias: Tensor, masks: BlockMasks) -> Tensor:
         """Add feed-forward."""
-        return x + self.dropout(self.mlp(self.ln_2(x)), *masks[2])
+        return x + self.dropout(self.mlp(self.ln_2(x), *masks[4]), *masks[2])
 
 
 class GPT(nn.Cell):
@@ -63,11 +66,13 @@ class GPT(nn.Cell):
         dtype: Any,
         kernels: Kernels,
         cut: Cut,
+        task: TaskSpec | None = None,
     ) -> None:
         super().__init__()
         self.layers = layers
         self.first, self.last = first, last
-        self.tied = model.tie_word_embeddings
+        heads = head(model, task)
+        self.tied = not heads
         if first or (last and self.tied):
             self.wte = Words(cut, model.hidden_size)
         if first:
@@ -77,14 +82,18 @@ class GPT(nn.Cell):
         if last:
             self.ln_f = LayerNorm(model.hidden_size, model.layernorm_epsilon)
             self.enter = enter(cut)
-            if not self.tied:
-                self.lm_head = Head(len(cut.words), model.hidden_size)
+            here = sizes(model, task) | {"v": len(cut.words)}
+            for weight in heads:
+                setattr(self, weight.name.removesuffix(".weight"), Head(*weight.axes.shape(here)))
+        self.projection = heads[0].name if heads else "wte.weight"  # the weight of the last product
+        if task is not None and task.lora is not None:
+            adapt(self.h, task.lora, dtype, kernels.drop)
 
     def weights(self) -> dict[str, Parameter]:
         """Return the weights of this part by the names of LAYOUT."""
         cells = {name: getattr(self, name) for name in ("wte", "wpe") if hasattr(self, name)}
         cells |= {f"h.{n}": block for n, block in zip(self.layers, self.h, strict=True)}
-        cells |= {name: getattr(self, name) for name in ("ln_f", "lm_head") if hasattr(self, name)}
+        cells |= {name: getattr(self, name) for name in ("ln_f", "lm_head", "score") if hasattr(self, name)}
         return {
             f"{cell}.{name}": weight
             for cell, part in cells.items()
@@ -92,14 +101,9 @@ class GPT(nn.Cell):
         }
 
     @property
-    def projection(self) -> str:
-        """The name of the output projection."""
-        return "wte.weight" if self.tied else "lm_head.weight"
-
-    @property
     def head(self) -> Parameter:
-        """The output projection, (V, H)."""
-        return self.wte.weight if self.tied else self.lm_head.weight
+        """The output projection, (V, H); a classifier's has a row for each class."""
+        return getattr(self, self.projection.removesuffix(".weight")).weight
 
     def construct(self, tokens: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
         """Return the final hidden states (B, T, H) of ids (B, T) at positions (B, T), without dropout."""

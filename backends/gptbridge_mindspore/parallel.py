@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gptbridge.errors import UsageError
 from gptbridge.hookspecs import Launch
-from gptbridge.plugins.capabilities import SEQUENCE_NEEDS_TENSOR, Limit
+from gptbridge.plugins.capabilities import MANY_DEVICES
 from gptbridge.process.place import DIMENSIONS, REPLICAS, Place
 from gptbridge.process.world import World
 from gptbridge.weights.architecture import sizes, tensor_slice, weight_axes
@@ -24,24 +24,7 @@ if TYPE_CHECKING:
     from gptbridge_specs.run import ParallelSpec
 
 
-def _micro_batches(spec: RunSpec) -> int:
-    replicas = spec.parallel.data * spec.parallel.sharding
-    return spec.training.global_batch_size // (replicas * spec.micro_batch_size)
-
-
-LIMITS = (
-    SEQUENCE_NEEDS_TENSOR,
-    Limit(
-        "parallel.virtual_pipeline",
-        lambda spec, _: (
-            spec.parallel.virtual_pipeline > 1
-            and spec.parallel.pipeline_schedule == "1f1b"
-            and _micro_batches(spec) % spec.parallel.pipeline > 0
-        ),
-        "interleaved stages take micro-batches by the round: parallel.pipeline must divide the number of "
-        "micro-batches of a step, or pipeline_schedule be gpipe",
-    ),
-)
+LIMITS = MANY_DEVICES
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.ops.operations._grad_ops import SigmoidGrad
 
 from gptbridge.session import DeviceKind
+from gptbridge_mindspore.adapters import NoAdapters
 from gptbridge_mindspore.collectives import enter, leave
 from gptbridge_mindspore.dropout import DeviceDrop, DeviceDropout, HostDrop, HostDropout, Masks, Site
 from gptbridge_mindspore.parallel import Cut
@@ -73,7 +74,10 @@ def parameter(*shape: int) -> Parameter:
 
 
 class Linear(nn.Cell):
-    """x W + b with W (in, out), the product in the compute type; what each rank has of it can `leave`."""
+    """x W + b with W (in, out), the product in the compute type, with what `adapt` put beside it.
+
+    What each rank has of the product can `leave`.
+    """
 
     def __init__(self, inputs: int, outputs: int, dtype: Any, leave: nn.Cell | None = None) -> None:
         super().__init__()
@@ -82,9 +86,10 @@ class Linear(nn.Cell):
         self.dtype = dtype
         self.product = ops.MatMul()
         self.leave = leave
+        self.adapters: nn.Cell = NoAdapters()
 
-    def construct(self, x: Tensor) -> Tensor:
-        """Return (B, T, out) of (B, T, in)."""
+    def construct(self, x: Tensor, *mask: Tensor) -> Tensor:
+        """Return (B, T, out) of (B, T, in); `mask` is of the dropout before adapters."""
         rows = x.reshape(-1, x.shape[-1]).astype(self.dtype)
         y = self.product(rows, self.weight.astype(self.dtype)).astype(ms.float32)
         shape = (*x.shape[:-1], y.shape[-1])
@@ -92,7 +97,7 @@ class Linear(nn.Cell):
             y = self.leave(y.reshape(shape))
             shape = y.shape
             y = y.reshape(-1, shape[-1])
-        return (y + ops.broadcast_to(self.bias, y.shape)).reshape(shape)
+        return self.adapters(x, (y + ops.broadcast_to(self.bias, y.shape)).reshape(shape), *mask)
 
 
 class LayerNorm(nn.Cell):
@@ -292,26 +297,31 @@ class Attention(nn.Cell):
         self.recomputed = Recomputed(self.core) if again else None
         self.split = ops.Split(0, 3)
 
-    def construct(self, x: Tensor, bias: Tensor, mask: Masks) -> Tensor:
-        """Attend; x and the result are (B, T, H), bias (T, T) is added to the scores."""
-        q, k, v = self.by_head(x)
+    def construct(self, x: Tensor, bias: Tensor, mask: Masks, adapted: Masks = ()) -> Tensor:
+        """Attend; x and the result are (B, T, H), bias (T, T) is added to the scores.
+
+        `mask` is of the probabilities, `adapted` are those before adapters.
+        """
+        first = self.c_attn.adapters.masks
+        q, k, v = self.by_head(x, *adapted[:first])
         others = (k, v, ops.broadcast_to(bias, (q.shape[0], *bias.shape)), *mask)
         y = self.core(q, *others) if self.recomputed is None else self.recomputed(q, others)
-        return self.joined(y, x.shape[0])
+        return self.joined(y, x.shape[0], *adapted[first:])
 
-    def by_head(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def by_head(self, x: Tensor, *mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v, (B N, T, D) each, of x (B, T, H)."""
-        joint = self.c_attn(self.enter(x))
+        joint = self.c_attn(self.enter(x), *mask)
         b, t, width = joint.shape
         n, d = self.heads, width // (3 * self.heads)
         rows = ops.gather(joint.reshape(-1, d), heads_first(b, t, n), 0)
         return self.split(rows.reshape(3 * b * n, t, d))  # type: ignore[no-any-return]
 
-    def joined(self, y: Tensor, b: int) -> Tensor:
+    def joined(self, y: Tensor, b: int, *mask: Tensor) -> Tensor:
         """Return (B, T, H) from what the heads found, (B N, T, D)."""
         _, t, d = y.shape
         n = self.heads
-        return self.c_proj(ops.gather(y.reshape(-1, d), tokens_first(b, t, n), 0).reshape(b, t, n * d))
+        joined = ops.gather(y.reshape(-1, d), tokens_first(b, t, n), 0).reshape(b, t, n * d)
+        return self.c_proj(joined, *mask)
 
 
 @ms.constexpr  # type: ignore[untyped-decorator]
@@ -338,6 +348,7 @@ class FeedForward(nn.Cell):
         self.activation = ACTIVATIONS[model.activation]
         self.c_proj = Linear(len(cut.ffn), model.hidden_size, dtype, leave(cut))
 
-    def construct(self, x: Tensor) -> Tensor:
-        """Widen, activate, narrow; x and the result are (B, T, H)."""
-        return self.c_proj(self.activation(self.c_fc(self.enter(x))))
+    def construct(self, x: Tensor, *adapted: Tensor) -> Tensor:
+        """Widen, activate, narrow; x and the result are (B, T, H). `adapted` are masks before adapters."""
+        first = self.c_fc.adapters.masks
+        return self.c_proj(self.activation(self.c_fc(self.enter(x), *adapted[:first])), *adapted[first:])

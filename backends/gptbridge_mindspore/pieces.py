@@ -12,7 +12,8 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from gptbridge_mindspore.collectives import Group
-from gptbridge_mindspore.gradients import Ends, of_sites
+from gptbridge_mindspore.dropout import masks_of_block, of_sites
+from gptbridge_mindspore.gradients import Ends
 from gptbridge_mindspore.model import GPT, Block
 from gptbridge_mindspore.sharding import Fill, height
 from gptbridge_specs import ModelSpec
@@ -46,19 +47,18 @@ class Layer(nn.Cell):
     def __init__(self, block: Block, dropout: nn.Cell, model: ModelSpec) -> None:
         super().__init__()
         self.block, self.dropout = block, dropout
-        self.attention = int(model.attention_probs_dropout_prob > 0)
-        self.hidden = int(model.hidden_dropout_prob > 0)
+        self.counts = masks_of_block(model)
         self.gradient = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
         self.weights = ParameterTuple(list(block.get_parameters()))
 
     def construct(self, x: Tensor, bias: Tensor, *drawn: Tensor) -> Tensor:
         """Return the stream (B, T, H) after the layer."""
         masks = self.dropout(x.shape[0], bias.shape[0], *drawn)
-        return self.block(x, bias, of_sites(masks, self.attention, self.hidden))
+        return self.block(x, bias, of_sites(masks, self.counts))
 
     def gradients(self, x: Tensor, dy: Tensor, bias: Tensor, *drawn: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of x, then of the weights."""
-        masks = of_sites(self.dropout(x.shape[0], bias.shape[0], *drawn), self.attention, self.hidden)
+        masks = of_sites(self.dropout(x.shape[0], bias.shape[0], *drawn), self.counts)
         of_x, of_weights = self.gradient(self.block, self.weights)(x, bias, masks, dy)
         return (of_x[0], *of_weights)
 

@@ -1,61 +1,15 @@
-"""What the stages of a pipeline do in which order, and what they pass to each other.
-
-A CPU's collectives meet: a rank waits until the other is there. So all ranks go through the passes of one
-order for all of them, each doing what concerns it, and no two wait for each other.
-"""
+"""What a stage of a pipeline passes to those before and after it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from mindspore import Tensor
 
-from gptbridge.rules.pipelining import Turn, turns
+from gptbridge.rules.pipelining import Pass
 from gptbridge_mindspore.collectives import receive, send
 from gptbridge_mindspore.parallel import Groups
 from gptbridge_specs.run import ParallelSpec
-
-
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """A turn of a stage: `number` counts the virtual stages from the first layers of the model."""
-
-    stage: int
-    number: int
-    turn: Turn
-
-    @property
-    def following(self) -> int:
-        """The virtual stage that takes what comes out, if there is one."""
-        return self.number - 1 if self.turn.backward else self.number + 1
-
-
-def ordered(parallel: ParallelSpec, micro_batches: int) -> Iterator[list[Pass]]:
-    """Yield what the stages do at the same time, of each at most one turn, until all are done."""
-    stages, virtual = parallel.pipeline, parallel.virtual_pipeline
-    left = [
-        turns(parallel.pipeline_schedule, stage, stages, virtual, micro_batches)[::-1]
-        for stage in range(stages)
-    ]
-    done: set[tuple[int, int, bool]] = set()
-    while any(left):
-        now = [
-            Pass(stage, turn[-1].run * stages + stage, turn[-1]) for stage, turn in enumerate(left) if turn
-        ]
-        now = [each for each in now if _needed(each, stages * virtual) <= done]
-        for each in now:
-            left[each.stage].pop()
-        done |= {(each.number, each.turn.micro_batch, each.turn.backward) for each in now}
-        yield now
-
-
-def _needed(each: Pass, stages: int) -> set[tuple[int, int, bool]]:
-    """Return what must be done before: the same micro-batch in the stage before, or the one behind."""
-    n, back = each.turn.micro_batch, each.turn.backward
-    if not back:
-        return {(each.number - 1, n, False)} if each.number else set()
-    return {(each.number, n, False)} | ({(each.number + 1, n, True)} if each.number + 1 < stages else set())
 
 
 class Neighbours:

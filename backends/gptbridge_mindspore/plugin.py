@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptbridge.hookspecs import BackendInfo, Launch, MemoryUse, Problem, hookimpl
-from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
+from gptbridge.plugins.capabilities import WHOLE_TASKS, Limit, problems
 from gptbridge_mindspore import parallel
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ INFO = BackendInfo(
 # training.compile is not here: this backend compiles its model always, asked or not.
 LIMITS = (
     *parallel.LIMITS,
-    *LANGUAGE_MODELING_ONLY,
+    *WHOLE_TASKS,
     Limit(
         "training.seq_length",
         lambda spec, device: (

@@ -92,9 +92,9 @@ class MindSporeModel:
         self._step = ms.jit(CachedStep(self._spec.model, self._model, self._head, self._dtype))
         return self._model.weights()
 
-    def _new_head(self) -> LinearCrossEntropy:
+    def _new_head(self, *, frozen: bool = False) -> LinearCrossEntropy:
         """Return what is after the model; jit of a method makes it what other graphs find in a Cell."""
-        return LinearCrossEntropy(self._dtype, self._cut, self._spec.model.vocab_size)
+        return LinearCrossEntropy(self._dtype, self._cut, self._spec.model.vocab_size, frozen=frozen)
 
     def _built(self, cut: Cut, layers: range) -> GPT:
         model = GPT(
@@ -106,6 +106,7 @@ class MindSporeModel:
             dtype=self._dtype,
             kernels=self._kernels,
             cut=cut,
+            task=self._spec.task,
         )
         for weight in model.weights().values():
             if weight.ndim > 1:
@@ -115,8 +116,11 @@ class MindSporeModel:
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
         spec, tensors, memory = self._spec, self._tensors(kind), MindSporeMemory(self._kept(kind))
+        trained = kind != "weight"
         if not self._sliced(kind):
-            return shards_of(spec.model, LAYOUT, tensors, memory, self._place)
+            return shards_of(
+                spec.model, LAYOUT, tensors, memory, self._place, task=spec.task, trained=trained
+            )
         held = held_tensors(spec.model, LAYOUT, tensors, self._place, sliced=True)
         rows = {name: Rows(tensor, held[name].shape[0]) for name, tensor in tensors.items()}
         return shards_of(spec.model, LAYOUT, rows, SlicedMemory(memory), self._place, sliced=True)
@@ -214,13 +218,17 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         Stepper.__init__(self, spec)
         stage, sharding = spec.parallel.sharding_stage, self._groups.sharding
         self._by_rows = sharding if stage > 0 else None
-        names = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer)
+        decays = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer, spec.task)
+        for name, weight in self._weights.items():
+            weight.requires_grad = name in decays
+        self._trained = {name: self._weights[name] for name in decays}
         whole = self._by_rows is not None and stage < 3
-        self._slices = Slices(self._by_rows, self._weights) if self._by_rows and whole else None
-        updated = self._slices.parameters if self._slices else self._weights
-        held = held_tensors(spec.model, LAYOUT, updated, self._place, sliced=self._by_rows is not None)
+        self._slices = Slices(self._by_rows, self._trained) if self._by_rows and whole else None
+        updated = self._slices.parameters if self._slices else self._trained
+        by_rows = self._by_rows is not None
+        held = held_tensors(spec.model, LAYOUT, updated, self._place, sliced=by_rows, task=spec.task)
         owned = [part.owned for part in held.values()]
-        self._optimizer = Optimizer(spec.optimizer, updated, names, owned, self._groups)
+        self._optimizer = Optimizer(spec.optimizer, updated, decays, owned, self._groups)
         self._uncut = [name for name, part in held.items() if part.native.axes.cut is None]
         self._between = cut_of(spec.model, self._place, self._groups, sequence=spec.parallel.sequence)
         self._prepare()
@@ -232,9 +240,10 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         if self._between.sequence:
             trained = self._built(self._between, trained.layers)
             trained.adopt(self._weights)
-        self._dropout = self._kernels.dropout(spec.model, self._between, all_sites(spec.model))
-        head, recompute = self._new_head(), spec.training.recompute
-        graph = LossAndGradients(spec.model, trained, recompute, head, self._dropout)
+        sites = all_sites(spec.model, spec.task.lora)
+        self._dropout = self._kernels.dropout(spec.model, self._between, sites)
+        head = self._new_head(frozen=not trained.head.requires_grad)
+        graph = LossAndGradients(spec, trained, head, self._dropout)
         self._loss_and_gradients = ms.jit(graph)
 
     def clear_gradients(self) -> None:
@@ -253,7 +262,7 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         drawn = self._dropout.arguments(seed, inputs.shape)
         arrays = self._arguments(inputs, labels, mask * np.float32(factor))
         loss, *found = self._loss_and_gradients(*arrays, *drawn)
-        self._add(list(self._weights), found)
+        self._add(list(self._trained), found)
         return loss / factor
 
     def _arguments(
@@ -278,7 +287,7 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
 
     def combine(self, total: Tensor) -> Tensor:
         """Sum the gradients over the ranks that each have a part of them; return the sum of all totals."""
-        groups, found = self._groups, {name: self._gradients[name] for name in self._weights}
+        groups, found = self._groups, {name: self._gradients[name] for name in self._trained}
         if self._by_rows is not None and self._spec.parallel.sharding_stage == 1:
             found = dict(zip(found, scatter_each(list(found.values()), self._by_rows), strict=True))
         several = groups.replicas if self._by_rows is None else groups.data

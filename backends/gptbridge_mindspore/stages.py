@@ -9,7 +9,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, ops
 from numpy.typing import NDArray
 
-from gptbridge.rules.pipelining import Turn
+from gptbridge.rules.pipelining import Pass, Turn, ordered
 from gptbridge.session import Batch
 from gptbridge_mindspore.cache import Cache, CachedBlock, CachedStep
 from gptbridge_mindspore.collectives import all_reduce_each
@@ -18,7 +18,7 @@ from gptbridge_mindspore.gradients import Ends
 from gptbridge_mindspore.model import GPT
 from gptbridge_mindspore.parallel import Cut
 from gptbridge_mindspore.pieces import Embedding, Layer, Pieces
-from gptbridge_mindspore.pipeline import Neighbours, Pass, ordered
+from gptbridge_mindspore.pipeline import Neighbours
 from gptbridge_mindspore.session import MindSporeModel, MindSporeTrainer
 
 OneLayer = Callable[[int, Tensor], Tensor]  # of its number among this rank's, and the stream

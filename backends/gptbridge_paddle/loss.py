@@ -49,7 +49,8 @@ def linear_cross_entropy(
     """Return the sum over tokens of mask * -log softmax(hidden @ weight.T)[label], fp32.
 
     `hidden` is (N, H), `weight` (V, H), `labels` (N,) int32 and in range, `mask` (N,) float32. Of
-    `weight` this rank has `words`; the ranks exchange vectors alone.
+    `weight` this rank has `words`; the ranks exchange vectors alone. A frozen `weight` gets no gradient, and
+    costs none.
     """
     return _LinearCrossEntropy.apply(hidden, weight, labels, mask, words)
 
@@ -69,21 +70,23 @@ class _LinearCrossEntropy(PyLayer):
     ) -> Tensor:
         total = paddle.zeros([])
         grad_hidden = []
-        grad_weight = paddle.zeros_like(weight)
+        grad_weight = None if weight.stop_gradient else paddle.zeros_like(weight)
         for rows in _blocks(hidden, words):
             column = mask[rows].unsqueeze(1)
             loss, gradient = _loss_and_gradient(hidden[rows], weight, labels[rows], words)
             total += (loss * column).sum()
             grad_hidden.append(paddle.matmul(gradient, weight) * column)
-            share = paddle.matmul(gradient, hidden[rows] * column, transpose_x=True)
-            grad_weight.add_(share.astype(grad_weight.dtype))
+            if grad_weight is not None:
+                share = paddle.matmul(gradient, hidden[rows] * column, transpose_x=True)
+                grad_weight.add_(share.astype(grad_weight.dtype))
         ctx.save_for_backward(paddle.concat(grad_hidden).astype(hidden.dtype), grad_weight)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensor()
-        return grad_hidden * grad_total, grad_weight * grad_total, None, None
+        of_weight = None if grad_weight is None else grad_weight * grad_total
+        return grad_hidden * grad_total, of_weight, None, None
 
 
 def _blocks(hidden: Tensor, words: Words) -> Iterator[slice]:

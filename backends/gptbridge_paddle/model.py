@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from paddle import Tensor, nn
 
+from gptbridge.weights.architecture import head, outputs
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
+from gptbridge_paddle.adapters import Drawing, adapt
 from gptbridge_paddle.cache import Cache
 from gptbridge_paddle.collectives import Cut, enter
 from gptbridge_paddle.loss import Words
 from gptbridge_paddle.parts import Attention, Dropout, FeedForward, Recompute, embed, embedding, norm
 from gptbridge_paddle.sharding import Sharding, sharded
 from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import TaskSpec
 
 LAYOUT = gpt2_in_memory("paddle", out_in=False)  # as nn.Linear has them
 
@@ -52,13 +55,16 @@ class GPT(nn.Layer):
         recompute: str,
         cut: Cut,
         sharding: Sharding,
+        task: TaskSpec | None = None,
     ) -> None:
         super().__init__()
         self.recompute = Recompute(recompute)
         self.first, self.last = first, last
         self.cut = cut
         self.words = Words.of(model.vocab_size, cut)
-        self.tied = model.tie_word_embeddings
+        self.outputs = Words.of(outputs(model, task), cut)
+        heads = head(model, task)
+        self.tied = not heads
 
         def table(rows: int) -> nn.Layer:
             return sharded(embedding(rows, model.hidden_size), sharding)
@@ -74,13 +80,18 @@ class GPT(nn.Layer):
         self.h = nn.LayerDict({str(n): block for n, block in blocks.items()})
         if last:
             self.ln_f = sharded(norm(model), sharding)
-            if not self.tied:
-                self.lm_head = table(rows)
+            for weight in heads:
+                own = table(self.outputs.stop - self.outputs.start)
+                setattr(self, weight.name.removesuffix(".weight"), own)
+        self.projection = heads[0].name.removesuffix(".weight") if heads else "wte"
+        self.drawing = Drawing()
+        if task is not None and task.lora is not None:
+            adapt(self.h, task.lora, self.drawing)
 
     @property
     def head(self) -> Tensor:
-        """The output projection, this rank's rows of (V, H)."""
-        return self.wte.weight if self.tied else self.lm_head.weight
+        """The output projection, this rank's rows of (V, H); a classifier's has a row for each class."""
+        return getattr(self, self.projection).weight
 
     def forward(
         self, x: Tensor, positions: Tensor | None = None, cache: Cache | None = None, seed: int = 0
@@ -90,6 +101,7 @@ class GPT(nn.Layer):
         `x` are token ids (B, T), or the hidden states that the stage before returned. `positions` (B, T)
         are the tokens' places, by default 0 to T - 1. `seed` is that of the micro-batch's dropout.
         """
+        self.drawing.seed = seed
         if self.first:
             places = self.wpe.weight[self._span(x.shape[1])] if positions is None else self.wpe(positions)
             x = embed(x, self.wte, self.words, self.cut)

@@ -36,28 +36,39 @@ def embedding(rows: int, width: int) -> nn.Layer:
 
 
 class Column(nn.Linear):
-    """A linear layer, of zeros as above, of which each tensor rank has some of the outputs."""
+    """A linear layer, of zeros as above, of which each tensor rank has some of the outputs.
+
+    Beside it is what `adapt` put there.
+    """
 
     def __init__(self, inputs: int, outputs: int, cut: Cut) -> None:
         super().__init__(inputs, outputs, weight_attr=nn.initializer.Constant(0.0))
         self.cut = cut
+        self.adapters: nn.Layer | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return this rank's part of (B, T, out) of the stream (B, T, in)."""
-        return super().forward(enter(x, self.cut))
+        x = enter(x, self.cut)
+        y = super().forward(x)
+        return y if self.adapters is None else self.adapters(x, y)
 
 
 class Row(nn.Linear):
-    """A linear layer, of zeros as above, of which each tensor rank has some of the inputs."""
+    """A linear layer, of zeros as above, of which each tensor rank has some of the inputs.
+
+    Beside it is what `adapt` put there.
+    """
 
     def __init__(self, inputs: int, outputs: int, cut: Cut) -> None:
         super().__init__(inputs, outputs, weight_attr=nn.initializer.Constant(0.0))
         self.cut = cut
+        self.adapters: nn.Layer | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the stream (B, T, out) of this rank's part of (B, T, in)."""
         if self.cut.group is None:
-            return super().forward(x)
+            y = super().forward(x)
+            return y if self.adapters is None else self.adapters(x, y)
         return leave(paddle.matmul(x, self.weight), self.cut) + self.bias  # once, not by every rank
 
 

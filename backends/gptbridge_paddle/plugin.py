@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptbridge.hookspecs import BackendInfo, Launch, MemoryUse, Problem, hookimpl
-from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
+from gptbridge.plugins.capabilities import WHOLE_TASKS, Limit, problems
 from gptbridge_paddle import parallel
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ _LARGEST_EPSILON = 0.001
 
 LIMITS = (
     *parallel.LIMITS,
-    *LANGUAGE_MODELING_ONLY,
+    *WHOLE_TASKS,
     Limit(
         "precision.compute",
         lambda spec, device: spec.precision.compute != "fp32" and device == "cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from gptbridge.rules.pipelining import turns
 from gptbridge.rules.rows import CachedDecoder
 from gptbridge.rules.stepping import Stepper
 from gptbridge.session import Batch, Device, Kind, Shard
+from gptbridge.weights.architecture import outputs
 from gptbridge.weights.held import TIED
 from gptbridge.weights.shards import decay_of_tensors, held_tensors, shards_of
 from gptbridge_paddle.cache import Cache
@@ -30,6 +32,7 @@ from gptbridge_specs import RunSpec
 
 UPLOADED = 1 << 20  # numbers at a time
 ALONE = World()
+_SCALE = re.compile(r"ln_[12f]\.weight$")
 COMPUTE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -66,6 +69,7 @@ class PaddleModel:
         self._sharding = Sharding(self._groups.sharding, stage)
         self._device = device.handle
         self._dtype = COMPUTE[spec.precision.compute]
+        self._outputs = outputs(spec.model, spec.task)
         runs = self._place.layers(spec.model.num_layers)
         with _default_dtype(weight_dtype or self._dtype):  # what is built in fp32 and cast is there twice
             self._runs = [
@@ -77,6 +81,7 @@ class PaddleModel:
                     recompute=spec.training.recompute,
                     cut=self._cut,
                     sharding=self._sharding,
+                    task=spec.task,
                 )
                 for number, layers in enumerate(runs)
             ]
@@ -84,9 +89,16 @@ class PaddleModel:
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        sliced = self._sharding.stage > (2 if kind == "weight" else 0)
-        tensors = self._tensors(kind)
-        return shards_of(self._spec.model, LAYOUT, tensors, PaddleMemory(), self._place, sliced=sliced)
+        return shards_of(
+            self._spec.model,
+            LAYOUT,
+            self._tensors(kind),
+            PaddleMemory(),
+            self._place,
+            sliced=self._sharding.stage > (2 if kind == "weight" else 0),
+            task=self._spec.task,
+            trained=kind != "weight",
+        )
 
     def token_losses(
         self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
@@ -95,13 +107,13 @@ class PaddleModel:
 
         def losses(hidden: Tensor) -> Tensor:
             hidden, wanted = self._at(hidden, at).flatten(0, 1), self._to_device(labels).flatten()
-            return token_losses(hidden, self._runs[-1].head, wanted, self._runs[-1].words)
+            return token_losses(hidden, self._runs[-1].head, wanted, self._runs[-1].outputs)
 
         return self._read(losses, inputs, (labels.size,)).reshape(labels.shape)
 
     def logits(self, tokens: NDArray[np.int32], at: NDArray[np.int32] | None = None) -> NDArray[np.float32]:
         """Return (B, T, V) logits of (B, T) tokens; (B, K, V) at positions `at` (B, K)."""
-        shape = (*(tokens if at is None else at).shape, self._spec.model.vocab_size)
+        shape = (*(tokens if at is None else at).shape, self._outputs)
         return self._read(lambda hidden: self._project(self._at(hidden, at)), tokens, shape)
 
     def decoder(self, rows: int, capacity: int) -> CachedDecoder[Cache]:
@@ -178,7 +190,7 @@ class PaddleModel:
     def _project(self, hidden: Tensor) -> Tensor:
         """Return the logits of hidden states over the whole vocabulary."""
         logits = paddle.matmul(hidden, self._runs[-1].head, transpose_y=True)
-        lengths = self._cut.lengths(self._spec.model.vocab_size)
+        lengths = self._cut.lengths(self._outputs)
         return all_gather(logits, self._groups.tensor, logits.ndim - 1, lengths)
 
     def _to_device(self, array: NDArray[np.generic]) -> Tensor:
@@ -191,9 +203,16 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
     def __init__(self, spec: RunSpec, device: Device, world: World = ALONE) -> None:
         PaddleModel.__init__(self, spec, device, world, weight_dtype="float32")
         Stepper.__init__(self, spec)
-        trains = {name: trained(parameter) for name, parameter in self._parameters().items()}
-        decays = decay_of_tensors(spec.model, LAYOUT, trains, spec.optimizer)
-        held = held_tensors(spec.model, LAYOUT, trains, self._place, sliced=self._sharding.stage > 0)
+        parameters = self._parameters()
+        decays = decay_of_tensors(spec.model, LAYOUT, parameters, spec.optimizer, spec.task)
+        # With a frozen scale, Paddle's layer_norm returns a wrong gradient of its input.
+        self._scales = [p for name, p in parameters.items() if name not in decays and _SCALE.search(name)]
+        for name, parameter in parameters.items():
+            parameter.stop_gradient = name not in decays and not _SCALE.search(name)
+        trains = {name: trained(parameters[name]) for name in decays}
+        held = held_tensors(
+            spec.model, LAYOUT, trains, self._place, sliced=self._sharding.stage > 0, task=spec.task
+        )
         owned = [name for name in trains if held[name].owned]
         self._optimizer = Optimizer(spec.optimizer, trains, decays, owned, self._groups.all)
         self._trains = trains
@@ -207,7 +226,7 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
 
     def clear_gradients(self) -> None:
         """Drop every gradient."""
-        for tensor in self._trains.values():
+        for tensor in (*self._trains.values(), *self._scales):
             tensor.grad = None  # clear_gradient would keep its memory
 
     def backward(
@@ -285,7 +304,7 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
 
     def close(self) -> None:
         """Free the device."""
-        del self._optimizer, self._trains
+        del self._optimizer, self._trains, self._scales
         super().close()
 
     def _tensors(self, kind: Kind) -> Mapping[str, Tensor]:
@@ -301,7 +320,7 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
             self._runs[-1].head,
             wanted,
             counted.astype("float32"),
-            self._runs[-1].words,
+            self._runs[-1].outputs,
         )
 
 

@@ -53,6 +53,7 @@ def linear_cross_entropy(
 
     `hidden` (N, H) is in the compute type, `weight` (V, H) fp32, `labels` (N,) int64 and in range,
     `mask` (N,) in the compute type. Of `weight` this rank has `words`; the ranks exchange vectors alone.
+    A frozen `weight` gets no gradient, and costs none.
     """
     total: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, mask, words)  # type: ignore[no-untyped-call]
     return total
@@ -79,7 +80,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         projection = _projection(hidden, weight)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for rows in _blocks(hidden, words, BLOCK_LOGITS):
             column = mask[rows, None]
             log_probs = _log_probs(hidden[rows], projection, words)
@@ -88,14 +89,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             gradient = log_probs.exp_().to(hidden.dtype)
             _set_labels(gradient, labels[rows], torch.expm1(-loss).to(hidden.dtype), words)
             grad_hidden[rows] = (gradient @ projection) * column
-            grad_weight += (gradient.t() @ (hidden[rows] * column))[: len(weight)]
+            if grad_weight is not None:
+                grad_weight += (gradient.t() @ (hidden[rows] * column))[: len(weight)]
         ctx.save_for_backward(grad_hidden, grad_weight)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_total, grad_weight * grad_total, None, None, None
+        of_weight = None if grad_weight is None else grad_weight * grad_total
+        return grad_hidden * grad_total, of_weight, None, None, None
 
 
 def _projection(hidden: Tensor, weight: Tensor) -> Tensor:

@@ -7,8 +7,12 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from gptbridge.rules.dropout import drops_out
+from gptbridge.weights.architecture import head, outputs, sizes
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
 from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import TaskSpec
+from gptbridge_torch.adapters import Drawing, adapt
 from gptbridge_torch.cache import Cache
 from gptbridge_torch.collectives import Cut, enter
 from gptbridge_torch.loss import Words
@@ -55,15 +59,18 @@ class GPT(nn.Module):
         dtype: torch.dtype,
         stream_dtype: torch.dtype,
         cut: Cut,
+        task: TaskSpec | None = None,
     ) -> None:
         super().__init__()
         self.width = model.hidden_size
         self.dtype, self.stream_dtype = dtype, stream_dtype
-        self.recompute = Recompute(recompute, model)
+        self.recompute = Recompute(recompute, drops_out(model, task))
         self.first, self.last = first, last
+        heads = head(model, task)
+        self.tied = not heads
         self.cut = cut
         self.words = Words.of(model.vocab_size, cut)
-        self.tied = model.tie_word_embeddings
+        self.outputs = Words.of(outputs(model, task), cut)
         if first or (last and self.tied):
             self.wte = nn.Embedding(model.vocab_size, model.hidden_size)
         if first:
@@ -72,13 +79,18 @@ class GPT(nn.Module):
         self.h = nn.ModuleDict({str(n): Block(model, n, self.recompute, cut) for n in layers})
         if last:
             self.ln_f = norm(model)
-            if not self.tied:
-                self.lm_head = nn.Linear(model.hidden_size, model.vocab_size, bias=False)
+            for weight in heads:
+                rows, width = weight.axes.shape(sizes(model, task))
+                setattr(self, weight.name.removesuffix(".weight"), nn.Linear(width, rows, bias=False))
+        self.projection = heads[0].name if heads else "wte.weight"
+        self.drawing = Drawing()
+        if task is not None and task.lora is not None:
+            adapt(self.h, task.lora, self.drawing)
 
     @property
     def head(self) -> nn.Parameter:
-        """The output projection, this rank's rows of (V, H)."""
-        return self.wte.weight if self.tied else self.lm_head.weight  # type: ignore[return-value]
+        """The output projection, this rank's rows of (V, H); a classifier's has a row for each class."""
+        return self.get_parameter(self.projection)
 
     def forward(
         self,
@@ -93,6 +105,7 @@ class GPT(nn.Module):
         are the tokens' places, by default 0 to T - 1. Dropout is drawn from `seed`.
         """
         drawn = None if seed is None else int(seed)
+        self.drawing.seed = drawn
         lower = self.dtype != torch.float32
         with torch.autocast(x.device.type, self.dtype) if lower else nullcontext():
             if self.first:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from gptbridge.errors import UsageError
 from gptbridge.hookspecs import Launch
-from gptbridge.plugins.capabilities import SEQUENCE_NEEDS_TENSOR, Limit
+from gptbridge.plugins.capabilities import MANY_DEVICES, Limit
 from gptbridge.process.place import REPLICAS, Place
 from gptbridge.process.world import World
 
@@ -22,33 +22,8 @@ if TYPE_CHECKING:
     from gptbridge_specs import RunSpec
 
 
-def _micro_batches(spec: RunSpec) -> int:
-    replicas = spec.parallel.data * spec.parallel.sharding
-    return spec.training.global_batch_size // (replicas * spec.micro_batch_size)
-
-
 LIMITS = (
-    SEQUENCE_NEEDS_TENSOR,
-    Limit(
-        "parallel.sharding_stage",
-        lambda spec, _: spec.parallel.sharding_stage > 0 and spec.parallel.sharding == 1,
-        "nothing is sharded over one rank: set parallel.sharding",
-    ),
-    Limit(
-        "parallel.virtual_pipeline",
-        lambda spec, _: spec.parallel.virtual_pipeline > 1 and spec.parallel.pipeline == 1,
-        "there is one stage: set parallel.pipeline",
-    ),
-    Limit(
-        "parallel.virtual_pipeline",
-        lambda spec, _: (
-            spec.parallel.virtual_pipeline > 1
-            and spec.parallel.pipeline_schedule == "1f1b"
-            and _micro_batches(spec) % spec.parallel.pipeline > 0
-        ),
-        "interleaved stages take micro-batches by the round: parallel.pipeline must divide the number of "
-        "micro-batches of a step, or pipeline_schedule be gpipe",
-    ),
+    *MANY_DEVICES,
     Limit(
         "training.compile",
         lambda spec, _: (

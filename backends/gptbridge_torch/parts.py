@@ -76,28 +76,33 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Column(nn.Linear):
-    """A linear layer of which each tensor rank has some of the outputs."""
+    """A linear layer of which each tensor rank has some of the outputs, with what `adapt` put beside it."""
 
     def __init__(self, inputs: int, outputs: int, cut: Cut) -> None:
         super().__init__(inputs, outputs)
         self.cut = cut
+        self.adapters: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return this rank's part of (B, T, out) of the stream (B, T, in)."""
-        return product(enter(x, self.cut), self.weight, self.bias)
+        x = enter(x, self.cut)
+        y = product(x, self.weight, self.bias)
+        return y if self.adapters is None else self.adapters(x, y)
 
 
 class Row(nn.Linear):
-    """A linear layer of which each tensor rank has some of the inputs."""
+    """A linear layer of which each tensor rank has some of the inputs, with what `adapt` put beside it."""
 
     def __init__(self, inputs: int, outputs: int, cut: Cut) -> None:
         super().__init__(inputs, outputs)
         self.cut = cut
+        self.adapters: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the stream (B, T, out) of this rank's part of (B, T, in)."""
         if self.cut.group is None:
-            return product(x, self.weight, self.bias)
+            y = product(x, self.weight, self.bias)
+            return y if self.adapters is None else self.adapters(x, y)
         y = leave(product(x, self.weight), self.cut)
         return y + self.bias.to(y.dtype)  # once, not by every rank
 
@@ -113,9 +118,9 @@ def embed(tokens: Tensor, weight: Tensor, words: Words, cut: Cut) -> Tensor:
 class Recompute:
     """Calls a function and, where the spec says so, forgets its activations until the backward pass."""
 
-    def __init__(self, granularity: str, model: ModelSpec) -> None:
+    def __init__(self, granularity: str, random: bool) -> None:
         self._granularity = granularity
-        self._random = model.hidden_dropout_prob > 0 or model.attention_probs_dropout_prob > 0
+        self._random = random  # there is dropout
 
     def __call__(self, granularity: str, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
         """Return `function(*inputs)`, recomputed if `granularity` is the one that is asked for."""
@@ -164,7 +169,7 @@ class Attention(nn.Module):
         whole = F.dropout(q.new_ones((len(q), self.heads, q.shape[2], k.shape[2])), dropout_p)
         scores = q @ k.transpose(-1, -2) * self.head_size**-0.5
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        seen = scores.masked_fill(later, -torch.inf).softmax(-1) * whole[:, start:stop]
+        seen: Tensor = scores.masked_fill(later, -torch.inf).softmax(-1) * whole[:, start:stop]
         return seen.to(v.dtype) @ v
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptbridge.hookspecs import BackendInfo, Launch, MemoryUse, Problem, hookimpl
-from gptbridge.plugins.capabilities import LANGUAGE_MODELING_ONLY, Limit, problems
+from gptbridge.plugins.capabilities import WHOLE_TASKS, Limit, problems
 from gptbridge_torch import parallel
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ INFO = BackendInfo(
 
 LIMITS = (
     *parallel.LIMITS,
-    *LANGUAGE_MODELING_ONLY,
+    *WHOLE_TASKS,
     Limit(
         "training.compile",
         lambda spec, _: spec.training.compile and not shutil.which(os.environ.get("CXX", "g++")),

@@ -11,9 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptbridge.process.world import World
+from gptbridge.rules.dropout import drops_out
 from gptbridge.rules.rows import CachedDecoder
 from gptbridge.rules.stepping import Stepper
 from gptbridge.session import Batch, Device, Kind, Shard
+from gptbridge.weights.architecture import outputs
 from gptbridge.weights.held import TIED
 from gptbridge.weights.shards import decay_of_tensors, held_tensors, shards_of
 from gptbridge_specs import RunSpec
@@ -78,9 +80,16 @@ class TorchModel:
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        sliced = self._sharding is not None
-        tensors = own_parts(self._tensors(kind))
-        return shards_of(self._spec.model, LAYOUT, tensors, TorchMemory(), self._place, sliced=sliced)
+        return shards_of(
+            self._spec.model,
+            LAYOUT,
+            own_parts(self._tensors(kind)),
+            TorchMemory(),
+            self._place,
+            sliced=self._sharding is not None,
+            task=self._spec.task,
+            trained=kind != "weight",
+        )
 
     def token_losses(
         self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
@@ -89,7 +98,7 @@ class TorchModel:
 
         def losses(hidden: Tensor) -> Tensor:
             chosen, wanted = self._at(hidden, at).flatten(0, 1), self._to_device(labels).flatten()
-            return token_losses(chosen, self._model.head, wanted, self._model.words).view(labels.shape)
+            return token_losses(chosen, self._model.head, wanted, self._model.outputs).view(labels.shape)
 
         return self._read(inputs, losses, labels.shape)
 
@@ -154,7 +163,7 @@ class TorchModel:
 
     def _project(self, hidden: Tensor) -> Tensor:
         logits = product(hidden, self._model.head.to(hidden.dtype)).float()
-        lengths = self._cut.lengths(self._spec.model.vocab_size)
+        lengths = self._cut.lengths(outputs(self._spec.model, self._spec.task))
         return all_gather(logits, self._groups.tensor, logits.dim() - 1, lengths)
 
     def _to_device(self, array: NDArray[np.generic]) -> Tensor:
@@ -171,14 +180,19 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
     def __init__(self, spec: RunSpec, device: Device, world: World = ALONE) -> None:
         TorchModel.__init__(self, spec, device, world, weight_dtype=torch.float32)
         Stepper.__init__(self, spec)
-        self._random = spec.model.hidden_dropout_prob > 0 or spec.model.attention_probs_dropout_prob > 0
-        decays = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer)
-        held = held_tensors(spec.model, LAYOUT, self._weights, self._place, sliced=self._sharding is not None)
+        self._random = drops_out(spec.model, spec.task)
+        decays = decay_of_tensors(spec.model, LAYOUT, self._weights, spec.optimizer, spec.task)
+        for name, weight in self._weights.items():
+            weight.requires_grad_(name in decays)
+        trained = {name: self._weights[name] for name in decays}
+        held = held_tensors(
+            spec.model, LAYOUT, trained, self._place, sliced=self._sharding is not None, task=spec.task
+        )
         self._uncut = {name for name, tensor in held.items() if tensor.native.axes.cut is None}
         owned = {name for name, tensor in held.items() if tensor.owned}
-        self._updated = self._weights
+        self._updated = trained
         if self._sharding:  # the optimizer sees this rank's part alone
-            self._updated = {name: nn.Parameter(part) for name, part in own_parts(self._weights).items()}
+            self._updated = {name: nn.Parameter(part) for name, part in own_parts(trained).items()}
         self._optimizer = Optimizer(spec.optimizer, self._updated, decays, owned, self._groups)
         self._compiled = spec.training.compile
         self._loss = self._masked_sum
@@ -284,5 +298,5 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
             self._model.head,
             labels.flatten(),
             mask.flatten().to(hidden.dtype),
-            self._model.words,
+            self._model.outputs,
         )

@@ -35,9 +35,10 @@ def build(spec: RunSpec, place: Place, cut: Cut) -> list[GPT]:
                 dtype=COMPUTE[spec.precision.compute],
                 stream_dtype=STREAM[spec.precision.compute],
                 cut=cut,
+                task=spec.task,
             )
         weights = dict(stage.named_parameters())
-        for name, held in held_tensors(spec.model, LAYOUT, weights, place).items():
+        for name, held in held_tensors(spec.model, LAYOUT, weights, place, task=spec.task).items():
             weights[name].data = weights[name].new_empty(held.shape)
         stages.append(stage)
     return stages

@@ -29,13 +29,14 @@ def evaluate(
     batch_size: options.BatchSize = None,
     logging_interval: options.LoggingInterval = None,
     detokenize: options.Detokenize = None,
+    predictions: options.Predictions = None,
     backend: common.Backend = None,
     overrides: options.Overrides = None,
     tokenizer: common.Tokenizer = None,
     as_json: common.AsJson = False,
     **hints: Any,
 ) -> None:
-    """Measure a model on a file: perplexity, the last word of texts, the right one of several choices."""
+    """Measure a model on a file: perplexity, the last word of texts, one of several choices, classes."""
     from gptbridge import api
 
     found = api.evaluate(
@@ -48,6 +49,7 @@ def evaluate(
         batch_size=batch_size,
         logging_interval=logging_interval,
         detokenize=detokenize,
+        predictions=predictions,
         backend=backend,
         tokenizer=tokenizer,
         overrides=overrides or (),

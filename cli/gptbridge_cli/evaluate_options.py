@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-Task = Annotated[str, typer.Option("--task", help="perplexity, cloze or multiple-choice.")]
+Task = Annotated[str, typer.Option("--task", help="perplexity, cloze, multiple-choice or classification.")]
 Data = Annotated[
     Path, typer.Option("--data", metavar="FILE", help="A text; for the other tasks records, .jsonl.")
 ]
@@ -34,6 +34,10 @@ LoggingInterval = Annotated[
 Detokenize = Annotated[
     bool | None,
     typer.Option("--detokenize/--no-detokenize", help="Take WikiText's spaces out; absent: the protocol's."),
+]
+Predictions = Annotated[
+    Path | None,
+    typer.Option("--predictions", metavar="FILE", help="classification: write what it says of each record."),
 ]
 Overrides = Annotated[
     list[str] | None,

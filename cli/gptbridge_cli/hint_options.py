@@ -24,6 +24,7 @@ HINTS: Options = {
         typer.Option(None, "--strategy", help="MindSpore strategy file, or the folder of the ranks' files."),
     ),
     "lora_alpha": (float | None, typer.Option(None, help="Alpha of the LoRA, where no file says it.")),
+    "base": (Path | None, typer.Option(None, help="Base model of an adapter, where it is not as that says.")),
 }
 
 

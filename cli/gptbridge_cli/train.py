@@ -22,6 +22,7 @@ from gptbridge_cli.train_options import (
     Quiet,
     Resume,
     Run,
+    SkipBad,
     Spec,
     WriteTensorBoard,
 )
@@ -43,6 +44,7 @@ def train(
     print_launch: PrintLaunch = False,
     dry_run: DryRun = False,
     force: Force = False,
+    skip_bad: SkipBad = False,
     tensorboard: WriteTensorBoard = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
@@ -58,7 +60,8 @@ def train(
 
     machines = Devices(**{name: words.pop(name) for name in MACHINES})
     beginning = Beginning(init_from, hints_of(**words)) if init_from is not None else None
-    plan = resolve(spec, overrides or (), run, resume, beginning, machines)
+    changed = [*(overrides or ()), *(["task.records.skip_bad=true"] if skip_bad else [])]
+    plan = resolve(spec, changed, run, resume, beginning, machines)
     if backend is not None:
         load_backend(backend).check(plan.spec)
     if dry_run:

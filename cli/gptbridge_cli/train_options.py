@@ -43,6 +43,9 @@ PrintLaunch = Annotated[
     typer.Option("--print-launch", help="Print the command that starts this machine's ranks."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the whole spec and its size; launch nothing.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave bad records of a fine-tuning task out, and count them.")
+]
 Force = Annotated[
     bool, typer.Option("--force", help="Start also where the estimate exceeds the memory at hand.")
 ]

@@ -6,17 +6,20 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gptbridge.checkpoint.manifest import MANIFEST_FILE
-from gptbridge.checkpoint.state import STATE_FILE, TrainingState, read_state
+from gptbridge.checkpoint.state import STATE_FILE, Origin, TrainingState, read_state
 from gptbridge.checkpoint.tensor_files import open_tensors
 from gptbridge.checkpoint.writing import MOMENTS_STEM
 from gptbridge.errors import BadInput, UsageError
 from gptbridge.files import require_regular_file
 from gptbridge.session import MOMENTS, Kind
 from gptbridge.weights.canonical.arrays import CanonicalArrays
-from gptbridge.weights.opening import Opened, open_checkpoint
+from gptbridge.weights.conversion.facts import digest
+from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import TaskSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,30 +31,35 @@ class RunCheckpoint:
     state: TrainingState
 
 
-def open_run_checkpoint(folder: Path, stack: ExitStack) -> RunCheckpoint:
+def open_run_checkpoint(folder: Path, stack: ExitStack, base: Path | None = None) -> RunCheckpoint:
     """Open what `locate` found, to go on from; `stack` closes it.
 
-    BadInput for weights that no run wrote, for a classifier, for files that do not fit each other;
-    UsageError for an adapter, which training would leave out.
+    Of a run that trains adapters, the base model is opened with them: `base`, or the one that they name.
+    BadInput for weights that no run wrote, for files that do not fit each other; UsageError for an adapter
+    that training would leave out.
     """
     if not (folder / STATE_FILE).exists():
         _refuse_weights_alone(folder)
     require_regular_file(folder / MANIFEST_FILE)
-    weights = stack.enter_context(open_checkpoint(folder))
-    weights.require_language_head()
-    if weights.adapter is not None:
+    state = read_state(folder)
+    task = state.spec.task
+    weights = stack.enter_context(open_checkpoint(folder, Hints(base=base if task.lora else None)))
+    if task.name != "classification":
+        weights.require_language_head()
+    if weights.adapter is not None and task.lora is None:
         raise UsageError(
             "an adapter lies beside the weights, and a resumed run would leave it out",
             where=folder,
             hint="Move it elsewhere, or add it to the weights: gptbridge convert --merge-lora",
         )
-    state = read_state(folder)
-    if _sized(state.spec.model) != _sized(weights.model):
+    if _sized(state.spec.model, task) != _sized(weights.model, task):
         raise BadInput(f"another model than {weights.config_file} describes", where=folder / STATE_FILE)
+    if task.lora is not None:
+        _require_base(weights.base, state.origin)
     moments: Mapping[Kind, CanonicalArrays] = {}
     if state.spec.optimizer.name != "sgd":
         ends = {f".{kind}": kind for kind in MOMENTS}
-        found = open_tensors(folder, MOMENTS_STEM, state.spec.model, stack, *ends)
+        found = open_tensors(folder, MOMENTS_STEM, state.spec.model, stack, *ends, task=task)
         moments = {kind: found[end] for end, kind in ends.items()}
     return RunCheckpoint(weights, moments, state)
 
@@ -68,6 +76,27 @@ def _refuse_weights_alone(folder: Path) -> None:
     )
 
 
-def _sized(model: ModelSpec) -> ModelSpec:
-    """Return a model that says its feed-forward width outright."""
-    return model.model_copy(update={"ffn_hidden_size": model.ffn_size})
+def _sized(model: ModelSpec, task: TaskSpec) -> ModelSpec:
+    """Return a model that says its feed-forward width outright, without what a run may have otherwise.
+
+    That is, for adapters, what training alone uses; for a classifier, whether the head is the embedding.
+    """
+    fields: dict[str, Any] = {"ffn_hidden_size": model.ffn_size}
+    if task.lora is not None:
+        fields |= {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0, "initializer_range": 1}
+    if task.name == "classification":
+        fields["tie_word_embeddings"] = True
+    return model.model_copy(update=fields)
+
+
+def _require_base(base: Path | None, origin: Origin | None) -> None:
+    """Refuse another base model than adapters were trained beside."""
+    if base is None or origin is None:
+        return
+    with open_checkpoint(base) as opened:
+        if f"sha256:{digest(opened)}" != origin.digest:
+            raise BadInput(
+                "is not the base model that the adapters were trained beside",
+                where=base,
+                allowed=f"weights of {origin.digest[:19]}",
+            )

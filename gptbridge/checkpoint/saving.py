@@ -24,6 +24,7 @@ import numpy as np
 from gptbridge.checkpoint.manifest import Entry, entry_of
 from gptbridge.checkpoint.state import TrainingState
 from gptbridge.checkpoint.store import CheckpointStore
+from gptbridge.checkpoint.tensor_files import trained_names
 from gptbridge.checkpoint.writing import Content, kinds_of
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import RunFailed
@@ -64,7 +65,11 @@ class Saver:
         RunFailed where that one failed.
         """
         before, started = self.finish(), time.perf_counter()
-        owned = {kind: [shard for shard in shards(kind) if shard.owned] for kind in kinds_of(state)}
+        saved = {*trained_names(state.spec.model, state.spec.task)}
+        owned = {
+            kind: [shard for shard in shards(kind) if shard.owned and shard.name in saved]
+            for kind in kinds_of(state)
+        }
         nbytes = sum(4 * int(np.prod(shard.shape)) for held in owned.values() for shard in held)
         if beside := nbytes <= self._room():
             owned = {kind: [_copied(shard) for shard in held] for kind, held in owned.items()}

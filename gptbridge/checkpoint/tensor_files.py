@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from gptbridge.errors import BackendBroken, BadInput, RunFailed, printable
 from gptbridge.session import Shard
-from gptbridge.weights.architecture import parameters, sizes
+from gptbridge.weights.architecture import LORA_TARGETS, parameters, sizes
 from gptbridge.weights.canonical.arrays import CanonicalArrays
 from gptbridge.weights.canonical.assembly import assemble
 from gptbridge.weights.canonical.cutting import LetterCutting, Stage
+from gptbridge.weights.canonical.lora import FACTORS
 from gptbridge.weights.canonical.weight import CanonicalWeight
 from gptbridge.weights.dialects.gptbridge import DIALECT as OWN
 from gptbridge.weights.formats import TensorInfo, WeightFile, open_weights
@@ -30,11 +31,17 @@ from gptbridge.weights.formats.shards import SHARD_BYTES, shard_files, write_ind
 from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import sizes_of
 from gptbridge.weights.layouts.matching import best_match, require_whole
-from gptbridge.weights.layouts.rules import NativeTensor
+from gptbridge.weights.layouts.rules import NativeTensor, rows, rules
 from gptbridge.weights.layouts.runs import runs
 from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import TaskSpec
 
-_LAYOUT = OWN.layouts[0]
+# Factors of adapters, of which this room keeps the moments, have their canonical names.
+_FACTORS = {f"{layer}{factor}": f"{layer}{factor}" for layer in LORA_TARGETS.values() for factor in FACTORS}
+_LAYOUT = replace(
+    OWN.layouts[0],
+    rules=(*OWN.layouts[0].rules, *rules(top={}, block=rows(_FACTORS), blocks="h.{}.")),
+)
 _WRITE_BYTES = 8 << 20  # at once: others wait for as long
 _NOT_SAVED = (
     "Earlier checkpoints are untouched; a lower schedule.max_lr, a longer warm-up or "
@@ -42,8 +49,13 @@ _NOT_SAVED = (
 )
 
 
+def trained_names(model: ModelSpec, task: TaskSpec | None = None) -> list[str]:
+    """Return the canonical names of what `task` trains: what a run keeps in its checkpoints."""
+    return [parameter.name for parameter in parameters(model, task) if parameter.trainable]
+
+
 class TensorFiles:
-    """STEM.safetensors, or shards of it and an index: every tensor of a model once for each of `ends`.
+    """STEM.safetensors, or shards of it and an index: what `task` trains of a model, once for each of `ends`.
 
     A tensor is named as its weight and one of `ends`: "" for weights, or ".exp_avg" and ".exp_avg_sq". What
     the files are follows from the model alone, so that any number of ranks write the same bytes: one of them
@@ -51,11 +63,16 @@ class TensorFiles:
     """
 
     def __init__(
-        self, stem: str, model: ModelSpec, ends: Sequence[str] = ("",), *, shard_bytes: int = SHARD_BYTES
+        self,
+        stem: str,
+        model: ModelSpec,
+        ends: Sequence[str] = ("",),
+        *,
+        task: TaskSpec | None = None,
+        shard_bytes: int = SHARD_BYTES,
     ) -> None:
-        self._stem, self._sizes = stem, sizes(model)
-        names = [parameter.name for parameter in parameters(model)]
-        self._natives = list(_LAYOUT.natives(names, model.num_layers))
+        self._stem, self._sizes = stem, sizes(model, task)
+        self._natives = list(_LAYOUT.natives(trained_names(model, task), model.num_layers))
         infos = [
             TensorInfo(native.name + end, "float32", native.axes.shape(self._sizes))
             for native in self._natives
@@ -116,27 +133,32 @@ def _write_at(fd: int, offset: int, row: NDArray[np.float32]) -> None:
 
 
 def open_tensors(
-    folder: Path, stem: str, model: ModelSpec, stack: ExitStack, *ends: str
+    folder: Path, stem: str, model: ModelSpec, stack: ExitStack, *ends: str, task: TaskSpec | None = None
 ) -> dict[str, CanonicalArrays]:
     """Open STEM.safetensors or its shards in `folder`; return the tensors whose names have each end.
 
-    `stack` closes the files. BadInput unless they hold all of `model`'s tensors for each end, each of its
-    shape, and nothing else.
+    `stack` closes the files. BadInput unless they hold all tensors of `model` that `task` trains for each
+    end, each of its shape, and nothing else.
     """
     index = folder / f"{stem}.safetensors.index.json"
     files = stack.enter_context(open_weights(index if index.exists() else folder / f"{stem}.safetensors"))
     for name in files.tensors:
         if not name.endswith(ends):
             raise BadInput(f"{printable(name)} is left over", where=files.path, allowed=f"names in {ends}")
-    return {end: CanonicalArrays(_weights(files, model, end), sizes(model)) for end in ends}
+    whole = sizes(model, task)
+    return {end: CanonicalArrays(_weights(files, model, task, end, whole), whole) for end in ends}
 
 
-def _weights(files: WeightFile, model: ModelSpec, end: str) -> dict[str, CanonicalWeight]:
+def _weights(
+    files: WeightFile, model: ModelSpec, task: TaskSpec | None, end: str, whole: Mapping[str, int]
+) -> dict[str, CanonicalWeight]:
     names = tuple(name for name in files.tensors if name.endswith(end))
     layout = replace(_LAYOUT, plain_name=lambda name: name.removesuffix(end))
-    match = require_whole(best_match([layout], [names]), files.path)
-    found = assemble(match, [Stage((files,), names, LetterCutting(1, files.path))], sizes(model))
-    wanted = [parameter.name for parameter in parameters(model)]
+    match = best_match([layout], [names])
+    if task is None or task.lora is None:
+        require_whole(match, files.path)
+    found = assemble(match, [Stage((files,), names, LetterCutting(1, files.path))], whole)
+    wanted = trained_names(model, task)
     for name in wanted:
         if name not in found:
             raise BadInput(f"no tensor {name}{end}", where=files.path)

@@ -1,4 +1,7 @@
-"""The files of one checkpoint: config.json and weights, with the moments and the state beside them."""
+"""The files of one checkpoint: config.json and weights, with the moments and the state beside them.
+
+Of a run that trains adapters, an adapter's two files stand in the place of config.json and weights.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,10 @@ from gptbridge.checkpoint.tensor_files import TensorFiles
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.files import write_json
 from gptbridge.session import MOMENTS, Kind, Shard
+from gptbridge.weights.canonical.lora import trained_lora
 from gptbridge.weights.dialects.gptbridge import config_of
+from gptbridge.weights.dialects.peft import write_adapter_files
+from gptbridge.weights.shards import arrays, from_arrays
 
 CONFIG_FILE = "config.json"
 WEIGHTS_STEM = "model"
@@ -22,7 +28,8 @@ MOMENTS_STEM = "optimizer"
 class Content:
     """What a checkpoint holds. Of the tensors these are one rank's `shards`, by kind: those that it owns.
 
-    They are read one after the other, as they go to the disk.
+    They are read one after the other, as they go to the disk. Adapters are written by one rank, which has
+    them whole.
     """
 
     state: TrainingState
@@ -31,8 +38,13 @@ class Content:
 
     def create(self, folder: Path) -> None:
         """Write into an empty folder all but the tensors, whose files get their full size."""
-        model = self.state.spec.model
-        write_json(folder / CONFIG_FILE, config_of(model, end_of_text=self.tokenizer.end_of_text))
+        model, task = self.state.spec.model, self.state.spec.task
+        if task.lora is not None:
+            self._create_adapter(folder)
+        else:
+            labels = task.num_labels if task.name == "classification" else None
+            config = config_of(model, end_of_text=self.tokenizer.end_of_text, num_labels=labels)
+            write_json(folder / CONFIG_FILE, config)
         for files, _ in self._tensors():
             files.create(folder)
         self.tokenizer.save(folder)
@@ -43,11 +55,21 @@ class Content:
         for files, shards in self._tensors():
             files.write(folder, shards)
 
+    def _create_adapter(self, folder: Path) -> None:
+        """Write the adapter; its base is where the run began."""
+        model, task, origin = self.state.spec.model, self.state.spec.task, self.state.origin
+        lora = trained_lora(model, task, from_arrays(model, arrays(self.shards["weight"]), task))
+        dtypes = dict.fromkeys(lora.all_weights, "float32")
+        base = None if origin is None else str(Path(origin.path).absolute())
+        dropout = task.lora.dropout if task.lora is not None else 0.0
+        write_adapter_files(lora, model, dtypes, folder, base=base, dropout=dropout)
+
     def _tensors(self) -> Iterator[tuple[TensorFiles, Mapping[str, Sequence[Shard]]]]:
-        model = self.state.spec.model
-        yield TensorFiles(WEIGHTS_STEM, model), {"": self.shards["weight"]}
+        model, task = self.state.spec.model, self.state.spec.task
+        if task.lora is None:
+            yield TensorFiles(WEIGHTS_STEM, model, task=task), {"": self.shards["weight"]}
         if moments := {f".{kind}": self.shards[kind] for kind in kinds_of(self.state)[1:]}:
-            yield TensorFiles(MOMENTS_STEM, model, tuple(moments)), moments
+            yield TensorFiles(MOMENTS_STEM, model, tuple(moments), task=task), moments
 
 
 def kinds_of(state: TrainingState) -> tuple[Kind, ...]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,20 @@ class RunData:
             return self.dataset.digest
         return hashlib.sha256(" ".join(part.digest for part in self.parts).encode()).hexdigest()
 
+    def is_called(self, digest: str) -> bool:
+        """Tell whether `digest` is this content's, as a checkpoint of today or an older one notes it."""
+        return digest in (self.digest, self.dataset.sampled_digest)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run's log says of its data."""
+        samples = self.samples("training")
+        return {
+            "data": str(self.dataset.where),
+            "data_digest": self.digest,
+            "training_tokens": samples.tokens,
+            "samples_per_epoch": samples.per_epoch,
+        }
+
     def samples(self, split: Split) -> Samples | Mixture:
         """Return the samples of a split; UsageError where it holds none."""
         if split == "validation" and self.held is not None:
@@ -87,7 +102,7 @@ class RunData:
         make = partial(
             self._batch, self.dataset, samples, size, lambda n: n < (n.max() + 1 if end is None else end)
         )
-        return _prefetched(self.thread, lambda step: make(step, step - 1), count(first_step))
+        return prefetched(self.thread, lambda step: make(step, step - 1), count(first_step))
 
     def validation(self) -> Iterator[Batch]:
         """Yield the first `evaluation.batches` batches of what is evaluated on, in order.
@@ -99,7 +114,7 @@ class RunData:
         whole = -(-samples.per_epoch // size)
         numbers = range(min(whole, self.spec.evaluation.batches))
         make = partial(self._batch, self.held or self.dataset, samples, size, samples.once)
-        return _prefetched(self.thread, lambda n: make(0, n), iter(numbers))
+        return prefetched(self.thread, lambda n: make(0, n), iter(numbers))
 
     def _batch(
         self,
@@ -255,7 +270,7 @@ def _require_within(limit: int, ids: Ids, start: int, dataset: TokenDataset) -> 
     )
 
 
-def _prefetched(
+def prefetched(
     thread: ThreadPoolExecutor, make: Callable[[int], Batch], numbers: Iterator[int]
 ) -> Iterator[Batch]:
     """Yield make(n) for each of `numbers`, each made by `thread` while the one before is in use.

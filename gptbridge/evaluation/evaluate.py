@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gptbridge.errors import UsageError
 from gptbridge.evaluation.choices import multiple_choice
+from gptbridge.evaluation.classification import classify
 from gptbridge.evaluation.cloze import cloze
 from gptbridge.evaluation.encoding import Encoder
 from gptbridge.evaluation.perplexity import perplexity
@@ -23,7 +25,9 @@ TASKS: Mapping[str, Callable[[Path, Plan, Encoder], Job]] = {
     "cloze": cloze,
     "multiple-choice": multiple_choice,
 }
+CLASSIFICATION = "classification"
 _LOGGING_INTERVAL = 10
+_CLASSIFIED_AT_ONCE = 8  # records
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Asked:
     batch_size: int | None = None
     logging_interval: int | None = None
     detokenize: bool | None = None
+    predictions: Path | None = None  # a file to write, of a classifier's
 
 
 def evaluate(
@@ -58,6 +63,17 @@ def evaluate(
     passed over and of what was taken for granted.
     BadInput for a file, checkpoint or tokenizer that does not fit, UsageError for options that do not.
     """
+    if asked.task == CLASSIFICATION:
+        return _classified(
+            asked,
+            checkpoint,
+            backend=backend,
+            hints=hints,
+            tokenizer=tokenizer,
+            overrides=overrides,
+            warn=warn,
+            progress=progress,
+        )
     protocol = _protocol(asked)
     load_backend(backend)  # one that is not there is named before anything is read
     with open_subject(checkpoint, hints, tokenizer, warn) as subject:
@@ -69,6 +85,45 @@ def evaluate(
             found = job.measure(scorer.score(job.rows, hits=job.hits))
         identity = subject.tokenizer.identity
     return _evaluation(asked, plan, found, checkpoint=str(checkpoint), backend=backend, tokenizer=identity)
+
+
+def _classified(asked: Asked, checkpoint: Path, *, backend: str, **words: Any) -> Evaluation:
+    """Measure a classifier, which knows no protocol but its own."""
+    useless = {
+        "--protocol": asked.protocol != "strict",
+        "--stride": asked.stride is not None,
+        "--detokenize": asked.detokenize is not None,
+        "--logging-interval": asked.logging_interval is not None,
+    }
+    for option, found in useless.items():
+        if found:
+            raise UsageError(f"has no place in {asked.task}", where=option)
+    size = asked.batch_size or _CLASSIFIED_AT_ONCE
+    done = classify(
+        checkpoint,
+        asked.data,
+        backend=backend,
+        window=asked.window,
+        batch_size=size,
+        predictions=asked.predictions,
+        **words,
+    )
+    return Evaluation(
+        task=asked.task,
+        protocol=asked.protocol,
+        checkpoint=str(checkpoint),
+        backend=backend,
+        data=str(asked.data),
+        tokenizer=done.tokenizer,
+        window=done.window,
+        stride=None,
+        batch_size=size,
+        logging_interval=None,
+        detokenizer="none",
+        measures=done.found.measures,
+        counts=done.found.counts,
+        quirks=(),
+    )
 
 
 def _evaluation(asked: Asked, plan: Plan, found: Measures, **where: str) -> Evaluation:
@@ -91,7 +146,10 @@ def _evaluation(asked: Asked, plan: Plan, found: Measures, **where: str) -> Eval
 def _protocol(asked: Asked) -> Protocol:
     """Return the protocol that is asked for. UsageError for options that it has no use for."""
     if asked.task not in TASKS:
-        raise UsageError(f"no task {asked.task!r}", where="--task", allowed=", ".join(TASKS))
+        allowed = ", ".join((*TASKS, CLASSIFICATION))
+        raise UsageError(f"no task {asked.task!r}", where="--task", allowed=allowed)
+    if asked.predictions is not None:
+        raise UsageError(f"has no place in {asked.task}", where="--predictions")
     protocol = find_protocol(asked.protocol, asked.task)
     windows = asked.task == "perplexity" and protocol.cut == "windows"
     useless = {

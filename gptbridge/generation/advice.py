@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from gptbridge.errors import UsageError
-from gptbridge.weights.canonical.lora import QKV
 from gptbridge.weights.opening import Opened
 from gptbridge_specs import RunSpec
 from gptbridge_specs.generation import GenerationSpec
@@ -53,7 +52,7 @@ def length_advice(prompt: str, length: int, spec: GenerationSpec, window: int) -
 def parts_used(opened: Opened) -> Iterator[str]:
     """Yield what is done with the parts of a checkpoint beside a language model's weights."""
     if (adapter := opened.adapter) is not None:
-        parts = ", ".join(QKV[part] for part in adapter.all_parts)
+        parts = ", ".join(adapter.targets)
         yield (
             f"the LoRA beside the weights is added to them: rank {adapter.rank}, alpha {adapter.alpha:g}, "
             f"{parts} of {len(adapter.layers)} layers"

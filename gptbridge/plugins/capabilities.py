@@ -37,16 +37,54 @@ SINGLE_DEVICE = (
     Limit("parallel.sequence", lambda spec, _: spec.parallel.sequence, ONE_DEVICE),
 )
 
-SEQUENCE_NEEDS_TENSOR = Limit(
-    "parallel.sequence",
-    lambda spec, _: spec.parallel.sequence and spec.parallel.tensor == 1,
-    "it is between parts of the model cut over tensor ranks that tokens are cut: parallel.tensor must be "
-    "more than 1",
+# What no layout of many devices can do.
+MANY_DEVICES = (
+    Limit(
+        "parallel.sequence",
+        lambda spec, _: spec.parallel.sequence and spec.parallel.tensor == 1,
+        "it is between parts of the model cut over tensor ranks that tokens are cut: parallel.tensor must be "
+        "more than 1",
+    ),
+    Limit(
+        "parallel.sharding_stage",
+        lambda spec, _: spec.parallel.sharding_stage > 0 and spec.parallel.sharding == 1,
+        "nothing is sharded over one rank: set parallel.sharding",
+    ),
+    Limit(
+        "parallel.virtual_pipeline",
+        lambda spec, _: (
+            spec.parallel.virtual_pipeline > 1
+            and spec.parallel.pipeline_schedule == "1f1b"
+            and _micro_batches(spec) % spec.parallel.pipeline > 0
+        ),
+        "interleaved stages take micro-batches by the round: parallel.pipeline must divide the number of "
+        "micro-batches of a step, or pipeline_schedule be gpipe",
+    ),
 )
+
+
+def _micro_batches(spec: RunSpec) -> int:
+    replicas = spec.parallel.data * spec.parallel.sharding
+    return spec.training.global_batch_size // (replicas * spec.micro_batch_size)
+
 
 LANGUAGE_MODELING_ONLY = (
     Limit("task.name", lambda spec, _: spec.task.name != "language_modeling", LANGUAGE_MODELING),
     Limit("task.lora", lambda spec, _: spec.task.lora is not None, "this backend trains all weights"),
+)
+
+# Adapters and classes are trained beside whole layers: of the parallel layouts, data alone.
+_CUT = ("tensor", "pipeline", "sharding")
+WHOLE_TASKS = tuple(
+    Limit(
+        field,
+        lambda spec, _, asked=asked: asked(spec) and any(getattr(spec.parallel, cut) > 1 for cut in _CUT),  # type: ignore[misc]
+        f"is trained on whole models alone: parallel.{', parallel.'.join(_CUT)} must be 1",
+    )
+    for field, asked in (
+        ("task.lora", lambda spec: spec.task.lora is not None),
+        ("task.name", lambda spec: spec.task.name == "classification"),
+    )
 )
 
 

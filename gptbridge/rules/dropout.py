@@ -1,8 +1,24 @@
-"""Seeds of dropout: the whole random state of a run."""
+"""Dropout: whether there is any, and its seeds, the whole random state of a run."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gptbridge_specs import ModelSpec
+    from gptbridge_specs.run import TaskSpec
+
+
+def drops_out(model: ModelSpec, task: TaskSpec | None = None) -> bool:
+    """Tell whether training drops anything, in the model or before an adapter."""
+    lora = task.lora if task is not None else None
+    probabilities = (
+        model.hidden_dropout_prob,
+        model.attention_probs_dropout_prob,
+        lora.dropout if lora else 0,
+    )
+    return max(probabilities) > 0
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int) -> int:

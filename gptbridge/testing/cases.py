@@ -12,6 +12,7 @@ from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import MOMENTS, Batch
 from gptbridge.weights.architecture import parameters, shapes
 from gptbridge_specs import ModelSpec, RunSpec
+from gptbridge_specs.run import TaskSpec
 
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -42,12 +43,12 @@ def run_spec(device: str, model: dict[str, Any] | None = None, **parts: dict[str
     return RunSpec.model_validate(content)
 
 
-def weights(model: ModelSpec, seed: int = 1) -> Arrays:
+def weights(model: ModelSpec, seed: int = 1, task: TaskSpec | None = None) -> Arrays:
     """Return seeded weights of every parameter; LayerNorm scales lie around 1."""
     stream = np.random.default_rng(seed)
     table: Arrays = {}
-    sizes = shapes(model)
-    for p in parameters(model):
+    sizes = shapes(model, task)
+    for p in parameters(model, task):
         centre, spread = (1.0, 0.3) if p.initial == "ones" else (0.0, 0.4 if p.decay else 0.3)
         table[p.name] = (centre + spread * stream.standard_normal(sizes[p.name])).astype(np.float32)
     return table

@@ -32,6 +32,7 @@ from gptbridge.testing.harness import (
     with_joined_biases,
 )
 from gptbridge.testing.sharding import ShardTests
+from gptbridge.testing.tasks import TaskTests
 
 LEARNING_RATE = 0.5
 
@@ -42,8 +43,6 @@ REFUSABLE: dict[str, dict[str, Any]] = {
     "parallel.pipeline": {"parallel": {"pipeline": 2}, "training": {"micro_batch_size": 1}},
     "parallel.sharding": {"parallel": {"sharding": 2}},
     "parallel.sequence": {"parallel": {"sequence": True}},
-    "task.name": {"task": {"name": "classification", "num_labels": 3}},
-    "task.lora": {"task": {"lora": {"rank": 2}}},
 }
 
 IMPORT_CHECK = """
@@ -56,7 +55,7 @@ print(json.dumps([name for name in backend.info.modules if name in sys.modules])
 """
 
 
-class BackendConformance(ShardTests, DecoderTests, DropoutTests):
+class BackendConformance(ShardTests, DecoderTests, DropoutTests, TaskTests):
     """Subclass it in a pytest file and name the backend: every test here then runs against it.
 
     Each comparison also proves that it would notice the mistakes of `gptbridge.testing.mistakes`.

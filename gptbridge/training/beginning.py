@@ -21,6 +21,7 @@ from gptbridge.weights.layouts.boxes import Box
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 from gptbridge_specs import ModelSpec, RunSpec
 from gptbridge_specs.loading import load_run_of
+from gptbridge_specs.run import TaskSpec
 
 Array = NDArray[np.float32]
 Places = NDArray[Any]  # numbers of rows, or between them
@@ -34,6 +35,7 @@ MAY_DIFFER = (
     "max_position_embeddings",
     "vocab_size",
 )
+MAY_DIFFER_BESIDE_ADAPTERS = MAY_DIFFER[:3]  # they are trained beside the weights as they are
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +46,29 @@ class Beginning:
     hints: Hints
 
     def open(self, warn: Warn) -> Opened:
-        """Open it. BadInput for a classifier or anything damaged."""
-        opened = open_checkpoint(locate(self.checkpoint, warn), self.hints)
-        try:
-            opened.require_language_head()
-        except BadInput:
-            opened.close()
-            raise
-        return opened
+        """Open it. BadInput for anything damaged."""
+        return open_checkpoint(locate(self.checkpoint, warn), self.hints)
 
     def spec(
         self, named: str | RunSpec | None, overrides: Sequence[str], devices: int | None = None
     ) -> RunSpec:
         """Return the run of a preset, file or spec, of this checkpoint's model.
 
-        UsageError with a line for each field that the spec sets otherwise and may not.
+        UsageError with a line for each field that the spec sets otherwise and may not; BadInput for a
+        classifier, unless classes are what the run learns.
         """
         with self.open(lambda message: None) as opened:
-            model = opened.model
-        spec = load_run_of(model, named, overrides, devices)
+            spec = _with_tokenizer(load_run_of(opened.model, named, overrides, devices), opened)
+            _require_beginning(opened, spec.task)
+            differences = _differences(spec.model, opened.model)
+        may_differ = MAY_DIFFER_BESIDE_ADAPTERS if spec.task.lora else MAY_DIFFER
         refused = [
             f"model.{field}: {ours} in the spec, {theirs} in {self.checkpoint}"
-            for field, ours, theirs in _differences(spec.model, model)
-            if field not in MAY_DIFFER
+            for field, ours, theirs in differences
+            if field not in may_differ
         ]
         if refused:
-            free = ", ".join(MAY_DIFFER)
+            free = ", ".join(may_differ)
             refused[-1] += (
                 f". The checkpoint decides the model: leave them out. Of the model {free} may differ"
             )
@@ -81,18 +80,22 @@ class BegunWeights:
     """The weights of a checkpoint as a run's model has them, read in slices.
 
     Rows of the vocabulary and positions that the model has not are cut off. Those that it has beyond the
-    checkpoint's are drawn as initial weights are; positions by training.new_positions.
+    checkpoint's are drawn as initial weights are; positions by training.new_positions. Adapters are drawn,
+    and a head for as many classes as the checkpoint has none for.
     """
 
     def __init__(self, opened: Opened, spec: RunSpec) -> None:
         self._held = opened.merged()  # with its adapter
         self._spec = spec
-        self._drawn = InitialWeights(spec.model, spec.training.seed)
+        self._has_head = opened.num_labels == spec.task.num_labels
+        self._drawn = InitialWeights(spec.model, spec.training.seed, spec.task)
         self._held_rows = {x: sizes(opened.model)[x] for x in "tv"}
         self._rows = {x: sizes(spec.model)[x] for x in "tv"}
 
     def read(self, name: str, box: Box) -> Array:
         """Return the slice `box` of a weight in its canonical shape."""
+        if name not in self._held.weights or (name == "score.weight" and not self._has_head):
+            return self._drawn.read(name, box)
         letter = next((x for x in box if self._held_rows.get(x, 0) < self._rows.get(x, 0)), None)
         if letter is None:
             return self._held.read(name, box)
@@ -112,6 +115,29 @@ _PLACES: dict[str, Callable[[Places, int, int], Places]] = {
 }
 
 
+def _with_tokenizer(spec: RunSpec, opened: Opened) -> RunSpec:
+    """Return `spec` with the checkpoint's tokenizer for records, unless it names one or there is none."""
+    if spec.task.name == "language_modeling" or spec.data.tokenizer is not None:
+        return spec
+    with suppress(BadInput):
+        opened.tokenizer()
+        data = spec.data.model_copy(update={"tokenizer": str(opened.tokenizer_folder)})
+        return spec.model_copy(update={"data": data})
+    return spec
+
+
+def _require_beginning(opened: Opened, task: TaskSpec) -> None:
+    """Refuse a checkpoint that a run of `task` cannot begin from."""
+    if task.name != "classification":
+        opened.require_language_head()
+    if task.lora is not None and opened.adapter is not None:
+        raise UsageError(
+            "has adapters already, and new ones would stand beside the weights without them",
+            where=opened.path,
+            hint="Add them to the weights: gptbridge convert --merge-lora",
+        )
+
+
 def origin_of(opened: Opened) -> Origin:
     """Return what a run keeps of where it began; every weight is read for the digest."""
     return Origin(path=str(opened.path), dialect=opened.dialect, digest=f"sha256:{digest(opened)}")
@@ -125,6 +151,9 @@ def advise_beginning(opened: Opened, spec: RunSpec, tokenizer: str) -> list[str]
         for field, ours, theirs in _differences(spec.model, opened.model)
         if field in ("max_position_embeddings", "vocab_size")
     ]
+    classes = opened.num_labels
+    if classes is not None and spec.task.num_labels not in (None, classes):
+        advice.append(f"the head of {classes} classes is left out: one of {spec.task.num_labels} is drawn")
     with suppress(BadInput):
         own = opened.tokenizer().identity
         if own != tokenizer:

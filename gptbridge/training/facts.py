@@ -12,7 +12,8 @@ def spec_facts(spec: RunSpec) -> dict[str, Any]:
     """Return the size of the model and of the run."""
     training = spec.training
     return {
-        "parameters": count_parameters(spec.model),
+        "parameters": count_parameters(spec.model, spec.task),
+        "trained_parameters": count_parameters(spec.model, spec.task, trained=True),
         "global_batch_size": training.global_batch_size,
         "tokens_per_step": spec.tokens_per_step,
         "max_steps": training.max_steps,

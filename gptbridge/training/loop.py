@@ -13,6 +13,7 @@ from gptbridge.checkpoint.state import Origin, state_after
 from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.data.batches import RunData
 from gptbridge.errors import BadInput, Interrupted, RunFailed
+from gptbridge.finetuning.batches import RecordData
 from gptbridge.process.signals import StopRequest
 from gptbridge.process.world import World
 from gptbridge.rules.schedule import learning_rate
@@ -32,7 +33,7 @@ class Loop:
     spec: RunSpec
     trainer: Trainer
     world: World
-    data: RunData
+    data: RunData | RecordData
     store: CheckpointStore
     saver: Saver
     events: Events

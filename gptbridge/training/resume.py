@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "training.micro_batch_size": CHANGES_THE_CURVE,
     "data.path": FREE,  # the content is compared instead
     "data.validation_path": FREE,
+    "task.records": FREE,  # what they come to is compared instead
     "data.tokenizer": FREE,  # the identity is compared instead
     "parallel": FREE,
     "checkpoint": FREE,
@@ -54,8 +55,11 @@ class Change:
 
     @property
     def meaning(self) -> str | None:
-        """What MAY_CHANGE says of the field or its section; None: it may not change."""
-        return MAY_CHANGE.get(self.field, MAY_CHANGE.get(self.field.partition(".")[0]))
+        """What MAY_CHANGE says of the field or a section that it is in; None: it may not change."""
+        place = self.field
+        while place and place not in MAY_CHANGE:
+            place = place.rpartition(".")[0]
+        return MAY_CHANGE.get(place)
 
     def __str__(self) -> str:
         return f"{self.field}: {self.now}, the checkpoint has {self.before}"

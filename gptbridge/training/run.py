@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,8 @@ from gptbridge.checkpoint.resuming import RunCheckpoint, open_run_checkpoint
 from gptbridge.checkpoint.saving import Saver
 from gptbridge.checkpoint.state import Origin
 from gptbridge.data.batches import RunData, open_data
-from gptbridge.errors import BridgeError, Interrupted
+from gptbridge.errors import BridgeError, Interrupted, UsageError
+from gptbridge.finetuning.batches import RecordData, open_records
 from gptbridge.plan.fitting import require_room
 from gptbridge.plan.machine import host_memory
 from gptbridge.plugins.backend import Backend, load_backend
@@ -76,7 +77,7 @@ class Ready:
     """What a run begins or goes on with; all that can be refused before a framework is loaded has been."""
 
     folder: RunFolder
-    data: RunData
+    data: RunData | RecordData
     checkpoint: RunCheckpoint | None
     warnings: list[str]
 
@@ -86,6 +87,12 @@ def prepare(stack: ExitStack, plan: RunPlan) -> Ready:
     warnings: list[str] = []
     folder = stack.enter_context(locked(plan.run))
     source = choose_checkpoint(folder, plan.resume, warnings.append)
+    if source is None and plan.beginning is None and plan.spec.task.lora is not None:
+        raise UsageError(
+            "adapters stand beside the weights of a checkpoint, and none is named",
+            where="task.lora",
+            hint="Give --init-from CHECKPOINT, of any dialect",
+        )
     return open_ready(stack, plan, folder, source, warnings)
 
 
@@ -93,14 +100,20 @@ def open_ready(
     stack: ExitStack, plan: RunPlan, folder: RunFolder, source: Path | None, warnings: list[str]
 ) -> Ready:
     """Open the data and the checkpoint `source`; UsageError where the spec may not continue it."""
-    data = stack.enter_context(open_data(plan.spec))
+    data = stack.enter_context(_open_data(plan.spec, warnings.append))
     if source is None:
         return Ready(folder, data, None, warnings)
-    checkpoint = open_run_checkpoint(source, stack)
+    base = plan.beginning.checkpoint if plan.beginning is not None else None
+    checkpoint = open_run_checkpoint(source, stack, base)
     held = checkpoint.state.data.digest
-    digest = held if held in (data.digest, data.dataset.sampled_digest) else data.digest
+    digest = held if data.is_called(held) else data.digest
     allowed = allow_resume(checkpoint.state, plan.spec, digest=digest, tokenizer=data.tokenizer.identity)
     return Ready(folder, data, checkpoint, [*warnings, *allowed])
+
+
+def _open_data(spec: RunSpec, warn: Callable[[str], None]) -> AbstractContextManager[RunData | RecordData]:
+    """Open what a run of `spec` reads: tokens, or the records of a fine-tuning task."""
+    return open_data(spec) if spec.task.name == "language_modeling" else open_records(spec, warn)
 
 
 def begin(
@@ -121,7 +134,7 @@ def begin(
         require_room(spec, plugin.info, device)
     data = ready.data.of_rank(world.replica, world.replicas)
     done, origin = _fill(trainer, plan, ready, leads=world.rank == 0)
-    facts = {**spec_facts(spec), **_data_facts(data), "run": str(plan.run)}
+    facts = {**spec_facts(spec), **data.facts(), "run": str(plan.run)}
     if origin is not None:
         facts["origin"] = origin.model_dump()
     heard = list(observers)
@@ -177,12 +190,16 @@ def _begin(
     spec, beginning = plan.spec, plan.beginning
     trainer.state = initial_state(spec.precision)
     if beginning is None:
-        load(trainer.shards(), InitialWeights(spec.model, spec.training.seed).read)
+        load(trainer.shards(), InitialWeights(spec.model, spec.training.seed, spec.task).read)
         return None
     with beginning.open(warnings.append) as opened:
         warnings += advise_beginning(opened, spec, tokenizer)
         load(trainer.shards(), BegunWeights(opened, spec).read)
-        return origin_of(opened) if leads else None
+        if not leads:
+            return None
+        origin = origin_of(opened)
+        # what adapters name as their base is found from any folder
+        return origin.model_copy(update={"path": str(opened.path.absolute())}) if spec.task.lora else origin
 
 
 def _go_on(trainer: Trainer, spec: RunSpec, checkpoint: RunCheckpoint) -> int:
@@ -193,16 +210,6 @@ def _go_on(trainer: Trainer, spec: RunSpec, checkpoint: RunCheckpoint) -> int:
     state = checkpoint.state
     trainer.state = continued(state.trainer_state(), spec.precision, state.spec.precision)
     return state.step
-
-
-def _data_facts(data: RunData) -> dict[str, Any]:
-    samples = data.samples("training")
-    return {
-        "data": str(data.dataset.where),
-        "data_digest": data.digest,
-        "training_tokens": samples.tokens,
-        "samples_per_epoch": samples.per_epoch,
-    }
 
 
 def _announce(

@@ -15,6 +15,7 @@ from gptbridge.data.batches import samples_of
 from gptbridge.data.dataset import open_dataset
 from gptbridge.data.tokenizers import load_tokenizer
 from gptbridge.errors import BackendMissing, BadInput, UsageError, from_checkout
+from gptbridge.finetuning.batches import count_rows
 from gptbridge.plugins.backend import load_plugin
 from gptbridge.plugins.finding import backend_names, missing_framework
 from gptbridge.rules.schedule import learning_rate
@@ -125,7 +126,7 @@ def resolve(
             spec = _with_vocabulary(spec_of(named or DEFAULT_RUN, overrides, devices.total))
         else:
             spec = _stored_spec(source or folder, overrides, devices.total)
-        return RunPlan(_settled(spec, overrides), folder, resume, devices=devices)
+        return RunPlan(_settled(spec, overrides), folder, resume, beginning, devices)
     except OSError as error:
         raise BadInput(error.strerror or str(error), where=source or run) from error
 
@@ -145,7 +146,8 @@ def _with_vocabulary(spec: RunSpec) -> RunSpec:
     """Return `spec` with the vocabulary of its data, unless it says one or the data do not."""
     if "vocab_size" in spec.model.model_fields_set or not spec.data.paths:
         return spec
-    size = open_dataset(spec.data.paths[0]).vocab_size
+    reads_tokens = spec.task.name == "language_modeling"
+    size = open_dataset(spec.data.paths[0]).vocab_size if reads_tokens else None
     if size is None and spec.data.tokenizer is not None:
         size = load_tokenizer(spec.data.tokenizer).vocab_size
     return (
@@ -168,7 +170,10 @@ def _settled(spec: RunSpec, overrides: Sequence[str]) -> RunSpec:
     if epochs is None:
         return spec
     _refuse_decided("training.max_steps", "training.epochs", epochs, overrides)
-    samples = samples_of(spec, open_dataset(spec.data.path), "training").of_epochs(epochs)
+    if spec.task.name == "language_modeling":
+        samples = samples_of(spec, open_dataset(spec.data.path), "training").of_epochs(epochs)
+    else:
+        samples = max(1, round(epochs * count_rows(spec)))
     steps = -(-samples // spec.training.global_batch_size)
     return spec.model_copy(update={"training": spec.training.model_copy(update={"max_steps": steps})})
 

@@ -122,6 +122,11 @@ def shifted(name: str, layers: int) -> str:
     return name if layer is None else f"h.{layer + layers}.{_LAYER.sub('', name, count=1)}"
 
 
+def template_of(name: str) -> str:
+    """Return the name with {} for the number of its layer, if it has one."""
+    return _LAYER.sub("h.{}.", name, count=1)
+
+
 def weight_axes(name: str) -> Axes:
     """Return the axes of a weight by its name, such as `h.3.attn.q.weight`; KeyError for an unknown one."""
     return _ROWS[_LAYER.sub("", name, count=1)].axes
@@ -132,6 +137,13 @@ def head(model: ModelSpec, task: TaskSpec | None = None) -> tuple[Parameter, ...
     if task is not None and task.name == "classification":
         return (_ROWS["score.weight"],)
     return () if model.tie_word_embeddings else (_ROWS["lm_head.weight"],)
+
+
+def outputs(model: ModelSpec, task: TaskSpec | None = None) -> int:
+    """Return how many rows the output projection has: the vocabulary's, or a classifier's classes."""
+    if task is not None and task.name == "classification":
+        return task.num_labels or 1
+    return model.vocab_size
 
 
 def parameters(model: ModelSpec, task: TaskSpec | None = None) -> list[Parameter]:
@@ -181,9 +193,11 @@ def shapes(model: ModelSpec, task: TaskSpec | None = None) -> dict[str, tuple[in
     return {p.name: p.axes.shape(letters) for p in parameters(model, task)}
 
 
-def count_parameters(model: ModelSpec, task: TaskSpec | None = None) -> int:
-    """Return how many numbers `model` has, the tied embedding counted once."""
-    return sum(math.prod(shape) for shape in shapes(model, task).values())
+def count_parameters(model: ModelSpec, task: TaskSpec | None = None, *, trained: bool = False) -> int:
+    """Return how many numbers `model` has, or of them are `trained`, the tied embedding counted once."""
+    letters = sizes(model, task)
+    held = (p for p in parameters(model, task) if p.trainable or not trained)
+    return sum(math.prod(p.axes.shape(letters)) for p in held)
 
 
 def flops_per_token(model: ModelSpec, seq_length: int) -> int:

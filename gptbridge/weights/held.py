@@ -14,6 +14,7 @@ from gptbridge.weights.architecture import Parameter, parameters, tensor_slice
 from gptbridge.weights.layouts.boxes import Box, range_boxes, sizes_of
 from gptbridge.weights.layouts.rules import NativeTensor
 from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import TaskSpec
 
 ONLY = Place()
 TIED = "wte.weight"  # in a pipeline, the first stage holds it and the last one once more
@@ -21,8 +22,13 @@ TIED = "wte.weight"  # in a pipeline, the first stage holds it and the last one 
 View = Callable[[NDArray[Any]], NDArray[Any]]
 
 
-def held_names(model: ModelSpec, place: Place = ONLY) -> list[str]:
-    """Return the canonical weights of a rank's pipeline stage, in the order of the architecture table."""
+def held_names(
+    model: ModelSpec, place: Place = ONLY, task: TaskSpec | None = None, *, trained: bool = False
+) -> list[str]:
+    """Return the canonical weights of a rank's pipeline stage, in the order of the architecture table.
+
+    With `trained`, of those that `task` trains.
+    """
     layers = {layer for run in place.layers(model.num_layers) for layer in run}
 
     def here(parameter: Parameter) -> bool:
@@ -31,7 +37,7 @@ def held_names(model: ModelSpec, place: Place = ONLY) -> list[str]:
         tied = parameter.name == TIED and model.tie_word_embeddings
         return place.last if parameter.part == "head" else place.first or (tied and place.last)
 
-    return [parameter.name for parameter in parameters(model) if here(parameter)]
+    return [p.name for p in parameters(model, task) if here(p) and (p.trainable or not trained)]
 
 
 @dataclass(frozen=True, slots=True)

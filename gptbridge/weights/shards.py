@@ -23,7 +23,7 @@ from gptbridge.weights.layouts.axes import Axes
 from gptbridge.weights.layouts.boxes import Box, sizes_of
 from gptbridge.weights.layouts.rules import Layout
 from gptbridge_specs import ModelSpec
-from gptbridge_specs.run import OptimizerSpec
+from gptbridge_specs.run import OptimizerSpec, TaskSpec
 
 Array = NDArray[np.float32]
 
@@ -49,23 +49,26 @@ def shards_of(
     place: Place = ONLY,
     *,
     sliced: bool = False,
+    task: TaskSpec | None = None,
+    trained: bool = False,
 ) -> list[Shard]:
     """Return the shards of the canonical weights, in canonical order, that `tensors` hold under `layout`.
 
-    At a `place` of several, a tensor is the part that tensor parallelism leaves it, and, `sliced`, those of
-    its rows that sharding does: `chunk` of its first dimension. A slice that ends inside a head is several
-    shards. No tensors have no shards: gradients before the first step, moments of SGD. BackendBroken for a
-    tensor that the layout does not know, or a weight of this rank that no tensor holds.
+    `tensors` have all weights of `model` for `task`, or, with `trained`, something of those that are
+    trained. At a `place` of several, a tensor is the part that tensor parallelism leaves it, and, `sliced`,
+    those of its rows that sharding does: `chunk` of its first dimension. A slice that ends inside a head is
+    several shards. No tensors have no shards: gradients before the first step, moments of SGD. BackendBroken
+    for a tensor that the layout does not know, or a weight of this rank that no tensor holds.
     """
     if not tensors:
         return []
     found: dict[str, list[Shard]] = {}
-    for name, held in held_tensors(model, layout, tensors, place, sliced=sliced).items():
+    for name, held in held_tensors(model, layout, tensors, place, sliced=sliced, task=task).items():
         canonicals = held.native.canonicals
         found |= {canonical: [] for canonical in canonicals}
         for piece in held.pieces():
             found[canonicals[piece.number]].append(_shard(held, piece, tensors[name], memory))
-    names = held_names(model, place)
+    names = held_names(model, place, task, trained=trained)
     for name in names:
         if name not in found:
             raise BackendBroken("is held by no tensor of the backend", where=name)
@@ -73,13 +76,19 @@ def shards_of(
 
 
 def held_tensors(
-    model: ModelSpec, layout: Layout, names: Iterable[str], place: Place = ONLY, *, sliced: bool = False
+    model: ModelSpec,
+    layout: Layout,
+    names: Iterable[str],
+    place: Place = ONLY,
+    *,
+    sliced: bool = False,
+    task: TaskSpec | None = None,
 ) -> dict[str, HeldTensor]:
     """Return what the rank at `place` holds of each of a backend's tensors, by name: its shape, whose it is.
 
     BackendBroken for a name that the layout does not know.
     """
-    whole, found = sizes(model), {}
+    whole, found = sizes(model, task), {}
     for name in names:
         native = layout.find(name)
         if native is None:
@@ -89,12 +98,18 @@ def held_tensors(
 
 
 def decay_of_tensors(
-    model: ModelSpec, layout: Layout, names: Iterable[str], optimizer: OptimizerSpec
+    model: ModelSpec,
+    layout: Layout,
+    names: Iterable[str],
+    optimizer: OptimizerSpec,
+    task: TaskSpec | None = None,
 ) -> dict[str, float]:
-    """Return the decoupled weight decay of each of a backend's tensors, by name."""
-    decays = {parameter.name: weight_decay(parameter, optimizer) for parameter in parameters(model)}
-    natives = {name: layout.find(name) for name in names}
-    return {name: decays[native.canonicals[0]] for name, native in natives.items() if native is not None}
+    """Return the decoupled weight decay of each of a backend's tensors that is trained, by name."""
+    decays = {p.name: weight_decay(p, optimizer) for p in parameters(model, task) if p.trainable}
+    natives = {name: native for name in names if (native := layout.find(name)) is not None}
+    return {
+        n: decays[native.canonicals[0]] for n, native in natives.items() if native.canonicals[0] in decays
+    }
 
 
 def load(shards: Sequence[Shard], read: Read) -> None:
@@ -108,12 +123,12 @@ def arrays(shards: Sequence[Shard]) -> dict[str, Array]:
     return {shard.name: shard.read() for shard in shards}
 
 
-def from_arrays(model: ModelSpec, weights: Mapping[str, Array]) -> Read:
+def from_arrays(model: ModelSpec, weights: Mapping[str, Array], task: TaskSpec | None = None) -> Read:
     """Return a function that reads slices of whole canonical arrays.
 
     It raises KeyError for an absent name, ValueError for a wrong shape.
     """
-    whole = sizes(model)
+    whole = sizes(model, task)
 
     def read(name: str, box: Box) -> Array:
         order, array = weight_axes(name), weights[name]

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from gptbridge_specs.errors import SpecError
+
+_TEMPLATE = re.compile(r"\{[A-Za-z_]\w*\}")
 
 
 def parse_override(text: str) -> tuple[list[str], Any]:
     """Return the path and value of one override.
 
     The value stays text, for the field's own type to convert; `null` is None, and text that
-    starts with [ or { is JSON.
+    starts with [ or { is JSON, unless a template's {field} begins it.
     """
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
@@ -21,7 +24,7 @@ def parse_override(text: str) -> tuple[list[str], Any]:
         raise SpecError([f"-o {text}: write it as section.field=value, such as training.max_steps=100"])
     if value == "null":
         return keys, None
-    if value[:1] not in ("[", "{"):
+    if value[:1] not in ("[", "{") or _TEMPLATE.match(value):
         return keys, value
     try:
         return keys, json.loads(value)

@@ -10,6 +10,7 @@ from gptbridge_specs.base import Part
 from gptbridge_specs.generation import GenerationSpec
 from gptbridge_specs.model import ModelSpec
 from gptbridge_specs.parallel import AUTO, broken_equations
+from gptbridge_specs.records import RecordsSpec
 
 
 class MixturePart(Part):
@@ -96,7 +97,9 @@ class LoraSpec(Part):
     rank: int = Field(8, ge=1, description="Rank of the adapters.")
     alpha: float = Field(16.0, gt=0, description="Scale; the delta is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the first adapter matrix.")
-    targets: tuple[str, ...] = Field(("q", "v"), description="Which of q, k, v, out, fc, proj get adapters.")
+    targets: tuple[Literal["q", "k", "v", "out", "fc", "proj"], ...] = Field(
+        ("q", "v"), min_length=1, description="Which linear layers of a block get adapters."
+    )
 
 
 class TaskSpec(Part):
@@ -108,6 +111,9 @@ class TaskSpec(Part):
     )
     num_labels: int | None = Field(None, ge=1, description="Classes of a classification task.")
     lora: LoraSpec | None = Field(None, description="Train low-rank adapters only.")
+    records: RecordsSpec = Field(
+        default_factory=RecordsSpec, description="What a fine-tuning task makes of the lines of its file."
+    )
 
 
 class OptimizerSpec(Part):

@@ -33,7 +33,7 @@ from tests.weights.conversion.checkpoints import hugging_face_shapes, weights_of
 from tests.weights.conversion.test_vectors import VECTORS
 
 
-def write_tensors(folder: Path, stem: str, model: ModelSpec, sources: Mapping[str, Read], **how: int) -> None:
+def write_tensors(folder: Path, stem: str, model: ModelSpec, sources: Mapping[str, Read], **how: Any) -> None:
     files = TensorFiles(stem, model, tuple(sources), **how)
     files.create(folder)
     files.write(folder, {end: whole_shards(model, read) for end, read in sources.items()})

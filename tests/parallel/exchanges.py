@@ -12,17 +12,18 @@ import time
 import numpy as np
 
 from gptbridge.plugins.backend import load_backend
-from gptbridge_specs import RunSpec
+from gptbridge.weights.architecture import count_parameters
+from tests.parallel import layouts, rank
 
 backend = load_backend("paddle")
-spec = RunSpec.model_validate({"parallel": {"data": 4}, "training": {"device": "cpu"}})
-trainer, _, world = backend.open_trainer(spec)
+world = backend.open_trainer(layouts.run_spec({"data": 4}))[2]
 
 import paddle  # noqa: E402
 import paddle.distributed as dist  # noqa: E402
 
 from gptbridge_paddle import collectives  # noqa: E402
 from gptbridge_paddle.groups import Group, group_of  # noqa: E402
+from gptbridge_paddle.session import PaddleTrainer  # noqa: E402
 
 PAIRS = [(0, 1), (1, 2), (2, 3), (3, 0)]
 
@@ -99,6 +100,41 @@ def waiting_is_no_error() -> None:
     assert world.total([1.0, float(world.rank)]) == [4.0, 6.0]
 
 
+def weights_are_not_kept_for_the_backward_pass() -> None:
+    """A rank of 4 at stage 3 holds its rows, their gradients, and what one layer needs at a time."""
+    model = {
+        "vocab_size": 64,
+        "hidden_size": 128,
+        "num_layers": 8,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 8,
+    }
+    stage = {"sharding": 4, "sharding_stage": 3}
+    spec = layouts.run_spec(stage, model=model, training={"seq_length": 4, "micro_batch_size": 1})
+    trainer, _, world = backend.open_trainer(spec)
+    assert isinstance(trainer, PaddleTrainer)
+    whole = 4 * count_parameters(spec.model)
+    batch = rank.batch(spec, 1, world)
+
+    def peak() -> float:
+        trainer.clear_gradients()
+        before = memory("current")
+        paddle.base.core.host_memory_stat_reset_peak_value("Allocated", 0)
+        trainer.accumulate(batch)
+        return (memory("peak") - before) / whole
+
+    gathered = peak()
+    for part in trainer._runs[0].sublayers():
+        part.regathers = False
+    kept = peak()
+    assert gathered < 0.5, gathered
+    assert kept > 1, kept
+
+
+def memory(which: str) -> int:
+    return int(getattr(paddle.base.core, f"host_memory_stat_{which}_value")("Allocated", 0))
+
+
 if __name__ == "__main__":
     for exchange in (
         ranks_that_come_late,
@@ -106,6 +142,7 @@ if __name__ == "__main__":
         messages_of_unlike_numbers,
         parts_of_unlike_sizes,
         waiting_is_no_error,
+        weights_are_not_kept_for_the_backward_pass,
     ):
         exchange()
     assert dist.get_rank() == world.rank

@@ -59,10 +59,10 @@ def held(trainer: Trainer, kind: Kind) -> list[dict[str, Any]]:
 
 def decoded(model: LanguageModel, tokens: NDArray[np.int32]) -> NDArray[np.float32]:
     """Return what follows two rows of unlike length, and what follows them exchanged and one token longer."""
-    decoder = model.decoder(2, 7)
-    before = decoder.feed(tokens[:2, :5], np.array([5, 3], np.int32))
+    decoder, rows = model.decoder(2, 7), tokens[[0, -1]]
+    before = decoder.feed(rows[:, :5], np.array([5, 3], np.int32))
     decoder.keep(np.array([1, 0], np.int32))
-    return np.stack([before, decoder.feed(tokens[:2, 5:6], np.array([1, 1], np.int32))])
+    return np.stack([before, decoder.feed(rows[:, 5:6], np.array([1, 1], np.int32))])
 
 
 def train(spec: RunSpec, backend: str, steps: int, *, reads: bool) -> tuple[World, dict[str, NDArray[Any]]]:

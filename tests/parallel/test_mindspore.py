@@ -15,11 +15,13 @@ STEPS = 4
 Ranks = list[Arrays]
 Job = Callable[[int], dict[str, Ranks]]
 
+SHALLOW = {"num_layers": 2}
 DROPPED = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 # What is trained, and how near a layout must be to one process.
 VARIANTS: dict[str, tuple[dict[str, Any], Mapping[str, float]]] = {
-    "sgd": ({"optimizer": SGD, "schedule": {"max_lr": 0.1}}, PLAIN),
-    "dropped": ({"model": DROPPED, "training": {"recompute": "full"}}, CLOSE),
+    "sgd": ({"model": SHALLOW, "optimizer": SGD, "schedule": {"max_lr": 0.1}}, PLAIN),
+    "dropped": ({"model": SHALLOW | DROPPED, "training": {"recompute": "full"}}, CLOSE),
+    "deep": ({"model": DROPPED}, CLOSE),
 }
 # By the number of ranks: a layout, and what is trained under it.
 LAYOUTS: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
@@ -27,7 +29,7 @@ LAYOUTS: dict[int, dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     2: {
         "dp": ({"data": 2}, ("dropped",)),
         "tp-sequence": ({"tensor": 2, "sequence": True}, ("dropped",)),
-        "pp-virtual": ({"pipeline": 2, "virtual_pipeline": 2}, ("dropped",)),
+        "pp-virtual": ({"pipeline": 2, "virtual_pipeline": 2}, ("deep",)),
         "sharding-1": ({"sharding": 2, "sharding_stage": 1}, ("dropped",)),
         "sharding-2": ({"sharding": 2, "sharding_stage": 2}, ("sgd",)),
         "sharding-3": ({"sharding": 2, "sharding_stage": 3}, ("dropped",)),
@@ -44,7 +46,7 @@ CASES = [
     for variant in variants
     if ranks > 1
 ]
-READ = {"dp-dropped", "tp-sequence-dropped", "pp-virtual-dropped", "sharding-3-dropped"}
+READ = {"dp-dropped", "tp-sequence-dropped", "pp-virtual-deep", "sharding-3-dropped"}
 # What each of these does is needed: without it, a layout of 2 ranks under SGD differs.
 BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     "gradients": ({"data": 2}, "session:all_reduce_each"),

@@ -27,7 +27,6 @@ class TestPaddle(LayoutTests):
         "sharding1": {"sharding": 2, "sharding_stage": 1},
         "sharding2": {"sharding": 2, "sharding_stage": 2},
         "sharding3": {"sharding": 2, "sharding_stage": 3},
-        "tp4-heads": {"tensor": 4},  # 6 heads over 4 ranks
         "dp2-tp2": {"data": 2, "tensor": 2},
         "dp2-pp2": {"data": 2, "pipeline": 2},
         "tp2-pp2": {"tensor": 2, "pipeline": 2, "sequence": True},

@@ -80,7 +80,7 @@ def test_a_fused_kernel_draws_for_a_rank_s_heads_alone(monkeypatch: pytest.Monke
     sites = []
     monkeypatch.setattr(parts, "sow", lambda device, seed, layer, site: sites.append(site))
     for rank in (0, 1):
-        part = parts.Attention(model, 1, parts.Recompute("none", model), Cut(index=rank, degree=2))
+        part = parts.Attention(model, 1, parts.Recompute("none", random=False), Cut(index=rank, degree=2))
         q, k, v = torch.empty((3, 2, 3, 11, 8), device="meta").unbind()
         part._attend(q, k, v, 5)
     assert sites == ["attention of rank 0", "attention of rank 1"]

@@ -1,4 +1,4 @@
-"""Libraries that only some tokenizers need, from the extra `zh`."""
+"""Libraries that only some need, from an extra of the package."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 from gptbridge.errors import UsageError, from_checkout
 
 
-def require(module: str, needed_for: str) -> Any:
-    """Import `module`, or say how to install it."""
+def require(module: str, needed_for: str, *, extra: str = "zh") -> Any:
+    """Import `module`, or say which extra brings it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise UsageError(
-            f"{needed_for} needs {module}, which is not installed", hint=from_checkout("zh")
+            f"{needed_for} needs {module}, which is not installed", hint=from_checkout(extra)
         ) from error

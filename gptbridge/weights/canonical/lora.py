@@ -10,12 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.weights.architecture import LORA_A, LORA_B, LORA_TARGETS, layer_of, weight_axes
+from gptbridge.weights.architecture import (
+    LORA_A,
+    LORA_B,
+    LORA_TARGETS,
+    layer_of,
+    parameters,
+    sizes,
+    weight_axes,
+)
 from gptbridge.weights.canonical.weight import CanonicalWeight
+from gptbridge.weights.layouts.arrays import Read
 from gptbridge.weights.layouts.axes import Axes
-from gptbridge.weights.layouts.boxes import Box, shape_of, sizes_of
+from gptbridge.weights.layouts.boxes import Box, Piece, shape_of, sizes_of
+from gptbridge_specs import ModelSpec
+from gptbridge_specs.run import TaskSpec
 
 QKV = "qkv"
+HEAD = "score.weight"
 FACTORS = (LORA_A, LORA_B)
 
 
@@ -24,11 +36,18 @@ class Lora:
     """W + alpha / rank * (B A), transposed to W's (in, out), for some linear layers of some blocks.
 
     `weights` are canonical: `h.N.attn.q.lora_a` and `lora_b`. `alpha` is None where no file says it.
+    `head` is a classifier's, trained with them.
     """
 
     rank: int
     alpha: float | None
     weights: Mapping[str, CanonicalWeight]
+    head: CanonicalWeight | None = None
+
+    @property
+    def all_weights(self) -> dict[str, CanonicalWeight]:
+        """The factors, and the head if there is one."""
+        return {**self.weights, **({HEAD: self.head} if self.head is not None else {})}
 
     @property
     def layers(self) -> list[int]:
@@ -36,13 +55,13 @@ class Lora:
         return sorted({layer for name in self.weights if (layer := layer_of(name)) is not None})
 
     @property
-    def all_parts(self) -> tuple[int, ...]:
-        """Which of q, k, v (0, 1, 2) are changed in any layer."""
-        return tuple(
-            part
-            for part, letter in enumerate(QKV)
-            if any(name.endswith(f"attn.{letter}{LORA_A}") for name in self.weights)
-        )
+    def targets(self) -> list[str]:
+        """Which linear layers are changed in any block, as LORA_TARGETS calls them."""
+        return [
+            target
+            for target, layer in LORA_TARGETS.items()
+            if any(name.endswith(f".{layer}{LORA_A}") for name in self.weights)
+        ]
 
     @property
     def names(self) -> list[str]:
@@ -76,6 +95,30 @@ class Lora:
                 b, weight = self.weights[layer + LORA_B], f"{layer}.weight"
                 result[weight] = replace(result[weight], delta=LoraDelta(weight, a, b, self.rank, scaling))
         return result
+
+
+def labels_of(head: CanonicalWeight) -> int:
+    """Return how many classes a head has."""
+    return max(piece.box["c"][1] for piece in head.pieces)
+
+
+def trained_lora(model: ModelSpec, task: TaskSpec, read: Read) -> Lora:
+    """Return the adapters of a run of `task`, in float32; `read` has slices of their factors."""
+    if task.lora is None:
+        raise ValueError("the task has no adapters")
+    whole = sizes(model, task)
+    weights = {
+        p.name: CanonicalWeight(p.name, "float32", (_whole_piece(p.name, p.axes, whole, read),))
+        for p in parameters(model, task)
+        if p.trainable
+    }
+    head = weights.pop(HEAD, None)
+    return Lora(task.lora.rank, task.lora.alpha, weights, head)
+
+
+def _whole_piece(name: str, order: Axes, whole: Mapping[str, int], read: Read) -> Piece:
+    lead, box = order.letters[0], {letter: (0, whole[letter]) for letter in order.letters}
+    return Piece(box, order, lead, lambda start, stop: read(name, {**box, lead: (start, stop)}))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptbridge.errors import printable
 from gptbridge.weights.architecture import count_parameters, weight_axes
-from gptbridge.weights.canonical.lora import QKV, Lora
+from gptbridge.weights.canonical.lora import Lora
 from gptbridge.weights.conversion.streaming import SLAB_ITEMS
 from gptbridge.weights.layouts.boxes import shape_of, slabs
 from gptbridge.weights.layouts.stored import StoredAxes
@@ -24,7 +24,7 @@ class LoraFacts:
     rank: int
     alpha: float | None  # None where no file says it
     layers: int
-    parts: list[str]  # of q, k, v
+    parts: list[str]  # of q, k, v, out, fc, proj
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,7 @@ def checkpoint_facts(opened: Opened) -> CheckpointFacts:
 
 
 def _lora(adapter: Lora) -> LoraFacts:
-    parts = [QKV[part] for part in adapter.all_parts]
-    return LoraFacts(adapter.rank, adapter.alpha, len(adapter.layers), parts)
+    return LoraFacts(adapter.rank, adapter.alpha, len(adapter.layers), adapter.targets)
 
 
 def digest(opened: Opened) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gptbridge.errors import UsageError
-from gptbridge.weights.architecture import LORA_A, LORA_B, layer_of, parameters, shifted
+from gptbridge.weights.architecture import LORA_A, LORA_B, layer_of, parameters, shifted, template_of
 from gptbridge.weights.architecture import sizes as letter_sizes
 from gptbridge.weights.canonical.casting import joint_type
 from gptbridge.weights.canonical.lora import Lora
@@ -153,6 +153,12 @@ def _check_places(target: Target) -> None:
             f"the checkpoint has LoRA beside its weights, and {where} has no place for it",
             hint="Add it to the weights: --merge-lora",
         )
+    for name in target.lora.weights if target.lora is not None and holds_lora(target.layout) else ():
+        if template_of(name) not in held:
+            raise UsageError(
+                f"LoRA changes {name.rpartition('.')[0]}, and {where} has no place for it",
+                hint="Add it to the weights: --merge-lora",
+            )
 
 
 def holds_lora(layout: Layout) -> bool:

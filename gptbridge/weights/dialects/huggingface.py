@@ -113,10 +113,17 @@ DIALECT = Dialect(
 )
 
 
-def config_of(model: ModelSpec, *, end_of_text: int | None = None) -> dict[str, Any]:
-    """Return the content of the config.json with which GPT2LMHeadModel builds `model`."""
-    tokens = {} if end_of_text is None else {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-    return CONFIG.write(Described(model, tokens=tokens))
+def config_of(
+    model: ModelSpec, *, end_of_text: int | None = None, num_labels: int | None = None
+) -> dict[str, Any]:
+    """Return the content of the config.json with which GPT2LMHeadModel builds `model`.
+
+    With `num_labels`, GPT2ForSequenceClassification, which reads the class at the last token that is no
+    padding: end-of-text, which no text holds.
+    """
+    names = ("bos_token_id", "eos_token_id", *(["pad_token_id"] if num_labels else []))
+    tokens = {} if end_of_text is None else dict.fromkeys(names, end_of_text)
+    return CONFIG.write(Described(model, num_labels, tokens))
 
 
 def read_model(path: Path) -> ModelSpec:

@@ -131,7 +131,7 @@ def _write_lora(described: Described) -> Mapping[str, Any]:
         "pet_type": "lora",
         "lora_rank": lora.rank,
         "lora_alpha": lora.alpha,
-        "target_modules": "|".join(f".*dense{part + 1}" for part in lora.all_parts),
+        "target_modules": "|".join(f".*{_QKV[target][0].rpartition('.')[2]}" for target in lora.targets),
     }
     return {"pet_config": settings}
 

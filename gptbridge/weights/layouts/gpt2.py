@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gptbridge.weights.architecture import TOP
+from gptbridge.weights.architecture import LORA_A, LORA_B, LORA_TARGETS, TOP
 from gptbridge.weights.layouts.rules import Layout, Rule, rows, rules
 
 _BLOCK = {
@@ -16,6 +16,13 @@ _BLOCK = {
     "mlp.c_proj.*": "mlp.c_proj.*",
 }
 _HEAD = {"lm_head.weight": "lm_head.weight"}
+# The linear layers of a block, and the targets of adapters that lie side by side in the output of each.
+ADAPTED = {
+    "attn.c_attn": ("q", "k", "v"),
+    "attn.c_proj": ("out",),
+    "mlp.c_fc": ("fc",),
+    "mlp.c_proj": ("proj",),
+}
 
 
 def gpt2_rules(
@@ -30,5 +37,12 @@ def gpt2_rules(
 
 
 def gpt2_in_memory(backend: str, *, out_in: bool) -> Layout:
-    """Return the layout of a backend's model that has these names."""
-    return Layout(backend, "memory", gpt2_rules(out_in=out_in))
+    """Return the layout of a backend's model that has these names, adapters and a classifier's head."""
+    adapters = {
+        f"{LORA_TARGETS[target]}{factor}": f"{linear}.adapters.{target}{factor}"
+        for linear, targets in ADAPTED.items()
+        for target in targets
+        for factor in (LORA_A, LORA_B)
+    }
+    own = gpt2_rules(heads={**_HEAD, "score.weight": "score.weight"}, out_in=out_in)
+    return Layout(backend, "memory", (*own, *rules(top={}, block=rows(adapters), blocks="h.{}.")))

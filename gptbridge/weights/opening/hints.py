@@ -12,12 +12,16 @@ from gptbridge_specs import ModelSpec, load_model
 
 @dataclass(frozen=True, slots=True)
 class Hints:
-    """The dialect, fields of the model, the strategy file of ranks or the folder of them, LoRA's alpha."""
+    """The dialect, fields of the model, the strategy file of ranks or the folder of them, LoRA's alpha.
+
+    `base` is the checkpoint that an adapter in a folder of its own stands beside.
+    """
 
     dialect: str | None = None
     model: ConfigFacts = field(default_factory=ConfigFacts)
     strategy: Path | None = None
     lora_alpha: float | None = None
+    base: Path | None = None
 
 
 def hints_of(
@@ -27,6 +31,7 @@ def hints_of(
     num_attention_heads: int | None = None,
     strategy_file: str | Path | None = None,
     lora_alpha: float | None = None,
+    base: str | Path | None = None,
 ) -> Hints:
     """Return the hints of a user who names dialect and model: `model` is a preset or a YAML file, or a spec.
 
@@ -42,4 +47,5 @@ def hints_of(
         ConfigFacts(fields, where),
         Path(strategy_file) if strategy_file is not None else None,
         lora_alpha,
+        Path(base) if base is not None else None,
     )

@@ -50,6 +50,7 @@ class Opened:
     assumed: tuple[str, ...]
     warnings: tuple[str, ...]
     _open_files: ExitStack
+    base: Path | None = None  # where the weights are from, of an adapter in a folder of its own
 
     @property
     def folder(self) -> Path:
@@ -88,8 +89,11 @@ class Opened:
         return CanonicalArrays({name: self.weights[name] for name in self.names}, self.whole)
 
     def read(self, name: str, box: Box) -> NDArray[np.float32]:
-        """Return a slice of a weight in its canonical shape. BadInput for what float32 cannot hold."""
-        return self.weights[name].read(box, weight_axes(name), "float32")
+        """Return a slice of a weight, or of a factor, in its canonical shape.
+
+        BadInput for what float32 cannot hold.
+        """
+        return self.all_weights[name].read(box, weight_axes(name), "float32")
 
     def merged(self) -> Opened:
         """Return the checkpoint with its adapter, if it has one, added to the weights as they are read."""
@@ -106,12 +110,20 @@ class Opened:
                 hint="gptbridge inspect shows it, gptbridge convert carries it to other systems",
             )
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer lies: beside an adapter, or else beside the base model."""
+        base = self.base
+        if base is None or any(self.folder.glob("tokenizer*")) or any(self.folder.glob("vocab*")):
+            return self.folder
+        return base if base.is_dir() else base.parent
+
     def tokenizer(self, named: str | None = None) -> Tokenizer:
         """Return the tokenizer `named`, or whose files lie in the folder; BadInput where there is none."""
         from gptbridge.data.tokenizers import load_tokenizer
 
         try:
-            return load_tokenizer(str(self.folder) if named is None else named)
+            return load_tokenizer(str(self.tokenizer_folder) if named is None else named)
         except BadInput as error:
             error.hint = error.hint or "Name another: --tokenizer FOLDER, or --tokenizer byte"
             raise

@@ -224,9 +224,12 @@ def test_half_a_pair_is_refused(mindformers: Path, tmp_path: Path) -> None:
     ("change", "problem"),
     [
         (lambda config, _: config.update(use_dora=True), "use_dora is True"),
-        (lambda config, _: config.update(use_rslora=True), "use_rslora is True"),
         (lambda config, _: config.update(peft_type="IA3"), "peft_type is IA3"),
-        (lambda config, _: config.update(rank_pattern={"c_attn": 4}), "rank_pattern is"),
+        (
+            lambda config, _: config.update(rank_pattern={"c_attn": 4}),
+            "attn.c_attn of layer 1 has rank 3, not 4",
+        ),
+        (lambda config, _: config.update(alpha_pattern={"h.*": 4}), "alpha_pattern is"),
         (lambda config, _: config.update(lora_alpha="6"), "lora_alpha is 6"),
         (lambda config, _: config.update(lora_alpha=None), "lora_alpha is None"),
         (

@@ -1,0 +1,204 @@
+"""The batches of a run on records: rows of like length together, padded on the right to a usual length.
+
+What follows a row's end is never seen by its tokens, so that padding changes nothing but the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptbridge.data.batches import prefetched
+from gptbridge.data.sampling import SPLITS, Permutation, Split, split_bounds
+from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
+from gptbridge.errors import UsageError
+from gptbridge.finetuning.table import Numbers, RowTable, read_table
+from gptbridge.rules.dropout import dropout_seed
+from gptbridge.session import Batch
+from gptbridge_specs import RunSpec
+
+_LENGTHS = 8  # into how many lengths training.seq_length is cut: every one may be compiled
+_WINDOW = 32  # batches whose rows are sorted by length together
+
+
+@dataclass(frozen=True)
+class RecordData:
+    """The batches of one rank of `ranks` replicas, as `gptbridge.data.batches.RunData` has them."""
+
+    spec: RunSpec
+    table: RowTable
+    tokenizer: Tokenizer
+    thread: ThreadPoolExecutor
+    held: RowTable | None = None  # to evaluate on, where it is a file of its own
+    rank: int = 0
+    ranks: int = 1
+
+    def of_rank(self, rank: int, ranks: int) -> RecordData:
+        """Return the same data for one of `ranks` replicas; UsageError where they do not divide the batch."""
+        batch, micro = self.spec.training.global_batch_size, self.spec.training.micro_batch_size or 1
+        if batch % (ranks * micro):
+            problem = f"{batch} is not a multiple of {ranks} replicas x micro_batch_size"
+            raise UsageError(problem, where="training.global_batch_size")
+        size = self.spec.evaluation.global_batch_size
+        if size is not None and size % ranks:
+            problem = f"{size} is not a multiple of {ranks} replicas"
+            raise UsageError(problem, where="evaluation.global_batch_size")
+        return replace(self, rank=rank, ranks=ranks)
+
+    @property
+    def digest(self) -> str:
+        """The identity of the content that is trained on."""
+        return self.table.digest
+
+    def is_called(self, digest: str) -> bool:
+        """Tell whether `digest` is this content's."""
+        return digest == self.digest
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run's log says of its data."""
+        rows = self.rows("training")
+        return {
+            "data": str(self.table.path),
+            "data_digest": self.digest,
+            "training_tokens": int(self.table.lengths[rows].sum()),
+            "samples_per_epoch": len(rows),
+        }
+
+    def rows(self, split: Split) -> Numbers:
+        """Return the rows of a split; UsageError where there are none."""
+        if split == "validation" and self.held is not None:
+            return np.arange(len(self.held))
+        bounds = split_bounds(len(self.table), self.spec.data.split)
+        index = SPLITS.index(split)
+        rows = np.arange(*bounds[index : index + 2])
+        if not len(rows):
+            raise UsageError(
+                f"the {split} split holds none of the {len(self.table)} records",
+                where="data.split",
+                hint="Give it a larger share"
+                + ("; evaluation.interval=0 trains without it" if split == "validation" else ""),
+            )
+        return rows
+
+    def training(self, first_step: int) -> Iterator[Batch]:
+        """Yield the batches of steps `first_step`, `first_step` + 1, ... without end; 1 is the first.
+
+        Rows beyond training.epochs, which the last batch of the run may need to be whole, are masked.
+        """
+        rows, epochs = self.rows("training"), self.spec.training.epochs
+        end = max(1, round(epochs * len(rows))) if epochs else None
+        size = self.spec.training.global_batch_size
+        order = lru_cache(2)(lambda epoch: self._order(rows, epoch))
+
+        def make(step: int) -> Batch:
+            epochs, within = np.divmod((step - 1) * size + np.arange(size), len(rows))
+            chosen = np.array([order(int(e))[n] for e, n in zip(epochs, within, strict=True)])
+            counted = (step - 1) * size + np.arange(size) < (step * size if end is None else end)
+            return self._batch(self.table, chosen, counted, step)
+
+        return prefetched(self.thread, make, count(first_step))
+
+    def validation(self) -> Iterator[Batch]:
+        """Yield the first `evaluation.batches` batches of what is evaluated on, the shortest rows first.
+
+        What lacks to a whole last batch is filled with masked rows.
+        """
+        table, rows = self.held or self.table, self.rows("validation")
+        size = self.spec.evaluation.global_batch_size or self.spec.training.global_batch_size
+        rows = rows[: size * self.spec.evaluation.batches]
+        rows = rows[np.argsort(table.lengths[rows], kind="stable")]
+
+        def make(number: int) -> Batch:
+            at = number * size + np.arange(size)
+            return self._batch(table, rows[np.minimum(at, len(rows) - 1)], at < len(rows), 0)
+
+        return prefetched(self.thread, make, iter(range(-(-len(rows) // size))))
+
+    def _order(self, rows: Numbers, epoch: int) -> Numbers:
+        """Return `rows` in the order of an epoch: at random, then in windows of batches by length.
+
+        Batches are cut where those of the whole run are, whose first row this epoch need not begin with.
+        """
+        seed, size = self.spec.training.seed, self.spec.training.global_batch_size
+        if self.spec.data.shuffle:
+            rows = rows[Permutation(len(rows), seed=seed, epoch=epoch)(np.arange(len(rows)))]
+        first = -epoch * len(rows) % size  # the rest of a batch that the epoch before began
+        pieces, lengths = [rows[:first]], self.table.lengths
+        for start in range(first, len(rows), _WINDOW * size):
+            window = rows[start : start + _WINDOW * size]
+            window = window[np.argsort(lengths[window], kind="stable")]
+            whole = len(window) // size
+            batches = window[: whole * size].reshape(whole, size)
+            if self.spec.data.shuffle and whole:
+                place = Permutation(whole, seed=seed, epoch=epoch)(np.arange(whole))
+                batches = batches[place]
+            pieces += [batches.ravel(), window[whole * size :]]
+        return np.concatenate(pieces)
+
+    def _batch(self, table: RowTable, chosen: Numbers, counted: NDArray[np.bool_], step: int) -> Batch:
+        """Return a batch of the rows `chosen`, of which those that are not `counted` are masked."""
+        width = self._width(int(table.lengths[chosen].max()))
+        share = len(chosen) // self.ranks
+        micro = self.spec.training.micro_batch_size or share
+        micro = share if share % micro else micro  # of an evaluation, whose batch is any size
+        mine = np.arange(len(chosen)).reshape(share // micro, self.ranks, micro)[:, self.rank]
+        inputs, labels = (np.zeros((*mine.shape, width), np.int32) for _ in range(2))
+        mask = np.zeros(inputs.shape, np.bool_)
+        for place in np.ndindex(*mine.shape):
+            row = chosen[mine[place]]
+            held = slice(table.offsets[row], table.offsets[row + 1])
+            length = held.stop - held.start
+            inputs[place][:length], labels[place][:length] = table.inputs[held], table.labels[held]
+            mask[place][table.starts[row] : table.stops[row]] = counted[mine[place]]
+        seeds = (
+            dropout_seed(self.spec.training.seed, step, a * self.ranks + self.rank) for a in range(len(mine))
+        )
+        return Batch(inputs, labels, mask, int(table.counted[chosen][counted].sum()), tuple(seeds))
+
+    def _width(self, longest: int) -> int:
+        """Return the usual length that holds `longest` tokens."""
+        whole = self.spec.training.seq_length
+        step = -(-whole // _LENGTHS)
+        return min(whole, -(-longest // step) * step)
+
+
+def count_rows(spec: RunSpec) -> int:
+    """Return how many rows the training split of `spec` has; its records are read for it."""
+    with open_records(spec, lambda message: None) as data:
+        return len(data.rows("training"))
+
+
+@contextmanager
+def open_records(spec: RunSpec, warn: Callable[[str], None]) -> Iterator[RecordData]:
+    """Open the records of `spec`, to be read by one rank: `of_rank` makes it one of several.
+
+    BadInput for a bad record, UsageError for a spec that does not fit. `warn` hears what was left out.
+    """
+    if spec.data.path is None:
+        problem = f"{spec.task.name} is learned from a file of records, and none is named"
+        raise UsageError(problem, where="data.path", allowed="a file with one record a line, such as .jsonl")
+    tokenizer = load_tokenizer(spec.data.tokenizer or "byte")
+    if tokenizer.vocab_size > spec.model.vocab_size:
+        raise UsageError(
+            f"{spec.model.vocab_size} is below the tokenizer's vocabulary",
+            where="model.vocab_size",
+            allowed=f"{tokenizer.vocab_size} or more",
+        )
+    table = read_table(Path(spec.data.path), spec, tokenizer, warn)
+    apart = spec.data.validation_path
+    held = read_table(Path(apart), spec, tokenizer, warn) if apart is not None else None
+    with ThreadPoolExecutor(1, "gptbridge-data") as thread:
+        data = RecordData(spec, table, tokenizer, thread, held)
+        data.rows("training")
+        if spec.evaluation.interval:
+            data.rows("validation")
+        yield data

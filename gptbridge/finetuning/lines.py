@@ -1,0 +1,148 @@
+"""Records from the lines of a file, read as a stream: objects of JSON, or rows of the tables of known tasks.
+
+The tables are those of GLUE, and of MindFormers' scripts, whose files lie in the same columns. Nothing in
+them is quoted: a `"` is part of a sentence, but for IMDB and AG News, which are CSV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptbridge.data.blocks import DOCUMENT_LIMIT
+from gptbridge.data.sources import Source, SourceStream
+from gptbridge.errors import BadInput, printable
+from gptbridge.files import decode_object, require_regular_file
+
+Fields = Mapping[str, Any]
+_BOM = b"\xef\xbb\xbf"
+
+
+class BadRecord(ValueError):
+    """What is wrong with one record; who reads the file says where it stands."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Where a row has its texts and its class; -1 is the last column."""
+
+    texts: tuple[int, ...]
+    label: int
+    header: bool = True
+    labels: tuple[str, ...] = ("0", "1")
+
+    def fields(self, line: str) -> Fields:
+        """Return the fields of a row."""
+        cells = line.split("\t")
+        most = max(*self.texts, self.label)
+        if len(cells) <= most:
+            raise BadRecord(f"{len(cells)} columns, not {most + 1} or more")
+        texts = [cells[column] for column in self.texts]
+        return dict(zip(("text", "text_pair"), texts, strict=False)) | {"label": cells[self.label]}
+
+
+_NLI = ("entailment", "not_entailment")
+TABLES: Mapping[str, Table] = {
+    "sst2": Table((0,), 1),
+    "cola": Table((3,), 1, header=False),
+    "mrpc": Table((3, 4), 0),
+    "qqp": Table((3, 4), 5),
+    "mnli": Table((8, 9), -1, labels=("contradiction", "entailment", "neutral")),
+    "qnli": Table((1, 2), 3, labels=_NLI),
+    "rte": Table((1, 2), 3, labels=_NLI),
+    "wnli": Table((1, 2), 3),
+}
+
+
+def _imdb(line: str) -> Fields:
+    """Return a review, and the word of eight letters after it."""
+    text, comma, label = line[:-9], line[-9:-8], line[-8:]
+    if comma != "," or label not in LABELS["imdb"]:
+        raise BadRecord(f"ends in {printable(line[-12:])!r}, not in ,positive or ,negative")
+    return {"text": _unquoted(text), "label": label}
+
+
+def _ag_news(line: str) -> Fields:
+    """Return title and description together, and the class, which counts from 1."""
+    cells = line.strip().removeprefix('"').removesuffix('"').split('","')
+    if len(cells) != 3:
+        raise BadRecord(f'{len(cells)} columns of "class","title","description", not 3')
+    label, title, description = (cell.replace('""', '"') for cell in cells)
+    return {"text": f"{title}. {description}", "label": label}
+
+
+def _unquoted(cell: str) -> str:
+    quoted = len(cell) > 1 and cell[0] == cell[-1] == '"'
+    return cell[1:-1].replace('""', '"') if quoted else cell
+
+
+def _json(line: str) -> Fields:
+    try:
+        return decode_object(line.encode())
+    except ValueError as error:
+        raise BadRecord(f"not a JSON object: {printable(error, 120)}") from error
+
+
+LABELS: Mapping[str, tuple[str, ...]] = {
+    **{name: table.labels for name, table in TABLES.items()},
+    "imdb": ("negative", "positive"),
+    "ag-news": ("1", "2", "3", "4"),
+}
+_READERS: Mapping[str, Callable[[str], Fields]] = {
+    "jsonl": _json,
+    "alpaca": _json,
+    "imdb": _imdb,
+    "ag-news": _ag_news,
+    **{name: table.fields for name, table in TABLES.items()},
+}
+
+
+def _is_header(line: bytes, format_name: str) -> bool:
+    """Tell whether the first line of a file names columns, where the format has such: its class is none."""
+    if format_name == "imdb":
+        return line == b"review,sentiment"
+    table = TABLES.get(format_name)
+    cells = line.decode(errors="replace").split("\t")
+    return table is not None and table.header and cells[min(table.label, len(cells) - 1)] not in table.labels
+
+
+def read_records(path: Path, format_name: str) -> Iterator[tuple[int, Fields | BadRecord]]:
+    """Yield the number of each line, from 1, and its fields or what is wrong with it; blank lines are none.
+
+    The header of a table is passed over. BadInput for a file that cannot be read.
+    """
+    read = _READERS[format_name]
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip() or (number == 1 and _is_header(line, format_name)):
+            continue
+        try:
+            yield number, read(_decoded(line))
+        except BadRecord as problem:
+            yield number, problem
+
+
+def _decoded(line: bytes) -> str:
+    if len(line) > DOCUMENT_LIMIT:
+        raise BadRecord(f"longer than {DOCUMENT_LIMIT >> 20} MiB")
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise BadRecord(f"not UTF-8: byte 0x{line[error.start]:02x}") from error
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, unpacked where it is compressed."""
+    if path.is_dir():
+        raise BadInput("is a folder", where=path, allowed="a file of records, one a line")
+    rest = b""
+    with closing(SourceStream(Source(path, "text", require_regular_file(path)))) as stream:
+        while piece := stream.read():
+            *whole, rest = (rest + piece).split(b"\n")
+            for line in whole:
+                yield line.removesuffix(b"\r").removeprefix(_BOM)
+            if len(rest) > 2 * DOCUMENT_LIMIT:
+                raise BadInput(f"a line of more than {DOCUMENT_LIMIT >> 20} MiB", where=path)
+    yield rest.removesuffix(b"\r").removeprefix(_BOM)

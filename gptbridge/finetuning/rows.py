@@ -1,0 +1,160 @@
+"""From the fields of a record to a row of tokens, and which of its positions count in the loss.
+
+A text to go on with keeps the tokens that it was given: all of a continuation counts, from its second token
+to the separator; of a pair the target and the separator do, and the source with records.prompt_loss. These
+are ModelScope's positions, of a row that is cut too. A class counts at the last token of its text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from gptbridge.data.tokenizers import Tokenizer
+from gptbridge.errors import UsageError
+from gptbridge.finetuning.lines import LABELS, BadRecord, Fields
+from gptbridge_specs import RunSpec
+
+_FIELD = re.compile(r"\{(\w+)\}")
+# Alpaca's two prompts, as they were published: with and without an input.
+_ALPACA = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+_ALPACA_ALONE = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Tokens to read, the tokens or the class to say at each, and the positions [start, stop) that count."""
+
+    inputs: Sequence[int]
+    labels: Sequence[int]
+    start: int
+    stop: int
+
+
+class Rows:
+    """Makes the rows of one run. BadRecord for a record that cannot be one."""
+
+    def __init__(self, spec: RunSpec, tokenizer: Tokenizer) -> None:
+        self._spec = spec
+        self._records = spec.task.records
+        self._tokenizer = tokenizer
+        self._pairs: bool | None = None  # what the records before have been
+        self._make: Callable[[Fields], Row] = self._of_class
+        if spec.task.name == "instruction":
+            self._separator = _separator(spec, tokenizer)
+            self._make = self._of_text
+        else:
+            self._classes = _classes(spec)
+
+    def of(self, fields: Fields) -> Row:
+        """Return the row of a record."""
+        return self._make(fields)
+
+    def _of_text(self, fields: Fields) -> Row:
+        source, target = self._texts(fields)
+        if self._pairs not in (None, target is not None):
+            kinds = ("a source alone", "a source and a target")
+            raise BadRecord(f"has {kinds[target is not None]}, those before it {kinds[self._pairs or 0]}")
+        first = self._encoded(source, "source")
+        ids = [*first, *(self._encoded(target, "target") if target else []), self._separator]
+        most = self._spec.training.seq_length + 1
+        if len(ids) > most and self._records.too_long == "refuse":
+            raise BadRecord(f"{len(ids)} tokens, more than training.seq_length + 1 = {most}")
+        if target is None:
+            start, stop = 0, min(len(first), most)
+        else:
+            start, stop = 0 if self._records.prompt_loss else len(first) - 1, min(len(ids), most) - 1
+        if start >= min(stop, most - 1):
+            raise BadRecord(f"its source alone has {len(first)} tokens, and the row {most}: nothing counts")
+        self._pairs = target is not None
+        ids = ids[:most]
+        return Row(ids[:-1], ids[1:], start, min(stop, len(ids) - 1))
+
+    def _of_class(self, fields: Fields) -> Row:
+        text = _filled(self._records.source or _pair_of(fields), fields)
+        ids, most = self._encoded(text, "text"), self._spec.training.seq_length
+        if len(ids) > most and self._records.too_long == "refuse":
+            raise BadRecord(f"{len(ids)} tokens, more than training.seq_length = {most}")
+        ids = ids[:most]
+        label = _filled(self._records.target or "{label}", fields).strip()
+        number = self._classes.get(label)
+        if number is None:
+            allowed = ", ".join(list(self._classes)[:8])
+            raise BadRecord(f"its class is {label[:40]!r}, none of {allowed}")
+        return Row(ids, [number] * len(ids), len(ids) - 1, len(ids))
+
+    def _texts(self, fields: Fields) -> tuple[str, str | None]:
+        """Return source and target; no target where the record has not its fields."""
+        records = self._records
+        if records.format == "alpaca":
+            prompt = _ALPACA if fields.get("input") else _ALPACA_ALONE
+            return _filled(records.source or prompt, fields), _filled(records.target or "{output}", fields)
+        source, target = records.source or "{src_txt}", records.target or "{tgt_txt}"
+        has_target = all(name in fields for name in _FIELD.findall(target))
+        return _filled(source, fields), _filled(target, fields) if has_target else None
+
+    def _encoded(self, text: str, what: str) -> list[int]:
+        try:
+            ids: list[int] = self._tokenizer.encode(text).tolist()
+        except UnicodeEncodeError as error:
+            raise BadRecord(f"its {what} holds a lone surrogate, which is no text") from error
+        if not ids and what != "target":
+            raise BadRecord(f"its {what} is empty")
+        if ids and max(ids) >= self._spec.model.vocab_size:
+            raise BadRecord(f"token {max(ids)} is beyond model.vocab_size={self._spec.model.vocab_size}")
+        return ids
+
+
+def _filled(template: str, fields: Fields) -> str:
+    """Return a template with the fields of a record in the places of their names."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in fields:
+            raise BadRecord(f"no field {name!r}")
+        found = fields[name]
+        if not isinstance(found, str | int) or isinstance(found, bool):
+            raise BadRecord(f"{name} is {str(found)[:40]!r}, not a text")
+        return str(found)
+
+    return _FIELD.sub(value, template)
+
+
+def _pair_of(fields: Fields) -> str:
+    """Return the template of a text, or of two without anything between, as PaddleNLP and FleetX have it."""
+    return "{text}{text_pair}" if "text_pair" in fields else "{text}"
+
+
+def _classes(spec: RunSpec) -> Mapping[str, int]:
+    """Return the number of each class by what a record calls it."""
+    names = class_names(spec)
+    return {name: number for number, name in enumerate(names)}
+
+
+def class_names(spec: RunSpec) -> Sequence[str]:
+    """Return what records call the classes, in the order of their numbers; UsageError for another count."""
+    count, records = spec.task.num_labels or 1, spec.task.records
+    names = records.labels or LABELS.get(records.format) or [str(number) for number in range(count)]
+    if len(names) != count:
+        problem = f"{count}, but there are {len(names)} classes: {', '.join(names)}"
+        raise UsageError(problem, where="task.num_labels")
+    return names
+
+
+def _separator(spec: RunSpec, tokenizer: Tokenizer) -> int:
+    """Return the token that ends a record; UsageError where the tokenizer has none."""
+    asked = spec.task.records.separator
+    found: int | None = getattr(tokenizer, "separator", tokenizer.end_of_text) if asked is None else asked
+    if found is None or found >= spec.model.vocab_size:
+        problem = "the tokenizer has no end-of-text token" if found is None else f"{found} is no token"
+        raise UsageError(problem, where="task.records.separator", allowed="a token that ends a record")
+    return found

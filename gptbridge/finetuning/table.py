@@ -1,0 +1,95 @@
+"""All rows of a file, read once as a stream and kept as numbers: four bytes a token."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptbridge.data.tokenizers import Tokenizer
+from gptbridge.data.tokens import offsets_of
+from gptbridge.errors import BadInput
+from gptbridge.finetuning.lines import BadRecord, read_records
+from gptbridge.finetuning.rows import Rows
+from gptbridge_specs import RunSpec
+
+Numbers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """The rows of the records of `path`, in the order of the file.
+
+    Row n has the inputs and labels [offsets[n], offsets[n + 1]), of which [starts[n], stops[n]), counted
+    within the row, count in the loss.
+    """
+
+    path: Path
+    inputs: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    offsets: Numbers
+    starts: Numbers
+    stops: Numbers
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.starts)
+
+    @property
+    def lengths(self) -> Numbers:
+        """The tokens of each row."""
+        return np.diff(self.offsets)
+
+    @property
+    def counted(self) -> Numbers:
+        """How many positions of each row count."""
+        return self.stops - self.starts
+
+    @cached_property
+    def digest(self) -> str:
+        """The identity of the content: of what is read, what is to be said, and what counts."""
+        total = hashlib.sha256()
+        for part in (self.inputs, self.labels, self.offsets, self.starts, self.stops):
+            total.update(part.data)
+        return total.hexdigest()
+
+
+def read_table(path: Path, spec: RunSpec, tokenizer: Tokenizer, warn: Callable[[str], None]) -> RowTable:
+    """Read the records of `path` for the task of `spec`.
+
+    BadInput names file and number of the first bad record, or, with records.skip_bad, where nothing is left;
+    then `warn` hears how many are left out.
+    """
+    rows, records = Rows(spec, tokenizer), spec.task.records
+    inputs, labels = array("i"), array("i")
+    lengths, starts, stops = array("q"), array("q"), array("q")
+    bad: list[str] = []
+    for number, found in read_records(path, records.format):
+        try:
+            if isinstance(found, BadRecord):
+                raise found
+            row = rows.of(found)
+        except BadRecord as problem:
+            if not records.skip_bad:
+                hint = "--skip-bad leaves such records out and counts them"
+                raise BadInput(str(problem), where=f"{path}, record {number}", hint=hint) from problem
+            bad.append(f"record {number}: {problem}" if not bad else "")
+            continue
+        inputs.extend(row.inputs)
+        labels.extend(row.labels)
+        lengths.append(len(row.inputs))
+        starts.append(row.start)
+        stops.append(row.stop)
+    if bad:
+        warn(f"{path}: {len(bad)} of {len(bad) + len(lengths)} records are bad and left out, first {bad[0]}")
+    if not lengths:
+        raise BadInput("holds no record", where=path)
+    sizes, first, last = (np.frombuffer(part, np.int64) for part in (lengths, starts, stops))
+    read, said = (np.frombuffer(part, np.intc).astype(np.int32, copy=False) for part in (inputs, labels))
+    return RowTable(path, read, said, offsets_of(sizes), first, last)

@@ -1,0 +1,103 @@
+"""The tables of GLUE and of MindFormers' scripts: which columns are texts and class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gptbridge.data.tokenizers import load_tokenizer
+from gptbridge.errors import BadInput, UsageError
+from gptbridge.finetuning.lines import LABELS
+from gptbridge.finetuning.table import read_table
+from gptbridge_specs import RunSpec
+
+# format: a file's lines; the texts that are read, and the numbers of their classes
+FILES = {
+    "sst2": (["sentence\tlabel", 'an "odd\t1', "dull \t0"], ['an "odd', "dull "], [1, 0]),
+    "sst2 without a header": (["a good one\t1", "x\t0"], ["a good one", "x"], [1, 0]),
+    "cola": (["gj04\t1\t\tIt fits.", "gj04\t0\t*\tFits it."], ["It fits.", "Fits it."], [1, 0]),
+    "mrpc": (["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String", "1\t7\t8\ta b\tc d"], ["a bc d"], [1]),
+    "qqp": (["id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate", "1\t2\t3\tx?\ty?\t0"], ["x?y?"], [0]),
+    "mnli": (
+        [
+            "\t".join(["index"] + [f"c{n}" for n in range(10)] + ["gold_label"]),
+            "\t".join(["0"] * 8 + ["p", "h", "neutral", "entailment"]),
+            "\t".join(["0"] * 8 + ["p", "q"] + ["neutral"] * 5 + ["contradiction"]),  # dev: 16 columns
+        ],
+        ["ph", "pq"],
+        [1, 0],
+    ),
+    "qnli": (["index\tquestion\tsentence\tlabel", "0\tq\ts\tnot_entailment"], ["qs"], [1]),
+    "rte": (["index\tsentence1\tsentence2\tlabel", "0\ta\tb\tentailment"], ["ab"], [0]),
+    "wnli": (["index\tsentence1\tsentence2\tlabel", "0\ta\tb\t1"], ["ab"], [1]),
+    "imdb": (
+        ["review,sentiment", '"So ""good"", really",positive', "bad,negative"],
+        ['So "good", really', "bad"],
+        [1, 0],
+    ),
+    "ag-news": (['"3","Oil up","It ""rose"", they say."'], ['Oil up. It "rose", they say.'], [2]),
+    "jsonl": (
+        ['{"text": "a", "text_pair": "b", "label": 1}', '{"text": "c", "label": "0"}'],
+        ["ab", "c"],
+        [1, 0],
+    ),
+}
+
+
+def spec_of(format_name: str, **records: object) -> RunSpec:
+    count = len(LABELS.get(format_name, ("0", "1")))
+    task = {
+        "name": "classification",
+        "num_labels": count,
+        "records": {"format": format_name, **records},
+    }
+    model = {"vocab_size": 257, "max_position_embeddings": 64}
+    return RunSpec.model_validate({"model": model, "task": task, "training": {"seq_length": 40}})
+
+
+@pytest.mark.parametrize("format_name", FILES)
+def test_texts_and_classes_are_found(format_name: str, tmp_path: Path) -> None:
+    lines, texts, classes = FILES[format_name]
+    format_name = format_name.partition(" ")[0]
+    file = tmp_path / "file"
+    file.write_text("\n".join(lines) + "\n")
+    byte = load_tokenizer("byte")
+    table = read_table(file, spec_of(format_name), byte, pytest.fail)
+    pieces = [slice(*table.offsets[row : row + 2]) for row in range(len(table))]
+    assert [byte.decode(table.inputs[piece]) for piece in pieces] == texts
+    assert [int(table.labels[piece][-1]) for piece in pieces] == classes
+    assert (table.starts == table.lengths - 1).all()
+    assert (table.stops == table.lengths).all()
+
+
+@pytest.mark.parametrize(
+    ("format_name", "line", "problem"),
+    [
+        ("cola", "gj04\t1", "2 columns, not 4 or more"),
+        ("cola", "gj04\t2\t\tx", "its class is '2', none of 0, 1"),
+        ("imdb", "fine,neutral!", "not in ,positive or ,negative"),
+        ("ag-news", '"5","a","b"', "its class is '5'"),
+        ("jsonl", '{"text": "a", "label": -1}', "its class is '-1'"),
+        ("jsonl", '{"text": "a", "label": true}', "label is 'True', not a text"),
+        ("jsonl", '{"text": "a"}', "no field 'label'"),
+        ("jsonl", '{"text": "%s", "label": 1}' % ("a" * 41), "41 tokens, more than training.seq_length = 40"),
+    ],
+)
+def test_a_bad_row_is_named(format_name: str, line: str, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text(line + "\n")
+    with pytest.raises(BadInput) as refused:
+        read_table(file, spec_of(format_name), load_tokenizer("byte"), pytest.fail)
+    assert str(refused.value).startswith(f"{file}, record 1: ")
+    assert problem in str(refused.value)
+
+
+def test_classes_may_have_names_of_their_own(tmp_path: Path) -> None:
+    file = tmp_path / "file.jsonl"
+    file.write_text('{"words": "a", "kind": "no"}\n')
+    names = {"labels": ("yes", "no"), "source": "{words}", "target": "{kind}"}
+    table = read_table(file, spec_of("jsonl", **names), load_tokenizer("byte"), pytest.fail)
+    assert table.labels[-1] == 1
+    with pytest.raises(UsageError, match=r"task\.num_labels: 2, but there are 3 classes"):
+        read_table(file, spec_of("jsonl", labels=("a", "b", "c")), load_tokenizer("byte"), pytest.fail)
