@@ -116,6 +116,8 @@ bench: .venv/all
 	$(BIN)/python benchmarks/data.py
 	$(BIN)/python benchmarks/convert.py
 	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/saving.py
+	$(BIN)/python benchmarks/parallel.py
 	@echo "benchmarks/evaluate.py needs GPT-2's vocabulary: python benchmarks/evaluate.py --help"
 
 fuzz: .venv/all

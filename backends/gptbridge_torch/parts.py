@@ -136,11 +136,10 @@ class Attention(nn.Module):
     def __init__(self, model: ModelSpec, layer: int, recompute: Recompute, cut: Cut) -> None:
         super().__init__()
         self.layer = layer
-        self.head_size = model.head_size
+        self.heads, self.head_size = model.num_attention_heads, model.head_size
         self.dropout_prob = model.attention_probs_dropout_prob
         self.recompute = recompute
-        # The fused kernel draws by itself: a rank for its heads alone.
-        self.site = "attention" if cut.degree == 1 else f"attention of rank {cut.index}"
+        self.cut = cut
         self.c_attn = Column(model.hidden_size, 3 * model.hidden_size, cut)
         self.c_proj = Row(model.hidden_size, model.hidden_size, cut)
 
@@ -156,9 +155,22 @@ class Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None) -> Tensor:
         dropout_p = self.dropout_prob if self.training else 0.0
-        if dropout_p:
-            sow(q.device, seed, self.layer, self.site)
+        shared = dropout_p > 0 and self.cut.degree > 1
+        if shared and q.device.type == "cpu":
+            return self._attend_in_part(q, k, v, seed, dropout_p)
+        if dropout_p:  # a fused kernel draws by itself: a rank for its heads alone
+            sow(q.device, seed, self.layer, f"attention of rank {self.cut.index}" if shared else "attention")
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
+
+    def _attend_in_part(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None, dropout_p: float) -> Tensor:
+        """Attend with this rank's part of the dropout of all heads, as a CPU draws it for them together."""
+        sow(q.device, seed, self.layer, "attention")
+        start, stop = self.cut.part(self.heads)
+        whole = F.dropout(q.new_ones((len(q), self.heads, q.shape[2], k.shape[2])), dropout_p)
+        scores = q @ k.transpose(-1, -2) * self.head_size**-0.5
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        seen: Tensor = scores.masked_fill(later, -torch.inf).softmax(-1) * whole[:, start:stop]
+        return seen.to(v.dtype) @ v
 
 
 class FeedForward(nn.Module):

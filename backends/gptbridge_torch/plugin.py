@@ -31,7 +31,7 @@ MEMORY = MemoryUse(
 INFO = BackendInfo(
     name="torch",
     title="PyTorch",
-    requires=("torch>=2.5",),
+    requires=("torch>=2.6",),
     modules=("torch",),
     hardware=("cpu", "gpu"),
     install="pip install -e '.[torch]' (in a checkout of gptbridge)",

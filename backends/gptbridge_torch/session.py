@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -151,7 +152,8 @@ class TorchModel:
         given = self._to_device(tokens)
         # What sharded weights are gathered into is used in training too, where no inference tensor may be.
         mode = torch.no_grad() if self._sharding else torch.inference_mode()
-        with mode, torch.compiler.set_stance("force_eager"):
+        eager = torch.compiler.set_stance("force_eager") if self._spec.training.compile else nullcontext()
+        with mode, eager:
             found = read(self._stages, self._place, self._groups, given, cache, finish, shape)
         if self._sharding:
             self._sharding.reshard()

@@ -133,9 +133,10 @@ class Meeting:
         except BaseException as error:
             if isinstance(error, FileNotFoundError):
                 self._require_no_failure()  # for which the folder has gone
-            with suppress(OSError):
-                self._failures.mkdir(exist_ok=True)
-                (self._failures / str(self.rank)).write_text(str(error))
+            if self.ranks > 1:
+                with suppress(OSError):
+                    self._failures.mkdir(exist_ok=True)
+                    (self._failures / str(self.rank)).write_text(str(error))
             raise
         return self._gather() if self.rank == 0 else {}
 

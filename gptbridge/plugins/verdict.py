@@ -18,6 +18,7 @@ _VICTIM = re.compile(
     r"closed by peer|reset by peer|connect|time[d-]? ?out|broken pipe|socket|heart-?beat", re.I
 )
 _WAITING = re.compile(r"collectives\.py|distributed|communication|autograd|world\.py")
+_MEETING = 10  # times as long may ranks wait for each other before their first step: for other machines
 _IDLE = 0.02  # of a core: what a rank that waits may use
 
 
@@ -78,10 +79,12 @@ class Patience:
         if not seen or len(known) < len(seen):
             return False
         self._samples.append((now, [(one.record.step, s) for one, s in zip(seen, known, strict=True)]))
-        while len(self._samples) > 1 and self._samples[1][0] <= now - self.seconds:
+        meeting = all(one.record.step == 0 for one in seen)
+        window = self.seconds * (_MEETING if meeting else 1)
+        while len(self._samples) > 1 and self._samples[1][0] <= now - window:
             self._samples.popleft()
         began, before = self._samples[0]
-        if now - began < self.seconds or len(before) != len(seen):
+        if now - began < window or len(before) != len(seen):
             return False
         moved = any(one.record.step != step for one, (step, _) in zip(seen, before, strict=True))
         return not moved and all(
