@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.weights.architecture import parameters
+from gptbridge.weights.architecture import parameters, sizes
 from gptbridge.weights.dialects.gptbridge import DIALECT
 from gptbridge.weights.initial import InitialWeights
-from gptbridge.weights.layouts.arrays import stored_arrays
+from gptbridge.weights.layouts.arrays import stored_array
 from gptbridge_specs import ModelSpec
 
 WARM_UP = 3  # steps before the clock starts
@@ -63,7 +63,9 @@ class Workload:
 def initial_weights(model: ModelSpec) -> dict[str, NDArray[np.float32]]:
     """Return gptbridge's initial weights as Hugging Face has them, q, k and v in one matrix."""
     names = [parameter.name for parameter in parameters(model)]
-    return dict(stored_arrays(DIALECT.layouts[0], model, names, InitialWeights(model, SEED).read))
+    whole, read = sizes(model), InitialWeights(model, SEED).read
+    natives = DIALECT.layouts[0].natives(names, model.num_layers)
+    return {native.name: stored_array(native, whole, read) for native in natives}
 
 
 def read_arguments(parser: argparse.ArgumentParser) -> Workload:

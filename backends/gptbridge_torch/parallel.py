@@ -90,16 +90,7 @@ def join(spec: RunSpec, device: Device) -> World | None:
     if not dist.is_initialized():
         dist.init_process_group(dist.get_default_backend_for_device(device.handle))
     place = Place(spec.parallel, dist.get_rank())
-    groups = Groups(
-        all=dist.group.WORLD,
-        tensor=_group(place.groups("tensor")),
-        pipeline=_group(place.groups("pipeline")),
-        ends=_group(place.ends()) if place.degree("pipeline") > 1 else None,
-        sharding=_group(place.groups("sharding")),
-        data=_group(place.groups("data")),
-        replicas=_group(place.groups(*REPLICAS)),
-        losses=_group(place.groups("pipeline", *REPLICAS)),
-    )
+    groups = _groups(place)
 
     def reduce(
         values: Sequence[float], operation: dist.ReduceOp.RedOpType, group: ProcessGroup | None
@@ -116,6 +107,21 @@ def join(spec: RunSpec, device: Device) -> World | None:
         any=lambda flag: bool(reduce([flag], dist.ReduceOp.MAX, groups.all)[0]),
         barrier=dist.barrier,
         handle=groups,
+    )
+
+
+def _groups(place: Place) -> Groups:
+    import torch.distributed as dist
+
+    return Groups(
+        all=dist.group.WORLD,
+        tensor=_group(place.groups("tensor")),
+        pipeline=_group(place.groups("pipeline")),
+        ends=_group(place.ends()) if place.degree("pipeline") > 1 else None,
+        sharding=_group(place.groups("sharding")),
+        data=_group(place.groups("data")),
+        replicas=_group(place.groups(*REPLICAS)),
+        losses=_group(place.groups("pipeline", *REPLICAS)),
     )
 
 
