@@ -63,8 +63,9 @@ class Workload:
 def initial_weights(model: ModelSpec) -> dict[str, NDArray[np.float32]]:
     """Return gptbridge's initial weights as Hugging Face has them, q, k and v in one matrix."""
     names = [parameter.name for parameter in parameters(model)]
-    natives, read = DIALECT.layouts[0].natives(names, model.num_layers), InitialWeights(model, SEED).read
-    return {native.name: stored_array(native, sizes(model), read) for native in natives}
+    whole, read = sizes(model), InitialWeights(model, SEED).read
+    natives = DIALECT.layouts[0].natives(names, model.num_layers)
+    return {native.name: stored_array(native, whole, read) for native in natives}
 
 
 def read_arguments(parser: argparse.ArgumentParser) -> Workload:

@@ -56,11 +56,8 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
     assert "gptbridge = gptbridge_cli.main:main" in text
 
 
-MODULES = {
-    "pyyaml": "yaml",
-    "backports-zstd": "backports",
-    "scikit-learn": "sklearn",
-}  # where a package's module is called otherwise
+# Where a package's module is called otherwise.
+MODULES = {"pyyaml": "yaml", "backports-zstd": "backports", "scikit-learn": "sklearn"}
 
 
 def requirements() -> list[Requirement]:

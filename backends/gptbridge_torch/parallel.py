@@ -90,7 +90,7 @@ def join(spec: RunSpec, device: Device) -> World | None:
     if not dist.is_initialized():
         dist.init_process_group(dist.get_default_backend_for_device(device.handle))
     place = Place(spec.parallel, dist.get_rank())
-    groups = _groups(place, dist.group.WORLD)
+    groups = _groups(place)
 
     def reduce(
         values: Sequence[float], operation: dist.ReduceOp.RedOpType, group: ProcessGroup | None
@@ -110,9 +110,11 @@ def join(spec: RunSpec, device: Device) -> World | None:
     )
 
 
-def _groups(place: Place, everyone: ProcessGroup | None) -> Groups:
+def _groups(place: Place) -> Groups:
+    import torch.distributed as dist
+
     return Groups(
-        all=everyone,
+        all=dist.group.WORLD,
         tensor=_group(place.groups("tensor")),
         pipeline=_group(place.groups("pipeline")),
         ends=_group(place.ends()) if place.degree("pipeline") > 1 else None,

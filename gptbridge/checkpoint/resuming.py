@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gptbridge.checkpoint.locating import locate
 from gptbridge.checkpoint.manifest import MANIFEST_FILE
 from gptbridge.checkpoint.state import STATE_FILE, Origin, TrainingState, read_state
 from gptbridge.checkpoint.tensor_files import open_tensors
@@ -43,7 +44,8 @@ def open_run_checkpoint(folder: Path, stack: ExitStack, base: Path | None = None
     require_regular_file(folder / MANIFEST_FILE)
     state = read_state(folder)
     task = state.spec.task
-    weights = stack.enter_context(open_checkpoint(folder, Hints(base=base if task.lora else None)))
+    named = locate(base, lambda message: None) if base is not None and task.lora is not None else None
+    weights = stack.enter_context(open_checkpoint(folder, Hints(base=named)))
     if task.name != "classification":
         weights.require_language_head()
     if weights.adapter is not None and task.lora is None:

@@ -108,7 +108,7 @@ def test_data_that_do_not_fit(words: tuple[str, ...], code: int, message: str, r
     [
         (
             ("--task", "perplexty"),
-            "--task: no task 'perplexty' (allowed: perplexity, cloze, multiple-choice)",
+            "--task: no task 'perplexty' (allowed: perplexity, cloze, multiple-choice, classification)",
         ),
         (
             (*PERPLEXITY, "--protocol", "megatron"),
