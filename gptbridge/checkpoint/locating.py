@@ -10,7 +10,7 @@ from gptbridge.checkpoint.state import is_of_a_run
 from gptbridge.checkpoint.store import CHECKPOINTS, CheckpointStore
 from gptbridge.errors import BadInput
 from gptbridge.files import nearby
-from gptbridge.weights.opening.hub import fetched
+from gptbridge.hub import fetched
 
 
 def locate(path: Path, warn: Callable[[str], None]) -> Path:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from gptbridge.weights.opening.hints import Hints, hints_of
-from gptbridge.weights.opening.hub import fetched
 from gptbridge.weights.opening.open import open_checkpoint
 from gptbridge.weights.opening.opened import Opened
 
-__all__ = ["Hints", "Opened", "fetched", "hints_of", "open_checkpoint"]
+__all__ = ["Hints", "Opened", "hints_of", "open_checkpoint"]

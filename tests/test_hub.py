@@ -19,12 +19,12 @@ import pytest
 
 from gptbridge.api import inspect
 from gptbridge.errors import BadInput, UsageError
+from gptbridge.hub import chosen, fetched
 from gptbridge.training.beginning import Beginning
 from gptbridge.weights.opening import Hints
-from gptbridge.weights.opening.hub import chosen, fetched
 from tests.command import COMMAND
 
-VECTOR = Path(__file__).parent / "conversion" / "vectors" / "hf"
+VECTOR = Path(__file__).parent / "weights/conversion" / "vectors" / "hf"
 SHA = "0123456789abcdef0123456789abcdef01234567"
 NOWHERE = "http://127.0.0.1:9"  # the port of a service that throws away: nobody listens
 
