@@ -15,7 +15,6 @@ from gptbridge.hookspecs import Launch
 from gptbridge.plugins.capabilities import MANY_DEVICES
 from gptbridge.process.place import DIMENSIONS, REPLICAS, Place
 from gptbridge.process.world import World
-from gptbridge.weights.architecture import sizes, tensor_slice, weight_axes
 
 if TYPE_CHECKING:
     from gptbridge.session import Device
@@ -67,6 +66,8 @@ class Cut:
 
 def cut_of(model: ModelSpec, place: Place, groups: Groups, *, sequence: bool = False) -> Cut:
     """Return what the rank at `place` has of the letters that the architecture table cuts."""
+    from gptbridge.weights.architecture import sizes, tensor_slice, weight_axes
+
     rank, degree, whole = place.index("tensor"), place.degree("tensor"), sizes(model)
     boxes = (tensor_slice(weight_axes(name), whole, rank, degree) for name in CUT_ALIKE)
     heads, ffn, words = (range(*box[letter]) for box, letter in zip(boxes, CUT_ALIKE.values(), strict=True))

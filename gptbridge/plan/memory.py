@@ -29,7 +29,8 @@ class Estimate:
     moments: int
     activations: int  # kept for the backward pass, with what one layer and the loss work with
     process: int  # the framework itself
-    peak: int
+    peak: int  # of the steps
+    saving: int  # with the copy of what is saved, after a step: where there is no room, there is no copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ def estimate_training(spec: RunSpec, use: MemoryUse) -> Estimate:
     step = int(waste * max(activations + before, kept + working + gradients))
     process = use.process + use.per_layer * held.layers
     peak = process + weights + moments + max(step, int(_LOADING * held.matrix))
-    return Estimate(weights, gradients, moments, activations, process, peak)
+    saving = process + weights + gradients + 2 * moments + held.trained // sharded[2]
+    return Estimate(weights, gradients, moments, activations, process, peak, saving)
 
 
 def peaks_by_recompute(spec: RunSpec, use: MemoryUse) -> dict[str, int]:

@@ -100,7 +100,7 @@ def test_a_dry_run_says_all_and_launches_nothing(tmp_path: Path) -> None:
         (("-o", "training.max_steps=many"), 2, "training.max_steps"),
         (("-o", "data.split=[1,0,0]"), 2, "data.split"),
         (("-o", "data.path=nowhere"), 5, "nowhere"),
-        (("-o", "parallel.tensor=2"), 2, "parallel.tensor"),
+        (("-o", "parallel.data=3"), 2, "parallel.data"),
         (("--backend", "troch"), 3, "Did you mean 'torch'"),
         (("--resume", "nowhere"), 5, "nowhere: no such file or folder"),
         (("--lr", "1e-4"), 2, "Did you mean -o schedule.max_lr=1e-4?"),

