@@ -82,7 +82,7 @@ poetry: .venv/torch $(POEMS)
 	$(BIN)/python examples/poetry/poetry.py scan $(POETRY)/written.json
 
 # Two halves at once. The rooms that measure their process's memory come before those that open a framework in it.
-FIRST := $(addprefix tests/,weights data fuzz kills specs plan plugins cli)
+FIRST := $(addprefix tests/,weights data fuzz kills specs plan plugins cli exporting evaluation generation training)
 SECOND := $(filter-out $(FIRST),$(patsubst %/,%,$(wildcard tests/[a-z]*/))) $(wildcard tests/test_*.py)
 
 test: .venv/all
