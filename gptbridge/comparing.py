@@ -101,6 +101,12 @@ def compare_backends(
     """
     if not backends or len(set(backends)) < len(backends):
         raise UsageError(f"{','.join(backends) or 'nothing'}: name each backend once", where="--backends")
+    if spec.parallel.world_size > 1:
+        raise UsageError(
+            f"a layout of {spec.parallel.world_size} ranks: backends are compared in one process each",
+            where="parallel",
+            hint="Leave the parallel section out",
+        )
     plain = without_dropout(spec)
     notes = () if plain == spec else ("dropout is set to 0: each framework draws its own",)
     for name in backends:

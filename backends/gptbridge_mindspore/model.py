@@ -85,7 +85,7 @@ class GPT(nn.Cell):
             here = sizes(model, task) | {"v": len(cut.words)}
             for weight in heads:
                 setattr(self, weight.name.removesuffix(".weight"), Head(*weight.axes.shape(here)))
-        self.projection = heads[0].name if heads else "wte.weight"  # the weight of the last product
+        self.projection = heads[0].name.removesuffix(".weight") if heads else "wte"  # what makes logits
         if task is not None and task.lora is not None:
             adapt(self.h, task.lora, dtype, kernels.drop)
 
@@ -103,7 +103,7 @@ class GPT(nn.Cell):
     @property
     def head(self) -> Parameter:
         """The output projection, (V, H); a classifier's has a row for each class."""
-        return getattr(self, self.projection.removesuffix(".weight")).weight
+        return getattr(self, self.projection).weight
 
     def construct(self, tokens: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
         """Return the final hidden states (B, T, H) of ids (B, T) at positions (B, T), without dropout."""

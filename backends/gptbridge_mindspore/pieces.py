@@ -76,7 +76,7 @@ class Pieces:
         self._own = {name: weight for name, weight in cells.items() if name.startswith(LAYER)}
         self._fill = ms.jit(Fill(sharded, list(self._own.values())))
         first = {name: cells[name] for name in FIRST if net.first}
-        last = {name: cells[name] for name in (net.projection, *LAST) if net.last}
+        last = {name: cells[name] for name in (f"{net.projection}.weight", *LAST) if net.last}
         self._ends = {
             part: (list(found), ms.jit(Fill(sharded, list(found.values()))))
             for part, found in (("first", first), ("last", last))

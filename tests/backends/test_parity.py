@@ -123,5 +123,5 @@ def test_the_command_prints_a_table_and_fails_beyond_the_tolerance() -> None:
 def test_what_cannot_be_is_refused_before_anything_runs() -> None:
     with pytest.raises(UsageError, match="name each backend once"):
         compare_backends(RunSpec(), ["torch", "torch"], steps=1)
-    with pytest.raises(UsageError, match=r"parallel\.tensor"):
+    with pytest.raises(UsageError, match=r"parallel: a layout of 2 ranks"):
         compare_backends(RunSpec.model_validate({"parallel": {"tensor": 2}}), ["torch"], steps=1)
