@@ -105,6 +105,6 @@ def test_a_run_takes_what_was_estimated(backend: str, recompute: str, tmp_path: 
     spec = load_run("gpt2-tiny", [*SHAPE, f"training.recompute={recompute}"])
     estimate = estimate_training(spec, load_plugin(backend).info.memory["cpu"])
     peak = measured_peak(backend, spec, tmp_path / "run")
-    assert max(estimate.peak, estimate.saving) == pytest.approx(peak, rel=0.15)
+    assert max(estimate.peak, estimate.saving) == pytest.approx(peak, rel=0.25)
     # the control: what the process takes by itself would not have done
     assert estimate.process < 0.85 * peak
