@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,14 +83,13 @@ def _traced(step: Step, model: ModelSpec) -> ExportedProgram:
 
 
 def _write_onnx(program: ExportedProgram, folder: Path) -> None:
-    exported = torch.onnx.export(
+    exported: Any = torch.onnx.export(
         program,
         input_names=["tokens", "past"],
         output_names=["logits", "present"],
         dynamo=True,
         verbose=False,
     )
-    assert exported is not None
     for node in exported.model.graph:
         node.metadata_props.clear()  # where it comes from in the code: most of the file
     exported.save(folder / "model.onnx", external_data=True)

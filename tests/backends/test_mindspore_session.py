@@ -48,7 +48,7 @@ def open_trainer(spec: RunSpec) -> MindSporeTrainer:
 
 
 PEAK = """
-import resource, sys
+import sys
 import numpy as np
 from gptbridge.plugins.backend import load_backend
 from gptbridge.session import Batch
@@ -58,28 +58,25 @@ fields = ("model.vocab_size=64", "model.hidden_size=128", "model.num_layers=6", 
 trainer, _, _ = load_backend("mindspore").open_trainer(load_run("gpt2-tiny", fields))
 tokens = np.zeros((1, 32, 256), np.int32)
 trainer.step(Batch(tokens, tokens, np.ones(tokens.shape, bool), tokens.size, (1,)), 0.0)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+# not ru_maxrss, which starts at what the forking parent held
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
 def peak_mebibytes(recompute: str) -> int:
-    """Return the memory of a process that does one step, with the threads that users have."""
-    command = ["env", "-u", "OMP_NUM_THREADS", sys.executable, "-c", PEAK, recompute]
-    return int(subprocess.run(command, capture_output=True, text=True, timeout=200, check=True).stdout)
+    """Return the memory of a process that does one step."""
+    command = [sys.executable, "-c", PEAK, recompute]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
+    return int(done.stdout) >> 10
 
 
 class TestMindSpore(SessionTests):
     open_trainer = staticmethod(open_trainer)
 
     def test_recompute_keeps_less_at_each_granularity(self) -> None:
-        def falls(peaks: dict[str, int]) -> bool:
-            steps = peaks["none"] - peaks["core_attn"] > 80, peaks["full_attn"] - peaks["full"] > 50
-            return all(steps) and peaks["core_attn"] > peaks["full_attn"]
-
         peaks = {recompute: peak_mebibytes(recompute) for recompute in sessions.GRANULARITIES}
-        if not falls(peaks):  # what else the machine does can only add
-            peaks = {recompute: min(peak, peak_mebibytes(recompute)) for recompute, peak in peaks.items()}
-        assert falls(peaks), peaks
+        assert peaks["none"] > peaks["core_attn"] + 80
+        assert peaks["core_attn"] > peaks["full_attn"] > peaks["full"] + 50
 
 
 def test_masks_drop_the_share_that_the_spec_says() -> None:
