@@ -12,7 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from gptbridge.weights.layouts.gpt2 import ADAPTED
+from gptbridge.weights.layouts.gpt2 import adapted_in
 from gptbridge_specs.run import LoraSpec
 
 
@@ -82,9 +82,5 @@ class Adapters(nn.Cell):
 
 def adapt(blocks: Iterable[Any], lora: LoraSpec, dtype: Any, drop: Callable[[float], nn.Cell]) -> None:
     """Put adapters beside the linear layers of `blocks` that `lora` targets."""
-    for block in blocks:
-        for name, parts in ADAPTED.items():
-            if set(parts) & set(lora.targets):
-                branch, _, own = name.partition(".")
-                linear = getattr(getattr(block, branch), own)
-                linear.adapters = Adapters(parts, lora, linear.weight.shape, dtype, drop)
+    for linear, parts, _ in adapted_in(dict(enumerate(blocks)), lora):
+        linear.adapters = Adapters(parts, lora, linear.weight.shape, dtype, drop)

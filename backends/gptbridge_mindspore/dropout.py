@@ -19,7 +19,7 @@ from mindspore import Tensor, nn
 from mindspore.ops.auto_generate import dropout_do_mask_ext_op, dropout_gen_mask_ext_op
 from numpy.typing import NDArray
 
-from gptbridge.weights.layouts.gpt2 import ADAPTED
+from gptbridge.weights.layouts.gpt2 import ADAPTED, adapted
 from gptbridge_mindspore.parallel import Cut
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.run import LoraSpec
@@ -57,11 +57,10 @@ def layer_sites(model: ModelSpec, layer: int, lora: LoraSpec | None = None) -> l
     hidden, attention, wide = model.hidden_dropout_prob, model.attention_probs_dropout_prob, model.hidden_size
     kinds = [(_PROBABILITIES, attention, wide), (_ATTENTION, hidden, wide), (_MLP, hidden, wide)]
     if lora is not None:
-        adapted = set(adapted_layers(lora))
         kinds += [
             (kind, lora.dropout, model.ffn_size if name == "mlp.c_proj" else wide)
             for kind, name in enumerate(ADAPTED, start=_MLP + 1)
-            if name in adapted
+            if name in adapted(lora)
         ]
     return _dropping(*(Site(kind, layer, p, width) for kind, p, width in kinds))
 
@@ -76,16 +75,11 @@ def _dropping(*sites: Site) -> list[Site]:
     return [site for site in sites if site.probability > 0]
 
 
-def adapted_layers(lora: LoraSpec) -> list[str]:
-    """Return the linear layers of a block that have adapters, in the order in which their masks are drawn."""
-    return [name for name, parts in ADAPTED.items() if set(parts) & set(lora.targets)]
-
-
 def masks_of_block(model: ModelSpec, lora: LoraSpec | None = None) -> tuple[int, ...]:
     """Return how many masks each part of BlockMasks has."""
-    adapted = adapted_layers(lora) if lora is not None and lora.dropout > 0 else []
+    layers = adapted(lora) if lora is not None and lora.dropout > 0 else {}
     hidden = int(model.hidden_dropout_prob > 0)
-    before = (sum(name.startswith(branch) for name in adapted) for branch in ("attn.", "mlp."))
+    before = (sum(name.startswith(branch) for name in layers) for branch in ("attn.", "mlp."))
     return (int(model.attention_probs_dropout_prob > 0), hidden, hidden, *before)
 
 

@@ -6,15 +6,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gptbridge.errors import UsageError
 from gptbridge.hookspecs import Launch
 from gptbridge.plugins.capabilities import MANY_DEVICES
-from gptbridge.process.place import DIMENSIONS, REPLICAS, Place
-from gptbridge.process.world import World
+from gptbridge.process import groups
+from gptbridge.process.place import Place
+from gptbridge.process.world import World, has_others
 
 if TYPE_CHECKING:
     from gptbridge.session import Device
@@ -27,16 +27,9 @@ LIMITS = MANY_DEVICES
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
-    """The ranks that a rank works with; None where it would be alone."""
+class Groups(groups.Groups["Group"]):
+    """With the pairs of stages."""
 
-    all: Group | None = None
-    replicas: Group | None = None  # they see different samples
-    data: Group | None = None
-    sharding: Group | None = None
-    tensor: Group | None = None
-    pipeline: Group | None = None
-    ends: Group | None = None  # a first and a last stage
     onward: Group | None = None  # this stage and the next; the last and the first
     back: Group | None = None  # this stage and the one before
 
@@ -108,14 +101,7 @@ def join(spec: RunSpec, device: Device) -> World | None:
 
     UsageError where it has started another number of them.
     """
-    ranks, started = spec.parallel.world_size, int(os.environ.get("MS_WORKER_NUM", "1"))
-    if ranks != started:
-        raise UsageError(
-            f"this layout has {ranks} ranks, and {started} were started",
-            where="parallel",
-            hint=f"Start it with `gptbridge train --devices {ranks}`.",
-        )
-    if ranks == 1:
+    if not has_others(spec.parallel, started=int(os.environ.get("MS_WORKER_NUM", "1"))):
         return None
     from mindspore.communication import get_rank, init
 
@@ -124,21 +110,21 @@ def join(spec: RunSpec, device: Device) -> World | None:
     init()
     place = Place(spec.parallel, get_rank())
 
-    groups = groups_of(place, native=device.kind == "ascend")
-    total([0.0], groups.all)
+    own = groups_of(place, native=device.kind == "ascend")
+    total([0.0], own.all)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):  # MindSpore's first collective takes them from Python
             signal.signal(number, signal.getsignal(number))
 
     def barrier() -> None:
-        total([0.0], groups.all)
+        total([0.0], own.all)
 
     return World(
         place,
-        total=lambda values: total(values, groups.replicas),
-        any=lambda flag: total([flag], groups.all) != [0.0],
+        total=lambda values: total(values, own.replicas),
+        any=lambda flag: total([flag], own.all) != [0.0],
         barrier=barrier,
-        handle=groups,
+        handle=own,
     )
 
 
@@ -146,21 +132,13 @@ def groups_of(place: Place, *, native: bool) -> Groups:
     """Return the groups of the rank at `place`, which it makes with their other ranks."""
     from gptbridge_mindspore.collectives import group_of
 
-    def among(ranks: Iterable[list[int]]) -> Group | None:
-        mine = next((tuple(sorted({*group})) for group in ranks if place.rank in group), ())
-        return group_of(mine, place.rank, native=native) if len(mine) > 1 else None
+    def among(ranks: list[list[int]]) -> Group | None:
+        mine = next((tuple(sorted(group)) for group in ranks if place.rank in group), None)
+        return group_of(mine, place.rank, native=native) if mine else None
 
+    if place.degree("pipeline") == 1:
+        return Groups.of(place, among)
     (chain,) = (ranks for ranks in place.groups("pipeline") if place.rank in ranks)
     stage = place.index("pipeline")
-    onward, back = ([chain[(stage + n) % len(chain)], chain[stage + n - 1]] for n in (1, 0))
-    return Groups(
-        all=among(place.groups(*DIMENSIONS)),
-        replicas=among(place.groups(*REPLICAS)),
-        data=among(place.groups("data")),
-        sharding=among(place.groups("sharding")),
-        tensor=among(place.groups("tensor")),
-        pipeline=among(place.groups("pipeline")),
-        ends=among(place.ends()),
-        onward=among([onward]) if len(chain) > 1 else None,
-        back=among([back]) if len(chain) > 1 else None,
-    )
+    onward, back = ([[chain[(stage + n) % len(chain)], chain[stage + n - 1]]] for n in (1, 0))
+    return Groups.of(place, among, onward=among(onward), back=among(back))

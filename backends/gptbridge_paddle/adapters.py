@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import paddle
 from paddle import Tensor, nn
 
-from gptbridge.rules.dropout import site_seed
-from gptbridge.weights.layouts.gpt2 import ADAPTED
+from gptbridge.rules.dropout import Drawing, site_seed
+from gptbridge.weights.layouts.gpt2 import adapted_in
 from gptbridge_paddle.parts import dropped
 from gptbridge_specs.run import LoraSpec
-
-
-@dataclass(slots=True)
-class Drawing:
-    """The seed of the micro-batch that a model is computing."""
-
-    seed: int = 0
 
 
 class Pair(nn.Layer):
@@ -56,9 +48,9 @@ class Adapters(nn.LayerDict):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return y (..., out) and the change that x (..., in) makes to it."""
-        if self._dropout and self.training:
-            seed = site_seed(self._drawing.seed, *self._site)
-            x = dropped(x, self._dropout, seed, 1, 0, x.shape[1])
+        seed = self._drawing.seed
+        if self._dropout and self.training and seed is not None:
+            x = dropped(x, self._dropout, site_seed(seed, *self._site), 1, 0, x.shape[1])
         held = zip(self._parts, paddle.split(y, len(self._parts), -1), strict=True)
         changed = [part + self._scale * self[name](x) if name in self else part for name, part in held]
         return paddle.concat(changed, -1) if len(changed) > 1 else changed[0]
@@ -66,10 +58,5 @@ class Adapters(nn.LayerDict):
 
 def adapt(blocks: Mapping[str, nn.Layer], lora: LoraSpec, drawing: Drawing) -> None:
     """Put adapters beside the linear layers that `lora` targets, of `blocks` by layer number."""
-    for layer, block in blocks.items():
-        for name, parts in ADAPTED.items():
-            if set(parts) & set(lora.targets):
-                branch, _, own = name.partition(".")
-                linear = getattr(getattr(block, branch), own)
-                site = int(layer), f"{name} adapters"
-                linear.adapters = Adapters(parts, lora, linear.weight.shape, site, drawing)
+    for linear, parts, site in adapted_in(blocks, lora):
+        linear.adapters = Adapters(parts, lora, linear.weight.shape, site, drawing)

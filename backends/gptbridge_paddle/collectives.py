@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -16,9 +15,10 @@ import paddle.distributed as dist
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
-from gptbridge.process.place import share
+from gptbridge.process import groups
 from gptbridge_paddle.groups import Group
 
+Cut = groups.Cut[Group]
 SUM, MAX = dist.ReduceOp.SUM, dist.ReduceOp.MAX
 BUCKET = 2**18  # numbers that travel together
 
@@ -99,27 +99,6 @@ def receive(shape: Sequence[int], group: Group) -> Tensor:
     meet(group)
     dist.recv(x, group.peer, group.handle)
     return x
-
-
-@dataclass(slots=True)
-class Cut:
-    """How tensor ranks share a region of the model; by default there is one rank.
-
-    `length`, the tokens of a sample, is set where the ranks share them between such regions.
-    """
-
-    group: Group | None = None
-    index: int = 0
-    degree: int = 1
-    length: int | None = None
-
-    def part(self, size: int) -> tuple[int, int]:
-        """Return [start, stop) of this rank's part of `size` entries."""
-        return share(size, self.degree, self.index)
-
-    def lengths(self, size: int) -> list[int]:
-        """Return how many of `size` entries each rank has."""
-        return [stop - start for start, stop in (share(size, self.degree, n) for n in range(self.degree))]
 
 
 def enter(x: Tensor, cut: Cut) -> Tensor:

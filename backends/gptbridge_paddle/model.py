@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from paddle import Tensor, nn
 
+from gptbridge.rules.dropout import Drawing
 from gptbridge.weights.architecture import head, outputs
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
-from gptbridge_paddle.adapters import Drawing, adapt
+from gptbridge_paddle.adapters import adapt
 from gptbridge_paddle.cache import Cache
 from gptbridge_paddle.collectives import Cut, enter
 from gptbridge_paddle.loss import Words

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from gptbridge.errors import UsageError
 from gptbridge.hookspecs import Launch
 from gptbridge.plugins.capabilities import MANY_DEVICES
-from gptbridge.process.place import REPLICAS, Place
-from gptbridge.process.world import World
+from gptbridge.process import groups
+from gptbridge.process.place import Place
+from gptbridge.process.world import World, has_others
 
 if TYPE_CHECKING:
     from gptbridge.session import Device
@@ -25,18 +25,10 @@ LIMITS = MANY_DEVICES
 
 
 @dataclass(frozen=True, slots=True)
-class Groups:
-    """The ranks that a rank works with; None where it would be alone."""
+class Groups(groups.Groups["Group"]):
+    """With the pairs of stages, by what they pass."""
 
-    all: Group | None = None
-    replicas: Group | None = None  # they see different samples
-    losses: Group | None = None  # each has its own part of the loss, or none of it
-    data: Group | None = None
-    sharding: Group | None = None
-    tensor: Group | None = None
-    pipeline: Group | None = None
-    ends: Group | None = None  # a first and a last stage
-    onward: Group | None = None  # pairs of stages, by what they pass: activations to the next stage,
+    onward: Group | None = None  # activations to the next stage,
     incoming: Group | None = None  # from the one before,
     back: Group | None = None  # gradients to the one before
     returning: Group | None = None  # and from the next
@@ -70,14 +62,7 @@ def join(spec: RunSpec, device: Device) -> World | None:
 
     UsageError where it has started another number of them.
     """
-    ranks, started = spec.parallel.world_size, int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
-    if ranks != started:
-        raise UsageError(
-            f"this layout has {ranks} ranks, and {started} were started",
-            where="parallel",
-            hint=f"Start it with `gptbridge train --devices {ranks}`.",
-        )
-    if ranks == 1:
+    if not has_others(spec.parallel, started=int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))):
         return None
     import paddle
     import paddle.distributed as dist
@@ -88,7 +73,7 @@ def join(spec: RunSpec, device: Device) -> World | None:
         os.environ["PADDLE_DISTRI_BACKEND"] = "gloo" if device.kind == "cpu" else "auto"
         dist.init_parallel_env()
     place = Place(spec.parallel, dist.get_rank())
-    groups = _groups(place)
+    own = _groups(place)
 
     def reduce(values: Sequence[float], operation: int, group: Group | None) -> list[float]:
         meet(group)
@@ -97,10 +82,10 @@ def join(spec: RunSpec, device: Device) -> World | None:
 
     return World(
         place,
-        total=lambda values: reduce(values, SUM, groups.replicas),
-        any=lambda flag: bool(reduce([flag], MAX, groups.all)[0]),
-        barrier=groups.all.meet if groups.all else dist.barrier,
-        handle=groups,
+        total=lambda values: reduce(values, SUM, own.replicas),
+        any=lambda flag: bool(reduce([flag], MAX, own.all)[0]),
+        barrier=own.all.meet if own.all else dist.barrier,
+        handle=own,
     )
 
 
@@ -115,17 +100,7 @@ def _groups(place: Place) -> Groups:
             group = group_of([pair], kind)
             if place.rank in pair:
                 passing[ahead if place.rank == pair[0] else behind] = group
-    return Groups(
-        all=group_of(place.groups("pipeline", *REPLICAS, "tensor")),
-        replicas=group_of(place.groups(*REPLICAS)),
-        losses=group_of(place.groups("pipeline", *REPLICAS)),
-        data=group_of(place.groups("data")),
-        sharding=group_of(place.groups("sharding")),
-        tensor=group_of(place.groups("tensor")),
-        pipeline=group_of(place.groups("pipeline")),
-        ends=group_of(place.ends()) if place.parallel.pipeline > 1 else None,
-        **passing,
-    )
+    return Groups.of(place, group_of, **passing)
 
 
 def _pairs(chain: Sequence[int], place: Place) -> list[tuple[int, int]]:

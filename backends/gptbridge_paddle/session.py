@@ -64,7 +64,7 @@ class PaddleModel:
         self._spec = spec
         self._place = world.place
         self._groups: Groups = world.handle or Groups()
-        self._cut = Cut(self._groups.tensor, self._place.index("tensor"), self._place.degree("tensor"))
+        self._cut = Cut.of(self._place, self._groups)
         stage = spec.parallel.sharding_stage if self._groups.sharding else 0
         self._sharding = Sharding(self._groups.sharding, stage)
         self._device = device.handle

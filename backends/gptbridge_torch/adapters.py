@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptbridge.weights.layouts.gpt2 import ADAPTED
+from gptbridge.rules.dropout import Drawing
+from gptbridge.weights.layouts.gpt2 import adapted_in
 from gptbridge_specs.run import LoraSpec
 from gptbridge_torch.parts import sow
-
-
-@dataclass(slots=True)
-class Drawing:
-    """The seed of the micro-batch that a model computes; None where a compiled one draws for all sites."""
-
-    seed: int | None = None
 
 
 class Pair(nn.Module):
@@ -68,9 +59,6 @@ class Adapters(nn.ModuleDict):
 
 def adapt(blocks: nn.ModuleDict, lora: LoraSpec, drawing: Drawing) -> None:
     """Put adapters beside the linear layers that `lora` targets, of `blocks` by layer number."""
-    for layer, block in blocks.items():
-        for name, parts in ADAPTED.items():
-            if set(parts) & set(lora.targets):
-                linear: Any = block.get_submodule(name)
-                shape, site = (linear.in_features, linear.out_features), (int(layer), f"{name} adapters")
-                linear.adapters = Adapters(parts, lora, shape, site, drawing)
+    for linear, parts, site in adapted_in(dict(blocks.items()), lora):
+        shape = linear.in_features, linear.out_features
+        linear.adapters = Adapters(parts, lora, shape, site, drawing)

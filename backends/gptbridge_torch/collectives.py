@@ -6,7 +6,6 @@ A group of None is one rank, alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,8 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from gptbridge.process.place import share
+from gptbridge.process import groups
 
+Cut = groups.Cut[ProcessGroup]
 SUM, MAX = dist.ReduceOp.SUM, dist.ReduceOp.MAX
 
 
@@ -79,28 +79,6 @@ def all_reduce_each(tensors: Iterable[Tensor], group: ProcessGroup | None) -> No
         works = [dist.all_reduce(tensor, SUM, group, async_op=True) for tensor in tensors]
         for work in works:
             work.wait()
-
-
-@dataclass(slots=True)
-class Cut:
-    """How the ranks of `group` share a layer: each computes its part of the heads, say, for all tokens.
-
-    Between two such regions the residual stream is whole on every rank, or, where `length` is set, a rank has
-    its part of the positions of that many tokens.
-    """
-
-    group: ProcessGroup | None = None
-    index: int = 0
-    degree: int = 1
-    length: int | None = None
-
-    def part(self, size: int) -> tuple[int, int]:
-        """Return [start, stop) of this rank's part of `size` entries: as `tensor_slice` cuts weights."""
-        return share(size, self.degree, self.index)
-
-    def lengths(self, size: int) -> list[int]:
-        """Return how many of `size` entries each rank has."""
-        return [stop - start for start, stop in (share(size, self.degree, n) for n in range(self.degree))]
 
 
 def enter(x: Tensor, cut: Cut) -> Tensor:

@@ -7,12 +7,12 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from gptbridge.rules.dropout import drops_out
+from gptbridge.rules.dropout import Drawing, drops_out
 from gptbridge.weights.architecture import head, outputs, sizes
 from gptbridge.weights.layouts.gpt2 import gpt2_in_memory
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.run import TaskSpec
-from gptbridge_torch.adapters import Drawing, adapt
+from gptbridge_torch.adapters import adapt
 from gptbridge_torch.cache import Cache
 from gptbridge_torch.collectives import Cut, enter
 from gptbridge_torch.loss import Words

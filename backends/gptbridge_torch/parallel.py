@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from gptbridge.errors import UsageError
 from gptbridge.hookspecs import Launch
 from gptbridge.plugins.capabilities import MANY_DEVICES, Limit
-from gptbridge.process.place import REPLICAS, Place
-from gptbridge.process.world import World
+from gptbridge.process import groups
+from gptbridge.process.place import Place
+from gptbridge.process.world import World, has_others
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from gptbridge.session import Device
     from gptbridge_specs import RunSpec
 
-
+Groups = groups.Groups["ProcessGroup"]
 LIMITS = (
     *MANY_DEVICES,
     Limit(
@@ -34,20 +33,6 @@ LIMITS = (
         "compiled dropout draws alike on all tensor ranks and for no one stage: set compile or dropout aside",
     ),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Groups:
-    """The ranks that a rank works with; None where it would be alone."""
-
-    all: ProcessGroup | None = None
-    tensor: ProcessGroup | None = None
-    pipeline: ProcessGroup | None = None
-    ends: ProcessGroup | None = None  # the first and last stage, which both have a tied embedding
-    sharding: ProcessGroup | None = None
-    data: ProcessGroup | None = None
-    replicas: ProcessGroup | None = None  # they see different samples
-    losses: ProcessGroup | None = None  # each has its own part of the loss, or none of it
 
 
 def rank() -> int | None:
@@ -75,14 +60,7 @@ def join(spec: RunSpec, device: Device) -> World | None:
 
     UsageError where it has started another number of them.
     """
-    ranks, started = spec.parallel.world_size, int(os.environ.get("WORLD_SIZE", "1"))
-    if ranks != started:
-        raise UsageError(
-            f"this layout has {ranks} ranks, and {started} were started",
-            where="parallel",
-            hint=f"Start it with `gptbridge train --devices {ranks}`.",
-        )
-    if ranks == 1:
+    if not has_others(spec.parallel, started=int(os.environ.get("WORLD_SIZE", "1"))):
         return None
     import torch
     import torch.distributed as dist
@@ -90,7 +68,7 @@ def join(spec: RunSpec, device: Device) -> World | None:
     if not dist.is_initialized():
         dist.init_process_group(dist.get_default_backend_for_device(device.handle))
     place = Place(spec.parallel, dist.get_rank())
-    groups = _groups(place)
+    own = Groups.of(place, _group)
 
     def reduce(
         values: Sequence[float], operation: dist.ReduceOp.RedOpType, group: ProcessGroup | None
@@ -103,31 +81,16 @@ def join(spec: RunSpec, device: Device) -> World | None:
 
     return World(
         place,
-        total=lambda values: reduce(values, dist.ReduceOp.SUM, groups.replicas),
-        any=lambda flag: bool(reduce([flag], dist.ReduceOp.MAX, groups.all)[0]),
+        total=lambda values: reduce(values, dist.ReduceOp.SUM, own.replicas),
+        any=lambda flag: bool(reduce([flag], dist.ReduceOp.MAX, own.all)[0]),
         barrier=dist.barrier,
-        handle=groups,
-    )
-
-
-def _groups(place: Place) -> Groups:
-    import torch.distributed as dist
-
-    return Groups(
-        all=dist.group.WORLD,
-        tensor=_group(place.groups("tensor")),
-        pipeline=_group(place.groups("pipeline")),
-        ends=_group(place.ends()) if place.degree("pipeline") > 1 else None,
-        sharding=_group(place.groups("sharding")),
-        data=_group(place.groups("data")),
-        replicas=_group(place.groups(*REPLICAS)),
-        losses=_group(place.groups("pipeline", *REPLICAS)),
+        handle=own,
     )
 
 
 def _group(ranks: list[list[int]]) -> ProcessGroup | None:
-    """Return this rank's group of `ranks`; None where every rank is alone, or this one in none."""
-    return None if len(ranks[0]) == 1 else _made(tuple(map(tuple, ranks)))
+    """Return which of the groups `ranks` this rank is in."""
+    return _made(tuple(map(tuple, ranks)))
 
 
 @cache  # layouts of the same ranks share them

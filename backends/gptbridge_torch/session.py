@@ -68,7 +68,7 @@ class TorchModel:
         self._groups: Groups = world.handle or Groups()
         self._device: torch.device = device.handle
         self._dtype = COMPUTE[spec.precision.compute]
-        self._cut = Cut(self._groups.tensor, self._place.index("tensor"), self._place.degree("tensor"))
+        self._cut = Cut.of(self._place, self._groups)
         stages = [stage.to(weight_dtype or self._dtype) for stage in build(spec, self._place, self._cut)]
         self._sharding: Sharding | None = None
         if self._groups.sharding and spec.parallel.sharding_stage:

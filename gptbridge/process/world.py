@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gptbridge.errors import UsageError
 from gptbridge.process.place import DIMENSIONS, REPLICAS, Place
+from gptbridge_specs.run import ParallelSpec
 
 
 def _same(values: Sequence[float]) -> list[float]:
@@ -45,3 +47,15 @@ class World:
     def replicas(self) -> int:
         """Into how many shares each batch is cut."""
         return self.place.degree(*REPLICAS)
+
+
+def has_others(parallel: ParallelSpec, *, started: int) -> bool:
+    """Return whether a rank of `parallel` has others to meet; UsageError where another number was started."""
+    ranks = parallel.world_size
+    if ranks != started:
+        raise UsageError(
+            f"this layout has {ranks} ranks, and {started} were started",
+            where="parallel",
+            hint=f"Start it with `gptbridge train --devices {ranks}`.",
+        )
+    return ranks > 1

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gptbridge_specs import ModelSpec
     from gptbridge_specs.run import TaskSpec
+
+
+@dataclass(slots=True)
+class Drawing:
+    """The seed of the micro-batch that a model computes; None where a compiled one draws for all sites."""
+
+    seed: int | None = None
 
 
 def drops_out(model: ModelSpec, task: TaskSpec | None = None) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
+from typing import Any
 
 from gptbridge.weights.architecture import LORA_A, LORA_B, LORA_TARGETS, TOP
 from gptbridge.weights.layouts.rules import Layout, Rule, rows, rules
+from gptbridge_specs.run import LoraSpec
 
 _BLOCK = {
     "ln_1.*": "ln_1.*",
@@ -46,3 +49,17 @@ def gpt2_in_memory(backend: str, *, out_in: bool) -> Layout:
     }
     own = gpt2_rules(heads={**_HEAD, "score.weight": "score.weight"}, out_in=out_in)
     return Layout(backend, "memory", (*own, *rules(top={}, block=rows(adapters), blocks="h.{}.")))
+
+
+def adapted(lora: LoraSpec) -> dict[str, tuple[str, ...]]:
+    """Return the linear layers of a block that get adapters, and the targets in the output of each."""
+    return {linear: targets for linear, targets in ADAPTED.items() if set(targets) & set(lora.targets)}
+
+
+def adapted_in(
+    blocks: Mapping[Any, Any], lora: LoraSpec
+) -> Iterator[tuple[Any, tuple[str, ...], tuple[int, str]]]:
+    """Yield the linear layers of `blocks`, by layer number, with adapters; their targets; where they drop."""
+    for layer, block in blocks.items():
+        for linear, targets in adapted(lora).items():
+            yield attrgetter(linear)(block), targets, (int(layer), f"{linear} adapters")
