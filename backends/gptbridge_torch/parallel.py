@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from gptbridge.session import Device
     from gptbridge_specs import RunSpec
 
-Groups = groups.Groups["ProcessGroup"]
 LIMITS = (
     *MANY_DEVICES,
     Limit(
@@ -33,6 +32,10 @@ LIMITS = (
         "compiled dropout draws alike on all tensor ranks and for no one stage: set compile or dropout aside",
     ),
 )
+
+
+class Groups(groups.Groups["ProcessGroup"]):
+    """Groups of processes."""
 
 
 def rank() -> int | None:
