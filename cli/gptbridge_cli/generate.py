@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gptbridge_cli import generate_options as options
+from gptbridge_cli.device_options import READING
 from gptbridge_cli.hint_options import HINTS
 from gptbridge_cli.lines import note, say, warn
 from gptbridge_cli.passing import passing
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from gptbridge.generation.generate import Writer
 
 
-@passing(HINTS)
+@passing(HINTS, READING)
 def generate(
     checkpoint: options.Checkpoint,
     prompts: options.Prompts = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gptbridge_specs.errors import SpecError
 
 if TYPE_CHECKING:
+    from gptbridge_specs.model import ModelSpec
     from gptbridge_specs.run import RunSpec
 
 AUTO = "auto"
@@ -40,6 +41,34 @@ def laid_out(content: dict[str, Any], devices: int | None) -> dict[str, Any]:
         product = f"data {data} x {words} = {data * others} devices"
         raise SpecError([f"parallel.data: {product}, not {devices}: {near} would be"])
     return {**content, "parallel": {**parallel, "data": left}}
+
+
+def cut_to_read(content: dict[str, Any], model: ModelSpec, devices: int | None) -> dict[str, Any]:
+    """Return the content of a spec that `model` is read by, such that all `devices` share each pass.
+
+    Of what is not set, parallel.tensor is as much as the model can be cut by, parallel.pipeline the rest. The
+    samples of a pass are a micro-batch, and there are as many of these as stages. SpecError, with the
+    equation, where no layout of that many devices has what is set.
+    """
+    parallel, training = content.get("parallel") or {}, content["training"]
+    try:
+        given = {name: int(parallel[name]) for name in ("tensor", "pipeline") if name in parallel}
+        rows = int(training.get("global_batch_size", 1))
+    except (AttributeError, TypeError, ValueError):
+        return content  # what is no number is refused with the other fields
+    tensor, pipeline = given.get("tensor", 1), given.get("pipeline", 1)
+    if devices is not None:
+        largest = math.gcd(devices, model.num_attention_heads, model.ffn_size)
+        tensor = given.get("tensor", devices // max(1, pipeline) if "pipeline" in given else largest)
+        pipeline = given.get("pipeline", devices // max(1, tensor))
+        if tensor * pipeline != devices:
+            equation = f"tensor {tensor} x pipeline {pipeline} = {tensor * pipeline} devices, not {devices}"
+            near = _near(tensor, _divisors(math.gcd(devices, largest)))
+            raise SpecError([f"parallel.tensor: {equation}: {near}, with parallel.pipeline left out"])
+    if pipeline > 1:
+        training = {**training, "global_batch_size": rows * pipeline, "micro_batch_size": rows}
+    degrees = {"tensor": tensor, "pipeline": pipeline}
+    return {**content, "training": training, "parallel": {**parallel, **degrees}}
 
 
 def broken_equations(spec: RunSpec) -> Iterator[str]:
