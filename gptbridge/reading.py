@@ -9,7 +9,7 @@ from typing import Any
 
 from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
 from gptbridge.data.tokenizers import Tokenizer
-from gptbridge.errors import BadInput, UsageError
+from gptbridge.errors import BadInput
 from gptbridge.plan.fitting import require_devices_here, require_room_to_open
 from gptbridge.plugins.backend import Backend
 from gptbridge.session import LanguageModel
@@ -59,15 +59,10 @@ def reading_spec(
 ) -> RunSpec:
     """Return the spec that `model` is read by; `content` says how much of what is read at once.
 
-    SpecError for what breaks an equation, UsageError for a layout that would only do things twice.
+    SpecError with every problem; for a layout, with the equation that it breaks.
     """
     changed = apply_overrides({"model": model.model_dump(), **content}, overrides)
-    spec = build(RunSpec, cut_to_read(changed, model, devices.count))
-    for field in ("data", "sharding"):
-        if getattr(spec.parallel, field) > 1:
-            problem = "a model that is read is cut by parallel.tensor and parallel.pipeline alone"
-            raise UsageError(problem, where=f"parallel.{field}", allowed="1")
-    return spec
+    return build(RunSpec, cut_to_read(changed, model, devices.count))
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def _print(writer: Writer, prompts: Sequence[str], *, live: bool) -> None:
 
 def _converse(writer: Writer) -> None:
     """Continue each line that is typed; an interrupt ends a text, or, between texts, the conversation."""
-    from gptbridge.errors import BridgeError
+    from gptbridge.errors import BadInput, UsageError
 
     while True:
         try:
@@ -138,5 +138,5 @@ def _converse(writer: Writer) -> None:
             _print(writer, [line], live=True)
         except KeyboardInterrupt:
             typer.echo()
-        except BridgeError as error:
+        except (BadInput, UsageError) as error:
             say(f"error: {error}", err=True)

@@ -48,27 +48,41 @@ def cut_to_read(content: dict[str, Any], model: ModelSpec, devices: int | None) 
 
     Of what is not set, parallel.tensor is as much as the model can be cut by, parallel.pipeline the rest. The
     samples of a pass are a micro-batch, and there are as many of these as stages. SpecError, with the
-    equation, where no layout of that many devices has what is set.
+    equation, where no layout of that many devices has what is set, or ranks would do the same twice.
     """
     parallel, training = content.get("parallel") or {}, content["training"]
+    if not isinstance(parallel, Mapping) or not isinstance(training, Mapping):
+        return content
+    for name in ("data", "sharding"):
+        if parallel.get(name, 1) not in (1, "1", AUTO):
+            words = "a model that is read is cut by parallel.tensor and parallel.pipeline alone"
+            raise SpecError([f"parallel.{name}: {words}: 1 would be"])
     try:
         given = {name: int(parallel[name]) for name in ("tensor", "pipeline") if name in parallel}
         rows = int(training.get("global_batch_size", 1))
-    except (AttributeError, TypeError, ValueError):
+    except (TypeError, ValueError):
         return content  # what is no number is refused with the other fields
-    tensor, pipeline = given.get("tensor", 1), given.get("pipeline", 1)
-    if devices is not None:
-        largest = math.gcd(devices, model.num_attention_heads, model.ffn_size)
-        tensor = given.get("tensor", devices // max(1, pipeline) if "pipeline" in given else largest)
-        pipeline = given.get("pipeline", devices // max(1, tensor))
-        if tensor * pipeline != devices:
-            equation = f"tensor {tensor} x pipeline {pipeline} = {tensor * pipeline} devices, not {devices}"
-            near = _near(tensor, _divisors(math.gcd(devices, largest)))
-            raise SpecError([f"parallel.tensor: {equation}: {near}, with parallel.pipeline left out"])
-    if pipeline > 1:
-        training = {**training, "global_batch_size": rows * pipeline, "micro_batch_size": rows}
-    degrees = {"tensor": tensor, "pipeline": pipeline}
+    degrees = given if devices is None else _degrees(given, model, devices)
+    if (stages := degrees.get("pipeline", 1)) > 1:
+        training = {**training, "global_batch_size": rows * stages, "micro_batch_size": rows}
     return {**content, "training": training, "parallel": {**parallel, **degrees}}
+
+
+def _degrees(given: Mapping[str, int], model: ModelSpec, devices: int) -> Mapping[str, int]:
+    """Return the degrees of tensor and pipeline that take all `devices`; SpecError where none do."""
+    if min(given.values(), default=1) < 1:
+        return given
+    if len(given) == 2:
+        if (product := math.prod(given.values())) != devices:
+            words = f"tensor {given['tensor']} x pipeline {given['pipeline']} = {product}"
+            raise SpecError([f"parallel.pipeline: {words} devices, not {devices}: leave one of them out"])
+        return given
+    largest = math.gcd(devices, model.num_attention_heads, model.ffn_size)
+    ((name, degree),) = given.items() or (("tensor", largest),)
+    if devices % degree:
+        near = _near(degree, _divisors(devices))
+        raise SpecError([f"parallel.{name}: {devices} devices / {name} {degree} is no whole number: {near}"])
+    return {name: degree, {"tensor": "pipeline", "pipeline": "tensor"}[name]: devices // degree}
 
 
 def broken_equations(spec: RunSpec) -> Iterator[str]:
