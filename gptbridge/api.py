@@ -129,6 +129,8 @@ def generate(
     tokenizer: str | Path | None = None,
     overrides: Overrides = (),
     rows: int = 8,
+    devices: int | None = None,
+    hang_seconds: float = 300.0,
     on_piece: OnPiece | None = None,
     warn: Tell = _warn,
     note: Tell = _silent,
@@ -140,7 +142,8 @@ def generate(
     the words alone, whatever else is continued. `tokenizer` is a folder or "byte"; None for the one beside
     the weights. `rows` texts are continued at once. `on_piece` is called as the texts grow. `words` are
     those of `DecodingWords`, such as strategy="sample", top_k=50. `overrides` set any other field of the
-    spec.
+    spec. On several `devices` of this machine, by default as many as parallel.tensor and parallel.pipeline
+    say, the model is cut over as many processes; RunFailed names one that does nothing for `hang_seconds`.
     """
     given = [prompts] if isinstance(prompts, str) else prompts
     opened = open_writer(
@@ -149,6 +152,8 @@ def generate(
         tokenizer=tokenizer,
         overrides=overrides,
         rows=rows,
+        devices=devices,
+        hang_seconds=hang_seconds,
         prompts=given,
         warn=warn,
         note=note,
@@ -165,6 +170,8 @@ def open_writer(
     tokenizer: str | Path | None = None,
     overrides: Overrides = (),
     rows: int = 8,
+    devices: int | None = None,
+    hang_seconds: float = 300.0,
     prompts: Sequence[str] = (),
     warn: Tell = _warn,
     note: Tell = _silent,
@@ -175,6 +182,7 @@ def open_writer(
     The words are those of `generate`; `prompts` are checked before the weights are read.
     """
     from gptbridge.generation import generate as module
+    from gptbridge.reading import Devices
     from gptbridge.training.start import choose_backend
     from gptbridge.weights.opening import hints_of
 
@@ -191,6 +199,7 @@ def open_writer(
         tokenizer=str(tokenizer) if tokenizer is not None else None,
         overrides=[*_lines(asked), *_lines(overrides)],
         rows=rows,
+        devices=Devices(devices, hang_seconds),
         first=prompts,
         warn=warn,
         note=note,
@@ -212,6 +221,8 @@ def evaluate(
     backend: str | None = None,
     tokenizer: str | Path | None = None,
     overrides: Overrides = (),
+    devices: int | None = None,
+    hang_seconds: float = 300.0,
     warn: Tell = _warn,
     progress: RowProgress = lambda done, rows: None,
     **hints: Unpack[HintWords],
@@ -221,8 +232,10 @@ def evaluate(
     `task` is "perplexity", "cloze", "multiple-choice" or "classification", of which `predictions` is a file
     to write; `protocol` "strict", or the system whose published numbers it repeats: what is None is its own.
     `tokenizer` is a folder or "byte"; None: the one beside the weights. `overrides` say how to compute.
+    `devices` are as in `generate`.
     """
     from gptbridge.evaluation import evaluate as measuring
+    from gptbridge.reading import Devices
     from gptbridge.training.start import choose_backend
     from gptbridge.weights.opening import hints_of
 
@@ -234,6 +247,7 @@ def evaluate(
         hints=hints_of(**hints),
         tokenizer=str(tokenizer) if tokenizer is not None else None,
         overrides=_lines(overrides),
+        devices=Devices(devices, hang_seconds),
         warn=warn,
         progress=progress,
     )

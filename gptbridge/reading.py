@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import BadInput
-from gptbridge.plan.fitting import require_room_to_open
+from gptbridge.plan.fitting import require_devices_here, require_room_to_open
 from gptbridge.plugins.backend import Backend
 from gptbridge.session import LanguageModel
-from gptbridge.weights.layouts.arrays import Read
 from gptbridge.weights.opening import Opened
 from gptbridge.weights.shards import load
-from gptbridge_specs import RunSpec
+from gptbridge_specs import ModelSpec, RunSpec
+from gptbridge_specs.loading import build
+from gptbridge_specs.overrides import apply_overrides
+from gptbridge_specs.parallel import cut_to_read
 
 
 def run_state(opened: Opened) -> TrainingState | None:
@@ -39,13 +43,48 @@ def run_tokenizer(opened: Opened, state: TrainingState | None, named: str | None
     return tokenizer
 
 
-@contextmanager
-def open_model(spec: RunSpec, backend: Backend, read: Read) -> Iterator[LanguageModel]:
-    """Open the model of `spec` on `backend` with the weights that `read` has; close it in the end.
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """On how many devices of this machine a model is read; None: on as many as the spec's layout has."""
 
-    UsageError, before the framework is loaded, where the memory at hand does not hold it.
+    count: int | None = None
+    hang_seconds: float = 300.0  # after which ranks that do nothing are given up
+
+
+ONE = Devices()
+
+
+def reading_spec(
+    model: ModelSpec, content: dict[str, Any], overrides: Sequence[str], devices: Devices
+) -> RunSpec:
+    """Return the spec that `model` is read by; `content` says how much of what is read at once.
+
+    SpecError with every problem; for a layout, with the equation that it breaks.
     """
+    changed = apply_overrides({"model": model.model_dump(), **content}, overrides)
+    return build(RunSpec, cut_to_read(changed, model, devices.count))
+
+
+@contextmanager
+def open_model(
+    spec: RunSpec, backend: Backend, opened: Opened, devices: Devices = ONE
+) -> Iterator[LanguageModel]:
+    """Open the model of `spec` on `backend` with the weights of a checkpoint; close it in the end.
+
+    On several devices it is open on ranks, which this process starts. UsageError, before the framework is
+    loaded, where the memory at hand does not hold it.
+    """
+    ranks = spec.parallel.world_size
+    if ranks > 1:
+        from gptbridge.reading_ranks import open_on_ranks
+
+        backend.check(spec)
+        sharing = require_devices_here(spec, backend.info, ranks)
+        require_room_to_open(spec, backend.info, ranks=sharing)
+        with open_on_ranks(spec, backend, opened, devices.hang_seconds) as model:
+            yield model
+        return
     require_room_to_open(spec, backend.info)
     with closing(backend.open_model(spec)) as model:
-        load(model.shards(), read)
+        load(model.shards(), opened.merged().read)
         yield model

@@ -10,6 +10,7 @@ import typer
 
 from gptbridge_cli import evaluate_options as options
 from gptbridge_cli import generate_options as common
+from gptbridge_cli.device_options import READING
 from gptbridge_cli.hint_options import HINTS
 from gptbridge_cli.lines import say, warn
 from gptbridge_cli.passing import passing
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from gptbridge.evaluation.result import Evaluation
 
 
-@passing(options.NUMBERS, HINTS)
+@passing(options.NUMBERS, HINTS, READING)
 def evaluate(
     checkpoint: common.Checkpoint,
     task: options.Task,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from gptbridge_cli import generate_options as options
+from gptbridge_cli.device_options import READING
 from gptbridge_cli.hint_options import HINTS
 from gptbridge_cli.lines import note, say, warn
 from gptbridge_cli.passing import passing
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from gptbridge.generation.generate import Writer
 
 
-@passing(HINTS)
+@passing(HINTS, READING)
 def generate(
     checkpoint: options.Checkpoint,
     prompts: options.Prompts = None,
@@ -126,7 +127,7 @@ def _print(writer: Writer, prompts: Sequence[str], *, live: bool) -> None:
 
 def _converse(writer: Writer) -> None:
     """Continue each line that is typed; an interrupt ends a text, or, between texts, the conversation."""
-    from gptbridge.errors import BridgeError
+    from gptbridge.errors import BadInput, UsageError
 
     while True:
         try:
@@ -137,5 +138,5 @@ def _converse(writer: Writer) -> None:
             _print(writer, [line], live=True)
         except KeyboardInterrupt:
             typer.echo()
-        except BridgeError as error:
+        except (BadInput, UsageError) as error:
             say(f"error: {error}", err=True)

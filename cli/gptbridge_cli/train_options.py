@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from gptbridge_cli.device_options import DEVICES, HANG_TIMEOUT
 from gptbridge_cli.passing import Options
 
 Spec = Annotated[
@@ -57,20 +58,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print each event as a line
 
 # By the field of gptbridge.training.start.Devices.
 MACHINES: Options = {
-    "here": (
-        int | None,
-        typer.Option(
-            None, "--devices", min=1, metavar="N", help="Devices of this machine; as the spec when absent."
-        ),
-    ),
+    "here": (int | None, DEVICES),
     "nodes": (int, typer.Option(1, min=1, help="Machines, each with as many devices.")),
     "node_rank": (int, typer.Option(0, min=0, help="Which of them this is; 0 keeps the log.")),
     "master": (
         str | None,
         typer.Option(None, metavar="HOST:PORT", help="Where they meet: the first machine."),
     ),
-    "hang_seconds": (
-        float,
-        typer.Option(300.0, "--hang-timeout", min=1, help="Seconds after which an idle rank is given up."),
-    ),
+    "hang_seconds": (float, HANG_TIMEOUT),
 }

@@ -20,12 +20,10 @@ from gptbridge.files import write_synced
 from gptbridge.finetuning.rows import class_names
 from gptbridge.finetuning.table import RowTable, read_table
 from gptbridge.plugins.backend import load_backend
-from gptbridge.reading import open_model, run_state, trained_length
+from gptbridge.reading import Devices, open_model, reading_spec, run_state, trained_length
 from gptbridge.session import LanguageModel
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 from gptbridge_specs import RunSpec
-from gptbridge_specs.loading import build
-from gptbridge_specs.overrides import apply_overrides
 
 Tell = Callable[[str], None]
 _LENGTHS = 8  # of batches: every one may be compiled
@@ -53,6 +51,7 @@ def classify(
     predictions: str | Path | None,
     warn: Tell,
     progress: Progress,
+    devices: Devices,
 ) -> Classified:
     """Measure the classifier in `checkpoint` on the records of `data`, read as its run read them.
 
@@ -67,9 +66,9 @@ def classify(
         words = opened.tokenizer(tokenizer)
         for message in (*opened.warnings, *opened.assumed):
             warn(message)
-        spec = _spec(opened, window, batch_size, overrides)
+        spec = _spec(opened, window, batch_size, overrides, devices)
         table = read_table(data, spec, words, warn)
-        with open_model(spec, plugin, opened.merged().read) as model:
+        with open_model(spec, plugin, opened, devices) as model:
             scores = _scores(model, table, spec, progress)
     truth = table.labels[table.offsets[1:] - 1]
     said = scores.argmax(-1)
@@ -79,18 +78,19 @@ def classify(
     return Classified(found, spec.training.seq_length, words.identity)
 
 
-def _spec(opened: Opened, window: int | None, batch_size: int, overrides: Sequence[str]) -> RunSpec:
+def _spec(
+    opened: Opened, window: int | None, batch_size: int, overrides: Sequence[str], devices: Devices
+) -> RunSpec:
     """Return what to compute, and how the records are read: as the checkpoint's run did."""
     state = run_state(opened)
     task: dict[str, Any] = {"name": "classification", "num_labels": opened.num_labels}
     if state is not None:
         task["records"] = state.spec.task.records.model_dump()
     content = {
-        "model": opened.model.model_dump(),
         "task": task,
         "training": {"seq_length": window or trained_length(opened, state), "global_batch_size": batch_size},
     }
-    return build(RunSpec, apply_overrides(content, overrides))
+    return reading_spec(opened.model, content, overrides, devices)
 
 
 def _scores(model: LanguageModel, table: RowTable, spec: RunSpec, progress: Progress) -> NDArray[np.float32]:

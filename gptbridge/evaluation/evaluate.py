@@ -18,6 +18,7 @@ from gptbridge.evaluation.result import Evaluation, Measures
 from gptbridge.evaluation.scoring import Job, Progress
 from gptbridge.evaluation.subject import Subject, Tell, open_subject, spec_of
 from gptbridge.plugins.backend import load_backend
+from gptbridge.reading import ONE, Devices
 from gptbridge.weights.opening import Hints
 
 TASKS: Mapping[str, Callable[[Path, Plan, Encoder], Job]] = {
@@ -55,6 +56,7 @@ def evaluate(
     overrides: Sequence[str],
     warn: Tell,
     progress: Progress,
+    devices: Devices = ONE,
 ) -> Evaluation:
     """Measure the model in `checkpoint`, a run folder or a checkpoint of any dialect, on a file.
 
@@ -73,15 +75,17 @@ def evaluate(
             overrides=overrides,
             warn=warn,
             progress=progress,
+            devices=devices,
         )
     protocol = _protocol(asked)
     load_backend(backend)  # one that is not there is named before anything is read
     with open_subject(checkpoint, hints, tokenizer, warn) as subject:
         plan = _plan(asked, protocol, subject)
-        spec_of(subject.model, plan.window, plan.batch_size, overrides)
+        spec_of(subject.model, plan.window, plan.batch_size, overrides, devices)
         encoder = Encoder(subject.tokenizer, subject.model.vocab_size, protocol.special_tokens)
         job = TASKS[asked.task](asked.data, plan, encoder)
-        with subject.scorer(backend, plan.window, plan.batch_size, overrides, progress) as scorer:
+        sizes = plan.window, plan.batch_size
+        with subject.scorer(backend, *sizes, overrides, progress, devices) as scorer:
             found = job.measure(scorer.score(job.rows, hits=job.hits))
         identity = subject.tokenizer.identity
     return _evaluation(asked, plan, found, checkpoint=str(checkpoint), backend=backend, tokenizer=identity)

@@ -12,11 +12,18 @@ from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import UsageError
 from gptbridge.evaluation.scoring import Progress, Scorer
 from gptbridge.plugins.backend import load_backend
-from gptbridge.reading import open_model, run_state, run_tokenizer, trained_length
+from gptbridge.reading import (
+    ONE,
+    Devices,
+    open_model,
+    reading_spec,
+    run_state,
+    run_tokenizer,
+    trained_length,
+)
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 from gptbridge_specs import ModelSpec, RunSpec
-from gptbridge_specs.loading import build
-from gptbridge_specs.overrides import apply_overrides, parse_override
+from gptbridge_specs.overrides import parse_override
 
 Tell = Callable[[str], None]
 
@@ -44,12 +51,12 @@ class Subject:
         rows: int,
         overrides: Sequence[str] = (),
         progress: Progress = lambda done, rows: None,
+        devices: Devices = ONE,
     ) -> Iterator[Scorer]:
         """Open the model on a backend for rows of up to `window` tokens, about `rows` of these at a time."""
         plugin = load_backend(backend)
-        weights = self.opened.merged()
-        spec = spec_of(self.model, window, rows, overrides)
-        with open_model(spec, plugin, weights.read) as model:
+        spec = spec_of(self.model, window, rows, overrides, devices)
+        with open_model(spec, plugin, self.opened, devices) as model:
             yield Scorer(model, rows * window, self.model.vocab_size, progress)
 
 
@@ -68,7 +75,9 @@ def open_subject(checkpoint: Path, hints: Hints, tokenizer: str | None, warn: Te
         yield Subject(opened, words, trained_length(opened, state))
 
 
-def spec_of(model: ModelSpec, window: int, rows: int, overrides: Sequence[str]) -> RunSpec:
+def spec_of(
+    model: ModelSpec, window: int, rows: int, overrides: Sequence[str], devices: Devices = ONE
+) -> RunSpec:
     """Return the spec to compute by. UsageError for an override of anything but how to compute."""
     for override in overrides:
         path = tuple(parse_override(override)[0])
@@ -76,7 +85,7 @@ def spec_of(model: ModelSpec, window: int, rows: int, overrides: Sequence[str]) 
             allowed = ", ".join(".".join(heeded) for heeded in _HEEDED)
             raise UsageError(f"{override} has no place here", where="-o", allowed=allowed)
     sizes = {"seq_length": window, "global_batch_size": rows}
-    return build(RunSpec, apply_overrides({"model": model.model_dump(), "training": sizes}, overrides))
+    return reading_spec(model, {"training": sizes}, overrides, devices)
 
 
 def _doubts(tokenizer: Tokenizer, model: ModelSpec) -> list[str]:

@@ -18,12 +18,10 @@ from gptbridge.generation.engine import Engine
 from gptbridge.generation.requests import Ending, Reason, Request, Written, request
 from gptbridge.generation.texts import Stream, Texts
 from gptbridge.plugins.backend import load_backend
-from gptbridge.reading import open_model, run_state, trained_length
+from gptbridge.reading import ONE, Devices, open_model, reading_spec, run_state, trained_length
 from gptbridge.session import LanguageModel
 from gptbridge.weights.opening import Hints, open_checkpoint
 from gptbridge_specs import ModelSpec, RunSpec
-from gptbridge_specs.loading import build
-from gptbridge_specs.overrides import apply_overrides
 
 Tell = Callable[[str], None]
 ROWS = 8  # texts that are continued at once, unless more are asked for
@@ -150,6 +148,7 @@ def open_writer(
     warn: Tell,
     note: Tell,
     first: Sequence[str] = (),
+    devices: Devices = ONE,
 ) -> Iterator[Writer]:
     """Open the model in `checkpoint`, a run folder or a checkpoint of any dialect, to continue texts.
 
@@ -164,9 +163,8 @@ def open_writer(
     plugin = load_backend(backend)
     with open_checkpoint(locate(checkpoint, warn), hints) as opened:
         opened.require_language_head()
-        weights = opened.merged()
         state = run_state(opened)
-        spec = _spec(opened.model, state, overrides)
+        spec = _spec(opened.model, state, overrides, devices)
         words = opened.tokenizer(tokenizer)
         _require_known(spec.generation.stop_tokens, words, spec.model)
         window = _window(spec, trained_length(opened, state))
@@ -175,7 +173,7 @@ def open_writer(
         for message in parts_used(opened):
             note(message)
         list(_contexts(first, words, spec, window))
-        with open_model(spec, plugin, weights.read) as model:
+        with open_model(spec, plugin, opened, devices) as model:
             yield Writer(model, spec, words, window, warn, rows)
 
 
@@ -211,12 +209,14 @@ def _encoded(text: str, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     return tokens
 
 
-def _spec(model: ModelSpec, state: TrainingState | None, overrides: Sequence[str]) -> RunSpec:
+def _spec(
+    model: ModelSpec, state: TrainingState | None, overrides: Sequence[str], devices: Devices
+) -> RunSpec:
     """Return the spec under which a checkpoint is read: decoding as in its run, fp32 unless overridden."""
-    content: dict[str, Any] = {"model": model.model_dump(), "training": {"seq_length": 1}}
+    content: dict[str, Any] = {"training": {"seq_length": 1}}
     if state is not None:
         content["generation"] = state.spec.generation.model_dump()
-    spec = build(RunSpec, apply_overrides(content, overrides))
+    spec = reading_spec(model, content, overrides, devices)
     if spec.model != model:
         raise UsageError("the checkpoint decides the model: -o model.* has no place here", where="-o")
     return spec

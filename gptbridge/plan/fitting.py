@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gptbridge.errors import UsageError
 from gptbridge.hookspecs import BackendInfo, MemoryUse
-from gptbridge.plan.machine import gpu_memory, memory_of, swap
+from gptbridge.plan.machine import gpu_count, gpu_memory, memory_of, swap
 from gptbridge.plan.memory import (
     Estimate,
     estimate_training,
@@ -108,10 +108,29 @@ def require_room(
     )
 
 
-def require_room_to_open(spec: RunSpec, info: BackendInfo) -> None:
-    """Raise UsageError where not even the weights of a model that is to be read fit, swap included."""
+def require_devices_here(spec: RunSpec, info: BackendInfo, ranks: int, advice: str = "") -> int:
+    """Raise UsageError where `ranks` are more than this machine has devices; `advice` ends its hint.
+
+    Return how many of them share one device's memory: all, on a CPU.
+    """
+    on_gpus = spec.training.device in ("auto", "gpu") and "gpu" in info.hardware
+    found = gpu_count() if on_gpus else 0
+    if found and ranks > found:
+        raise UsageError(
+            f"{ranks} devices are asked for on this machine, which has {found}",
+            where="parallel",
+            hint=f"--devices {found}{advice}",
+        )
+    return 1 if found else ranks
+
+
+def require_room_to_open(spec: RunSpec, info: BackendInfo, *, ranks: int = 1) -> None:
+    """Raise UsageError where not even the weights of a model that is to be read fit, swap included.
+
+    `ranks` of it share the memory.
+    """
     kind = _likely_device(spec, info)
-    least, at_hand = opened_bytes(spec, info.memory.get(kind, MemoryUse())), memory_of(kind)
+    least, at_hand = ranks * opened_bytes(spec, info.memory.get(kind, MemoryUse())), memory_of(kind)
     room = None if at_hand is None else at_hand + (swap() if kind == "cpu" else 0)
     if room is not None and least > room:
         raise UsageError(

@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,13 @@ def remove_secrets(logs: Path) -> None:
         discard(secret)
 
 
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
 def run_ranks(
     backend: Backend,
     launch: Launch,
@@ -71,9 +79,34 @@ def run_ranks(
 ) -> list[Record]:
     """Start the ranks of this machine on `task`; return their records once all have ended as they should.
 
-    `folder` gets the records and what each rank prints. What `stop` receives is handed to every rank.
-    `meanwhile` is called again and again. RunFailed names the rank that failed first, or the one that has
-    done nothing for `hang_seconds`. None of the processes is left.
+    What `stop` receives is handed to every rank. `meanwhile` is called again and again. The rest is as in
+    `launched`.
+    """
+    advice = "; --resume auto goes on"
+    try:
+        with launched(backend, launch, task, fields, folder, hang_seconds, advice) as job:
+            while not job.done(stop.received):
+                meanwhile()
+                time.sleep(_LOOK_SECONDS)
+    finally:
+        meanwhile()
+    return [one.record for one in job.own()]
+
+
+@contextmanager
+def launched(
+    backend: Backend,
+    launch: Launch,
+    task: RankTask,
+    fields: Mapping[str, Any],
+    folder: Path,
+    hang_seconds: float,
+    advice: str = "",
+) -> Iterator[Job]:
+    """Start the ranks of this machine on `task`; none of the processes is left in the end.
+
+    `folder` gets the records and what each rank prints. The job's `done` raises RunFailed, which names the
+    rank that failed first, or the one that has done nothing for `hang_seconds`; `advice` ends its hint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left in [path for pattern in _LEFT for path in folder.glob(pattern)]:
@@ -83,15 +116,11 @@ def run_ranks(
         write_request(request, task, {**fields, "logs": logs}, supervised=True)
         command = command_of(backend, replace(launch, logs=Path(logs)), request)
         launcher = _started(command, folder / "launcher.log", launch.processes)
-        job = Job(launch, folder, Path(logs), launcher, Patience(hang_seconds))
+        job = Job(launch, folder, Path(logs), launcher, Patience(hang_seconds), advice)
         try:
-            while not job.done(stop):
-                meanwhile()
-                time.sleep(_LOOK_SECONDS)
+            yield job
         finally:
             job.end()
-            meanwhile()
-    return [one.record for one in job.own()]
 
 
 @dataclass
@@ -103,6 +132,7 @@ class Job:
     logs: Path
     launcher: subprocess.Popen[bytes]
     patience: Patience
+    advice: str
     losses: Losses = field(default_factory=Losses)
     failed_at: float | None = None
     asked_at: float | None = None
@@ -113,10 +143,17 @@ class Job:
         numbers = range(first, first + self.launch.processes)
         return [one for one in (seen or seen_in(self.folder)) if one.record.rank in numbers]
 
-    def done(self, stop: StopRequest) -> bool:
-        """Tell whether all ranks have ended as they should; RunFailed once it is clear why one has not."""
-        if stop.received and not (self.folder / STOP_FILE).exists():
-            _put(self.folder / STOP_FILE, str(int(stop.received)))
+    def be_patient(self) -> None:
+        """Let what was seen of idle ranks so far not count."""
+        self.patience = Patience(self.patience.seconds)
+
+    def done(self, received: signal.Signals | None = None) -> bool:
+        """Tell whether all ranks have ended as they should; RunFailed once it is clear why one has not.
+
+        The signal that was `received`, if any, is handed to every rank.
+        """
+        if received and not (self.folder / STOP_FILE).exists():
+            _put(self.folder / STOP_FILE, str(int(received)))
         seen = list(seen_in(self.folder))
         own = self.own(seen)
         self.losses.look(seen)
@@ -157,7 +194,7 @@ class Job:
         )
 
     def _error(self, problem: str, exit_code: int | None = None) -> RunFailed:
-        error = RunFailed(problem, hint=f"{self.folder} has what each rank printed; --resume auto goes on")
+        error = RunFailed(problem, hint=f"{self.folder} has what each rank printed{self.advice}")
         error.exit_code = exit_code or error.exit_code
         return error
 

@@ -45,6 +45,7 @@ class OwnRecord:
 
     def __init__(self, folder: Path, rank: int | None) -> None:
         record = Record(os.getpid(), rank)
+        self.folder = folder
         self._file = open_own(folder / f"{record.name.replace(' ', '-')}.json")
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self.record = record

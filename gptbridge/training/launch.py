@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import shlex
-import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gptbridge.errors import BridgeError, Interrupted, UsageError
+from gptbridge.errors import BridgeError, Interrupted
 from gptbridge.files import read_json, write_json
 from gptbridge.hookspecs import Launch
-from gptbridge.plan.fitting import require_room
-from gptbridge.plan.machine import gpu_count
+from gptbridge.plan.fitting import require_devices_here, require_room
 from gptbridge.plugins.backend import load_backend
-from gptbridge.plugins.launching import command_of, remove_secrets, run_ranks, write_request
+from gptbridge.plugins.launching import command_of, free_port, remove_secrets, run_ranks, write_request
 from gptbridge.plugins.verdict import INTERRUPTED
 from gptbridge.process.records import OwnRecord, Record
 from gptbridge.process.signals import StopRequest
@@ -25,7 +23,6 @@ from gptbridge.training.events import EVENTS_FILE, Event, EventLog, Events, Foll
 from gptbridge.training.run import Outcome, begin, open_ready, prepare, train_here
 from gptbridge.training.run_folder import RunFolder, locked
 from gptbridge.training.start import RunPlan, choose_checkpoint
-from gptbridge.weights.configs.table import ConfigFacts
 from gptbridge.weights.opening import Hints
 from gptbridge_specs import RunSpec
 
@@ -87,16 +84,9 @@ def require_devices(plan: RunPlan, backend: str, *, force: bool) -> None:
     plugin = load_backend(backend)
     plugin.check(plan.spec)
     here = plan.devices.processes(plan.spec.parallel)
-    on_gpus = plan.spec.training.device in ("auto", "gpu") and "gpu" in plugin.info.hardware
-    found = gpu_count() if on_gpus else 0
-    if found and here > found:
-        raise UsageError(
-            f"{here} devices are asked for on this machine, which has {found}",
-            where="parallel",
-            hint=f"--devices {found}, or --nodes for more machines",
-        )
+    sharing = require_devices_here(plan.spec, plugin.info, here, ", or --nodes for more machines")
     if not force:
-        require_room(plan.spec, plugin.info, ranks=1 if found else here)
+        require_room(plan.spec, plugin.info, ranks=sharing)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +105,9 @@ class RankRequest:
 
     def plan(self) -> RunPlan:
         """Return what the ranks train."""
-        beginning = None if self.beginning is None else _beginning(**self.beginning)
+        beginning = None
+        if self.beginning is not None:
+            beginning = Beginning(Path(self.beginning["checkpoint"]), Hints.of(self.beginning["hints"]))
         return RunPlan(RunSpec.model_validate(self.spec), Path(self.run), self.resume, beginning)
 
 
@@ -168,7 +160,7 @@ def _folder(plan: RunPlan) -> Path:
 
 def _launch(plan: RunPlan) -> Launch:
     devices = plan.devices
-    host, _, port = (devices.master or f"127.0.0.1:{_free_port()}").rpartition(":")
+    host, _, port = (devices.master or f"127.0.0.1:{free_port()}").rpartition(":")
     return Launch(
         processes=devices.processes(plan.spec.parallel),
         logs=_folder(plan).absolute(),
@@ -179,16 +171,10 @@ def _launch(plan: RunPlan) -> Launch:
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def _request(plan: RunPlan, backend: str, force: bool) -> RankRequest:
     beginning = None
     if plan.beginning is not None:
-        hints = asdict(plan.beginning.hints) | {"strategy": _text(plan.beginning.hints.strategy)}
+        hints = plan.beginning.hints.fields()
         beginning = {"checkpoint": _text(plan.beginning.checkpoint), "hints": hints}
     return RankRequest(
         backend=backend,
@@ -202,13 +188,6 @@ def _request(plan: RunPlan, backend: str, force: bool) -> RankRequest:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())
-
-
-def _beginning(checkpoint: str, hints: Mapping[str, Any]) -> Beginning:
-    strategy = None if hints["strategy"] is None else Path(hints["strategy"])
-    return Beginning(
-        Path(checkpoint), Hints(**{**hints, "model": ConfigFacts(**hints["model"]), "strategy": strategy})
-    )
 
 
 def _outcome(run: Path, records: Sequence[Record], stop: StopRequest) -> Outcome:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gptbridge_specs.errors import SpecError
 
 if TYPE_CHECKING:
+    from gptbridge_specs.model import ModelSpec
     from gptbridge_specs.run import RunSpec
 
 AUTO = "auto"
@@ -40,6 +41,48 @@ def laid_out(content: dict[str, Any], devices: int | None) -> dict[str, Any]:
         product = f"data {data} x {words} = {data * others} devices"
         raise SpecError([f"parallel.data: {product}, not {devices}: {near} would be"])
     return {**content, "parallel": {**parallel, "data": left}}
+
+
+def cut_to_read(content: dict[str, Any], model: ModelSpec, devices: int | None) -> dict[str, Any]:
+    """Return the content of a spec that `model` is read by, such that all `devices` share each pass.
+
+    Of what is not set, parallel.tensor is as much as the model can be cut by, parallel.pipeline the rest. The
+    samples of a pass are a micro-batch, and there are as many of these as stages. SpecError, with the
+    equation, where no layout of that many devices has what is set, or ranks would do the same twice.
+    """
+    parallel, training = content.get("parallel") or {}, content["training"]
+    if not isinstance(parallel, Mapping) or not isinstance(training, Mapping):
+        return content
+    for name in ("data", "sharding"):
+        if parallel.get(name, 1) not in (1, "1", AUTO):
+            words = "a model that is read is cut by parallel.tensor and parallel.pipeline alone"
+            raise SpecError([f"parallel.{name}: {words}: 1 would be"])
+    try:
+        given = {name: int(parallel[name]) for name in ("tensor", "pipeline") if name in parallel}
+        rows = int(training.get("global_batch_size", 1))
+    except (TypeError, ValueError):
+        return content  # what is no number is refused with the other fields
+    degrees = given if devices is None else _degrees(given, model, devices)
+    if (stages := degrees.get("pipeline", 1)) > 1:
+        training = {**training, "global_batch_size": rows * stages, "micro_batch_size": rows}
+    return {**content, "training": training, "parallel": {**parallel, **degrees}}
+
+
+def _degrees(given: Mapping[str, int], model: ModelSpec, devices: int) -> Mapping[str, int]:
+    """Return the degrees of tensor and pipeline that take all `devices`; SpecError where none do."""
+    if min(given.values(), default=1) < 1:
+        return given
+    if len(given) == 2:
+        if (product := math.prod(given.values())) != devices:
+            words = f"tensor {given['tensor']} x pipeline {given['pipeline']} = {product}"
+            raise SpecError([f"parallel.pipeline: {words} devices, not {devices}: leave one of them out"])
+        return given
+    largest = math.gcd(devices, model.num_attention_heads, model.ffn_size)
+    ((name, degree),) = given.items() or (("tensor", largest),)
+    if devices % degree:
+        near = _near(degree, _divisors(devices))
+        raise SpecError([f"parallel.{name}: {devices} devices / {name} {degree} is no whole number: {near}"])
+    return {name: degree, {"tensor": "pipeline", "pipeline": "tensor"}[name]: devices // degree}
 
 
 def broken_equations(spec: RunSpec) -> Iterator[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gptbridge.weights.configs.table import ConfigFacts
 from gptbridge.weights.dialects.registry import find_dialect
@@ -22,6 +24,17 @@ class Hints:
     strategy: Path | None = None
     lora_alpha: float | None = None
     base: Path | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return them for a process in another folder, as JSON knows them."""
+        paths = {"strategy": self.strategy, "base": self.base}
+        return asdict(self) | {name: path and str(path.absolute()) for name, path in paths.items()}
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Hints:
+        """Return the hints of which `fields` came."""
+        paths = {name: fields[name] and Path(fields[name]) for name in ("strategy", "base")}
+        return cls(**{**fields, "model": ConfigFacts(**fields["model"]), **paths})
 
 
 def hints_of(

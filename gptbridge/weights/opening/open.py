@@ -104,4 +104,5 @@ def _open(path: Path, stack: ExitStack, hints: Hints, verify: bool) -> Opened:
         assumed=tuple(assumed(what, model, configured if config_file else None, hints.model)),
         warnings=(*what.warnings, *headless, *(overruled(configured, hints.model) if config_file else ())),
         _open_files=stack,
+        hints=hints,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +19,7 @@ from gptbridge.weights.canonical.lora import Lora
 from gptbridge.weights.canonical.weight import CanonicalWeight
 from gptbridge.weights.formats import WeightFile
 from gptbridge.weights.layouts.boxes import Box
+from gptbridge.weights.opening.hints import Hints
 from gptbridge_specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Opened:
     warnings: tuple[str, ...]
     _open_files: ExitStack
     base: Path | None = None  # where the weights are from, of an adapter in a folder of its own
+    hints: Hints = field(default_factory=Hints)  # it was opened with
 
     @property
     def folder(self) -> Path:
