@@ -41,11 +41,13 @@ class MindSporeMemory:
     """
 
     def __init__(self, factor: float = 1.0) -> None:
-        self._factor = np.float64(factor)
+        self._factor = np.float32(factor)
 
     def download(self, tensor: Tensor) -> NDArray[np.float32]:
-        """Return a copy of the tensor."""
-        return np.array(tensor.astype(ms.float32).asnumpy() / self._factor, np.float32)
+        """Return the tensor as float32; on a CPU it may share the tensor's memory."""
+        whole = tensor if tensor.dtype == ms.float32 else tensor.astype(ms.float32)
+        array: NDArray[np.float32] = whole.asnumpy()
+        return array if self._factor == 1 else array / self._factor
 
     def upload(self, tensor: Tensor, array: NDArray[np.float32]) -> None:
         """Fill the tensor from a float32 array of its shape."""
@@ -62,7 +64,7 @@ class SlicedMemory:
         self._memory = memory
 
     def download(self, rows: Rows) -> NDArray[np.float32]:
-        """Return a copy of the rows."""
+        """Return the rows as float32."""
         return self._memory.download(rows.tensor)[: rows.count]
 
     def upload(self, rows: Rows, array: NDArray[np.float32]) -> None:
