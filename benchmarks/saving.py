@@ -1,7 +1,8 @@
 """What a save costs the steps beside it: `saving.py [BACKEND] [ROUNDS]`.
 
-Trains a model whose checkpoint is large beside its steps, in this process, and prints the seconds of steps
-that nothing is saved beside, of those beside a save, and of the copy that a save begins with.
+Trains a model whose checkpoint is large beside its steps, in this process, and prints what the steps from the
+copy that a save begins with to the checkpoint's name take longer than those after them: in seconds, and in
+CPU seconds without those of the thread that writes, which other programs on the machine do not change.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -43,28 +45,41 @@ def main(backend: str = "torch", rounds: str = "3") -> None:
             copies.append(time.perf_counter() - started)
 
     Saver.begin = timed  # type: ignore[assignment, method-assign]
-    events: list[Any] = []
-    steps = INTERVAL * int(rounds) + INTERVAL // 2
+    ends: list[tuple[float, float]] = []  # of the steps: by the clock, and in CPU seconds
+    saves: list[tuple[int, float]] = []  # the steps done when one began, and when it was whole
+
+    def note(event: dict[str, Any]) -> None:
+        if event["event"] == "step":
+            ends.append((event["time"], time.process_time() - writing()))
+        elif event["event"] == "checkpoint":
+            saves.append((event["step"], event["time"]))
+
+    steps = INTERVAL * (int(rounds) + 1)
     overrides = {**SPEC, "training.max_steps": steps, "checkpoint.interval": INTERVAL}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")
-        train("gpt2-tiny", backend=backend, run=run, overrides=overrides, observers=[events.append])
+        train("gpt2-tiny", backend=backend, run=run, overrides=overrides, observers=[note])
         size = sum(path.stat().st_size for path in (run / f"checkpoints/step-{steps:08d}").iterdir())
-    saves = [(e["time"] - e["seconds"], e["time"]) for e in events if e["event"] == "checkpoint"]
-    apart: list[float] = []
-    beside: list[float] = []
-    for event in events:
-        if event["event"] == "step" and event["step"] > 2:
-            began, ended = event["time"] - event["step_seconds"], event["time"]
-            overlaps = any(began < last and first < ended for first, last in saves)
-            (beside if overlaps else apart).append(event["step_seconds"])
-    plain, slowed = statistics.median(apart), statistics.median(beside)
-    named = statistics.median(last - first for first, last in saves)
-    lost = (sum(apart) + sum(beside) + sum(copies)) / (plain * (len(apart) + len(beside))) - 1
-    print(f"checkpoint  {size / 2**20:.0f} MiB, whole after {named:.2f} s")
+    rows = [lost(ends, begun, whole) for begun, whole in saves[:-1]]
+    beside, seconds, cpu = (statistics.median(column) for column in zip(*rows, strict=True))
+    print(f"checkpoint  {size / 2**20:.0f} MiB, whole after {beside:.0f} steps")
     print(f"copy        {statistics.median(copies):.3f} s, for which the steps wait")
-    print(f"step        {plain:.3f} s, beside a save {slowed:.3f} s: {100 * (slowed / plain - 1):+.1f} %")
-    print(f"in all      a save every {INTERVAL} steps costs {100 * lost:.1f} % of the time")
+    print(f"steps       {100 * seconds:+.1f} % beside a save, the copy included; in CPU seconds {100 * cpu:+.1f} %")
+
+
+def lost(ends: list[tuple[float, float]], begun: int, whole: float) -> tuple[int, float, float]:
+    """Return the steps beside a save, and by how much they take longer than those before the next one."""
+    beside = sum(end < whole for end, _ in ends[begun:]) + 1
+    first, middle, last = (ends[begun - 1 + n] for n in (0, beside, INTERVAL))
+    rest = INTERVAL - beside
+    seconds, cpu = ((middle[n] - first[n]) / beside / ((last[n] - middle[n]) / rest) - 1 for n in (0, 1))
+    return beside, seconds, cpu
+
+
+def writing() -> float:
+    """Return the CPU seconds of the thread that writes."""
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("gptbridge-save")]
+    return sum(time.clock_gettime(time.pthread_getcpuclockid(thread.ident)) for thread in threads)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

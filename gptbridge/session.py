@@ -61,6 +61,9 @@ class Batch:
     loss_mask: NDArray[np.bool_]  # (A, B, T), True where the label counts
     loss_tokens: int
     dropout_seeds: tuple[int, ...]  # A seeds below 2^63: a micro-batch's dropout depends on its own alone
+    # (A, B, T), where in its row each token's record begins: a token sees no other record, and its position
+    # is counted from there. None: every row is one.
+    starts: NDArray[np.int32] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gptbridge.rules.rows import Rows
 from gptbridge_mindspore.loss import LinearCrossEntropy
 from gptbridge_mindspore.model import GPT, Block
-from gptbridge_mindspore.parts import HIDDEN, Core
+from gptbridge_mindspore.parts import HIDDEN, Core, by_heads
 from gptbridge_mindspore.shapes import pad, usual_size
 from gptbridge_specs import ModelSpec
 
@@ -94,15 +94,13 @@ class CachedBlock(nn.Cell):
         self, x: Tensor, bias: Tensor, slots: Tensor, keys: Tensor, values: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the stream (R, T, H) after the layer, and the keys and values with those of x."""
-        r, t, c = bias.shape
-        by_head = (r, self.heads, t, c)
-        hides = ops.broadcast_to(bias.reshape(r, 1, t, c), by_head).reshape(r * self.heads, t, c)
+        r, c = bias.shape[0], bias.shape[2]
         q, k, v = self.block.attn.by_head(self.block.ln_1(x))
         d = q.shape[-1]
         keys = self.write(keys.reshape(-1, d), slots, k.reshape(-1, d))
         values = self.write(values.reshape(-1, d), slots, v.reshape(-1, d))
         places = (r * self.heads, c, d)
-        y = self.core(q, keys.reshape(places), values.reshape(places), hides)
+        y = self.core(q, keys.reshape(places), values.reshape(places), by_heads(bias, r, self.heads))
         x = x + self.block.attn.joined(y, r)
         return x + self.block.mlp(self.block.ln_2(x)), keys.reshape(r, -1), values.reshape(r, -1)
 

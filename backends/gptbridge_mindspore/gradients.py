@@ -79,7 +79,7 @@ class LossAndGradients(Derived):
         self, tokens: Tensor, positions: Tensor, labels: Tensor, share: Tensor, bias: Tensor, *drawn: Tensor
     ) -> tuple[Tensor, ...]:
         """Return sum(share x loss) over (B, T) labels, then the gradients; `drawn` is what dropout takes."""
-        masks = self.dropout(tokens.shape[0], bias.shape[0], *drawn)
+        masks = self.dropout(tokens.shape[0], bias.shape[-1], *drawn)
         x = self.net.embed(tokens, positions, *masks[: self.on_hidden])
         inputs = ()
         for n in range(len(self.net.h)):

@@ -298,13 +298,13 @@ class Attention(nn.Cell):
         self.split = ops.Split(0, 3)
 
     def construct(self, x: Tensor, bias: Tensor, mask: Masks, adapted: Masks = ()) -> Tensor:
-        """Attend; x and the result are (B, T, H), bias (T, T) is added to the scores.
+        """Attend; x and the result are (B, T, H), bias (1 or B, T, T) is added to the scores.
 
         `mask` is of the probabilities, `adapted` are those before adapters.
         """
         first = self.c_attn.adapters.masks
         q, k, v = self.by_head(x, *adapted[:first])
-        others = (k, v, ops.broadcast_to(bias, (q.shape[0], *bias.shape)), *mask)
+        others = (k, v, by_heads(bias, x.shape[0], self.heads), *mask)
         y = self.core(q, *others) if self.recomputed is None else self.recomputed(q, others)
         return self.joined(y, x.shape[0], *adapted[first:])
 
@@ -322,6 +322,12 @@ class Attention(nn.Cell):
         n = self.heads
         joined = ops.gather(y.reshape(-1, d), tokens_first(b, t, n), 0).reshape(b, t, n * d)
         return self.c_proj(joined, *mask)
+
+
+def by_heads(bias: Tensor, b: int, n: int) -> Tensor:
+    """Return a bias (1 or B, T, C) for every head, (B N, T, C)."""
+    _, t, c = bias.shape
+    return ops.broadcast_to(bias.reshape(-1, 1, t, c), (b, n, t, c)).reshape(b * n, t, c)
 
 
 @ms.constexpr  # type: ignore[untyped-decorator]

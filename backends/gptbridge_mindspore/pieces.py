@@ -53,12 +53,12 @@ class Layer(nn.Cell):
 
     def construct(self, x: Tensor, bias: Tensor, *drawn: Tensor) -> Tensor:
         """Return the stream (B, T, H) after the layer."""
-        masks = self.dropout(x.shape[0], bias.shape[0], *drawn)
+        masks = self.dropout(x.shape[0], bias.shape[-1], *drawn)
         return self.block(x, bias, of_sites(masks, self.counts))
 
     def gradients(self, x: Tensor, dy: Tensor, bias: Tensor, *drawn: Tensor) -> tuple[Tensor, ...]:
         """Return the gradients of x, then of the weights."""
-        masks = of_sites(self.dropout(x.shape[0], bias.shape[0], *drawn), self.counts)
+        masks = of_sites(self.dropout(x.shape[0], bias.shape[-1], *drawn), self.counts)
         of_x, of_weights = self.gradient(self.block, self.weights)(x, bias, masks, dy)
         return (of_x[0], *of_weights)
 

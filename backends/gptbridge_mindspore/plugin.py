@@ -56,6 +56,13 @@ LIMITS = (
         "length must be a multiple of 8",
     ),
     Limit(
+        "task.records.packed",
+        lambda spec, device: (
+            device == "ascend" and spec.task.records.packed and spec.precision.compute != "fp32"
+        ),
+        "Ascend's fused attention, which half precision takes, sees all earlier tokens of a row",
+    ),
+    Limit(
         "precision.compute",
         lambda spec, device: spec.precision.compute == "bf16" and device == "cpu",
         "MindSpore has no bf16 kernels for a CPU, not even a matrix product; use fp32",

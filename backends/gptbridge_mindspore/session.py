@@ -41,11 +41,13 @@ class MindSporeMemory:
     """
 
     def __init__(self, factor: float = 1.0) -> None:
-        self._factor = np.float64(factor)
+        self._factor = np.float32(factor)
 
     def download(self, tensor: Tensor) -> NDArray[np.float32]:
-        """Return a copy of the tensor."""
-        return np.array(tensor.astype(ms.float32).asnumpy() / self._factor, np.float32)
+        """Return the tensor as float32; on a CPU it may share the tensor's memory."""
+        whole = tensor if tensor.dtype == ms.float32 else tensor.astype(ms.float32)
+        array: NDArray[np.float32] = whole.asnumpy()
+        return array if self._factor == 1 else array / self._factor
 
     def upload(self, tensor: Tensor, array: NDArray[np.float32]) -> None:
         """Fill the tensor from a float32 array of its shape."""
@@ -62,7 +64,7 @@ class SlicedMemory:
         self._memory = memory
 
     def download(self, rows: Rows) -> NDArray[np.float32]:
-        """Return a copy of the rows."""
+        """Return the rows as float32."""
         return self._memory.download(rows.tensor)[: rows.count]
 
     def upload(self, rows: Rows, array: NDArray[np.float32]) -> None:
@@ -257,24 +259,32 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         mask: NDArray[np.bool_],
         factor: float,
         seed: int,
+        starts: NDArray[np.int32] | None = None,
     ) -> Tensor:
         """Add the gradient of `factor` x the masked sum of losses; return that sum."""
         drawn = self._dropout.arguments(seed, inputs.shape)
-        arrays = self._arguments(inputs, labels, mask * np.float32(factor))
+        arrays = self._arguments(inputs, labels, mask * np.float32(factor), starts)
         loss, *found = self._loss_and_gradients(*arrays, *drawn)
         self._add(list(self._trained), found)
         return loss / factor
 
     def _arguments(
-        self, inputs: NDArray[np.int32], labels: NDArray[np.int32], share: NDArray[np.float32]
+        self,
+        inputs: NDArray[np.int32],
+        labels: NDArray[np.int32],
+        share: NDArray[np.float32],
+        starts: NDArray[np.int32] | None,
     ) -> list[Tensor]:
         """Return a micro-batch for a graph: tokens, their positions here, labels, shares, and the bias."""
         length = self._between.padded(inputs.shape[1])
         more = ((0, 0), (0, length - inputs.shape[1]))
-        placed = positions((len(inputs), length))[:, self._between.tokens(length)]
+        placed, bias = positions((len(inputs), length)), causal_bias(length)
+        if starts is not None:
+            starts = np.pad(starts, more)
+            placed, bias = placed - starts, bias + HIDDEN * (np.arange(length) < starts[..., None])
         placed = np.minimum(placed, self._spec.model.max_position_embeddings - 1)
         padded = [np.pad(array, more) for array in (inputs, labels, share)]
-        arrays = (padded[0], placed, *padded[1:], causal_bias(length))
+        arrays = (padded[0], placed[:, self._between.tokens(length)], *padded[1:], bias.astype(np.float32))
         return [Tensor(np.ascontiguousarray(array)) for array in arrays]
 
     def _add(self, names: Sequence[str], found: Sequence[Tensor]) -> None:
@@ -347,5 +357,5 @@ def positions(shape: tuple[int, ...]) -> NDArray[np.int32]:
 
 @cache
 def causal_bias(length: int) -> NDArray[np.float32]:
-    """Return the (T, T) term that hides later positions from the softmax."""
-    return np.triu(np.full((length, length), HIDDEN, np.float32), 1)
+    """Return the (1, T, T) term that hides later positions from the softmax."""
+    return np.triu(np.full((1, length, length), HIDDEN, np.float32), 1)

@@ -113,7 +113,9 @@ class StagedTrainer(StagedModel, MindSporeTrainer):
     def run(self, batch: Batch, labels: NDArray[np.int32], factor: float) -> Tensor:
         """Take all micro-batches forward and backward, in the order of the spec's schedule."""
         shares = batch.loss_mask * np.float32(factor)
-        arguments = [self._arguments(*arrays) for arrays in zip(batch.inputs, labels, shares, strict=True)]
+        starts = [None] * len(shares) if batch.starts is None else batch.starts
+        arrays = zip(batch.inputs, labels, shares, starts, strict=True)
+        arguments = [self._arguments(*each) for each in arrays]
         tokens = self._between.tokens(batch.inputs.shape[2])
         shape = (batch.inputs.shape[1], tokens.stop - tokens.start, self._spec.model.hidden_size)
         self._inputs: dict[tuple[int, int], list[Tensor]] = {}

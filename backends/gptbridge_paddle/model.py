@@ -11,7 +11,7 @@ from gptbridge_paddle.adapters import adapt
 from gptbridge_paddle.cache import Cache
 from gptbridge_paddle.collectives import Cut, enter
 from gptbridge_paddle.loss import Words
-from gptbridge_paddle.parts import Attention, Dropout, FeedForward, Recompute, embed, embedding, norm
+from gptbridge_paddle.parts import Attention, Dropout, FeedForward, Recompute, apart, embed, embedding, norm
 from gptbridge_paddle.sharding import Sharding, sharded
 from gptbridge_specs import ModelSpec
 from gptbridge_specs.run import TaskSpec
@@ -32,9 +32,12 @@ class Block(nn.Layer):
         self.mlp = FeedForward(model, cut)
         self.mlp_dropout = Dropout(model.hidden_dropout_prob, layer, "mlp", cut)
 
-    def forward(self, x: Tensor, cache: Cache | None = None, seed: int = 0) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, seed: int = 0, hidden: Tensor | None = None
+    ) -> Tensor:
         """Add attention, then feed-forward, to the residual stream; x and the result are (B, T, H)."""
-        x = x + self.attn_dropout(self.recompute("full_attn", self.attn, self.ln_1(x), cache, seed), seed)
+        attended = self.recompute("full_attn", self.attn, self.ln_1(x), cache, seed, hidden)
+        x = x + self.attn_dropout(attended, seed)
         return x + self.mlp_dropout(self.mlp(self.ln_2(x)), seed)
 
 
@@ -93,20 +96,30 @@ class GPT(nn.Layer):
         return getattr(self, self.projection).weight
 
     def forward(
-        self, x: Tensor, positions: Tensor | None = None, cache: Cache | None = None, seed: int = 0
+        self,
+        x: Tensor,
+        positions: Tensor | None = None,
+        cache: Cache | None = None,
+        seed: int = 0,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """Return the hidden states (B, T, H) after these layers, the last ones ready for the head.
 
         `x` are token ids (B, T), or the hidden states that the stage before returned. `positions` (B, T)
-        are the tokens' places, by default 0 to T - 1. `seed` is that of the micro-batch's dropout.
+        are the tokens' places, by default 0 to T - 1, or those in records that begin at `starts` (B, T), none
+        of which sees another. `seed` is that of the micro-batch's dropout.
         """
         self.drawing.seed = seed
+        hidden = None
+        if starts is not None:
+            positions, hidden = apart(starts)
         if self.first:
-            places = self.wpe.weight[self._span(x.shape[1])] if positions is None else self.wpe(positions)
+            span = self._span(x.shape[1])
+            places = self.wpe.weight[span] if positions is None else self.wpe(positions[:, span])
             x = embed(x, self.wte, self.words, self.cut)
             x = self.dropout((x + places).astype("float32"), seed)
         for block in self.h.values():
-            x = self.recompute("full", block, x, cache, seed)
+            x = self.recompute("full", block, x, cache, seed, hidden)
         return enter(self.ln_f(x), self.cut) if self.last else x
 
     def _span(self, length: int) -> slice:

@@ -142,30 +142,41 @@ class Attention(nn.Layer):
         self.c_attn = Column(model.hidden_size, 3 * width, cut)
         self.c_proj = Row(width, model.hidden_size, cut)
 
-    def forward(self, x: Tensor, cache: Cache | None = None, seed: int = 0) -> Tensor:
-        """Attend; x and the result are (B, T, H). With a cache, to what it holds as well."""
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, seed: int = 0, hidden: Tensor | None = None
+    ) -> Tensor:
+        """Attend; x and the result are (B, T, H). With a cache, to what it holds as well.
+
+        `hidden` (B, T, T) is added to the scores; by default what hides later tokens.
+        """
         qkv = self.c_attn(x)
         if cache is None:
-            y = self.recompute("core_attn", self._attend, qkv, seed)
+            y = self.recompute("core_attn", self._attend, qkv, seed, hidden)
         else:
             q, k, v = self._by_head(qkv)
             k, v = cache.update(self.layer, k, v)
             y = self._mix(q, k, v, cache.mask, seed)
         return self.c_proj(y)
 
-    def _attend(self, qkv: Tensor, seed: int) -> Tensor:
+    def _attend(self, qkv: Tensor, seed: int, hidden: Tensor | None = None) -> Tensor:
         """Return (B, T, N x D) from [q|k|v], (B, T, 3 x N x D)."""
         if qkv.place.is_cpu_place():
             q, k, v = self._by_head(qkv)
-            return self._mix(q, k, v, causal_mask(qkv.shape[1]), seed)
-        return self._attend_fused(qkv, seed)
+            return self._mix(q, k, v, causal_mask(qkv.shape[1]) if hidden is None else hidden, seed)
+        return self._attend_fused(qkv, seed, hidden)
 
-    def _attend_fused(self, qkv: Tensor, seed: int) -> Tensor:
+    def _attend_fused(self, qkv: Tensor, seed: int, hidden: Tensor | None = None) -> Tensor:
         if self.dropout_prob and self.training:  # the kernel draws by itself: other masks on other heads
             paddle.seed(site_seed(seed, self.layer, f"attention from head {self.first_head}"))
         q, k, v = qkv.reshape([*qkv.shape[:2], 3, self.num_heads, self.head_size]).unbind(2)
         attended = F.scaled_dot_product_attention(
-            q, k, v, dropout_p=self.dropout_prob, is_causal=True, training=self.training
+            q,
+            k,
+            v,
+            attn_mask=None if hidden is None else hidden.unsqueeze(1).astype(q.dtype),
+            dropout_p=self.dropout_prob,
+            is_causal=hidden is None,
+            training=self.training,
         )
         return attended.flatten(2)
 
@@ -191,6 +202,16 @@ class Attention(nn.Layer):
 def causal_mask(length: int) -> Tensor:
     """Return the (T, T) term that hides later tokens: 0 on and below the diagonal, -inf above."""
     return paddle.triu(paddle.full([length, length], -math.inf, "float32"), diagonal=1)
+
+
+def apart(starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the positions (B, T) of tokens whose records begin at `starts` (B, T), and what hides others.
+
+    The latter, (B, T, T), is 0 for a token and those before it in its record, else -inf.
+    """
+    places, length = paddle.arange(starts.shape[1], dtype=starts.dtype), starts.shape[1]
+    earlier = (places < starts.unsqueeze(2)).astype("float32") * -1e9
+    return places - starts, earlier + causal_mask(length)
 
 
 class FeedForward(nn.Layer):

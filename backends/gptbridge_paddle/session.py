@@ -236,12 +236,13 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
         mask: NDArray[np.bool_],
         factor: float,
         seed: int,
+        starts: NDArray[np.int32] | None = None,
     ) -> Tensor:
         """Add the gradient of `factor` x the masked sum of losses; return that sum, still on the device."""
         (run,) = self._runs
         self._set_mode(inputs.shape[1])
         with self._autocast():
-            hidden = run(self._to_device(inputs), seed=seed)
+            hidden = run(self._to_device(inputs), seed=seed, starts=self._begun(starts))
             loss = self._masked_sum(hidden, labels, mask)
         (loss * factor).backward()
         return loss.detach()
@@ -255,7 +256,9 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
 
         def forward(run: GPT, n: int, x: Tensor | None) -> Tensor:
             with self._autocast():
-                x = run(self._to_device(batch.inputs[n]) if x is None else x, seed=batch.dropout_seeds[n])
+                starts = self._begun(batch.starts if batch.starts is None else batch.starts[n])
+                x = self._to_device(batch.inputs[n]) if x is None else x
+                x = run(x, seed=batch.dropout_seeds[n], starts=starts)
                 return self._masked_sum(x, labels[n], batch.loss_mask[n]) if run.last else x
 
         order = turns(
@@ -267,6 +270,9 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
         )
         self._set_mode(tokens)
         return self._pipeline.train(order, forward, factor, self._stream(samples, tokens))
+
+    def _begun(self, starts: NDArray[np.int32] | None) -> Tensor | None:
+        return None if starts is None else self._to_device(starts)
 
     def combine(self, total: Tensor) -> Tensor:
         """Sum the gradients over the ranks that see other samples or tokens; return the sum of the totals."""

@@ -16,7 +16,7 @@ from gptbridge_torch.adapters import adapt
 from gptbridge_torch.cache import Cache
 from gptbridge_torch.collectives import Cut, enter
 from gptbridge_torch.loss import Words
-from gptbridge_torch.parts import Attention, Dropout, FeedForward, Recompute, embed, norm
+from gptbridge_torch.parts import Attention, Dropout, FeedForward, Recompute, apart, embed, norm
 
 LAYOUT = gpt2_in_memory("torch", out_in=True)  # as nn.Linear has them
 
@@ -34,9 +34,12 @@ class Block(nn.Module):
         self.attn_dropout = Dropout(model.hidden_dropout_prob, layer, "attn", cut)
         self.mlp_dropout = Dropout(model.hidden_dropout_prob, layer, "mlp", cut)
 
-    def forward(self, x: Tensor, cache: Cache | None = None, seed: int | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, seed: int | None = None, seen: Tensor | None = None
+    ) -> Tensor:
         """Add attention, then feed-forward, to the residual stream; x and the result are (B, T, H)."""
-        x = x + self.attn_dropout(self.recompute("full_attn", self.attn, self.ln_1(x), cache, seed), seed)
+        attended = self.recompute("full_attn", self.attn, self.ln_1(x), cache, seed, seen)
+        x = x + self.attn_dropout(attended, seed)
         return x + self.mlp_dropout(self.mlp(self.ln_2(x)), seed)  # type: ignore[no-any-return]
 
 
@@ -98,26 +101,28 @@ class GPT(nn.Module):
         positions: Tensor | None = None,
         cache: Cache | None = None,
         seed: Tensor | int | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """Return the hidden states (B, T, H) after these layers, those after the last one in `dtype`.
 
         `x` are token ids (B, T), or the hidden states that the stage before returned. `positions` (B, T)
-        are the tokens' places, by default 0 to T - 1. Dropout is drawn from `seed`.
+        are the tokens' places, by default 0 to T - 1, or those in records that begin at `starts` (B, T), none
+        of which sees another. Dropout is drawn from `seed`.
         """
         drawn = None if seed is None else int(seed)
         self.drawing.seed = drawn
+        seen = None
+        if starts is not None:
+            positions, seen = apart(starts)
         lower = self.dtype != torch.float32
         with torch.autocast(x.device.type, self.dtype) if lower else nullcontext():
             if self.first:
-                places = (
-                    self.wpe.weight[slice(*self.span(x.shape[1]))]
-                    if positions is None
-                    else self.wpe(positions)
-                )
+                span = slice(*self.span(x.shape[1]))
+                places = self.wpe.weight[span] if positions is None else self.wpe(positions[:, span])
                 x = embed(x, self.wte.weight, self.words, self.cut)
                 x = self.dropout((x + places).to(self.stream_dtype), drawn)
             for block in self.h.values():
-                x = self.recompute("full", block, x, cache, drawn)
+                x = self.recompute("full", block, x, cache, drawn, seen)
             return enter(self.ln_f(x).to(self.dtype), self.cut) if self.last else x
 
     def span(self, length: int) -> tuple[int, int]:

@@ -143,34 +143,56 @@ class Attention(nn.Module):
         self.c_attn = Column(model.hidden_size, 3 * model.hidden_size, cut)
         self.c_proj = Row(model.hidden_size, model.hidden_size, cut)
 
-    def forward(self, x: Tensor, cache: Cache | None = None, seed: int | None = None) -> Tensor:
-        """Attend; x and the result are (B, T, H). With a cache, to what it holds as well."""
+    def forward(
+        self, x: Tensor, cache: Cache | None = None, seed: int | None = None, seen: Tensor | None = None
+    ) -> Tensor:
+        """Attend; x and the result are (B, T, H). With a cache, to what it holds as well.
+
+        `seen` (B, 1, T, T) says which tokens each one sees; by default itself and all before.
+        """
         q, k, v = self.c_attn(x).unflatten(-1, (3, -1, self.head_size)).permute(2, 0, 3, 1, 4)
         if cache is None:
-            y = self.recompute("core_attn", self._attend, q, k, v, seed)
+            y = self.recompute("core_attn", self._attend, q, k, v, seed, seen)
         else:
             k, v = cache.update(self.layer, k, v)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=cache.mask)
         return self.c_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None) -> Tensor:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, seed: int | None, seen: Tensor | None = None
+    ) -> Tensor:
         dropout_p = self.dropout_prob if self.training else 0.0
         shared = dropout_p > 0 and self.cut.degree > 1
         if shared and q.device.type == "cpu":
-            return self._attend_in_part(q, k, v, seed, dropout_p)
+            return self._attend_in_part(q, k, v, seed, seen, dropout_p)
         if dropout_p:  # a fused kernel draws by itself: a rank for its heads alone
             sow(q.device, seed, self.layer, f"attention of rank {self.cut.index}" if shared else "attention")
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p, is_causal=True)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=seen, dropout_p=dropout_p, is_causal=seen is None
+        )
 
-    def _attend_in_part(self, q: Tensor, k: Tensor, v: Tensor, seed: int | None, dropout_p: float) -> Tensor:
+    def _attend_in_part(
+        self, q: Tensor, k: Tensor, v: Tensor, seed: int | None, seen: Tensor | None, dropout_p: float
+    ) -> Tensor:
         """Attend with this rank's part of the dropout of all heads, as a CPU draws it for them together."""
         sow(q.device, seed, self.layer, "attention")
         start, stop = self.cut.part(self.heads)
         whole = F.dropout(q.new_ones((len(q), self.heads, q.shape[2], k.shape[2])), dropout_p)
         scores = q @ k.transpose(-1, -2) * self.head_size**-0.5
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        seen: Tensor = scores.masked_fill(later, -torch.inf).softmax(-1) * whole[:, start:stop]
-        return seen.to(v.dtype) @ v
+        if seen is None:
+            seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+        weights: Tensor = scores.masked_fill(~seen, -torch.inf).softmax(-1) * whole[:, start:stop]
+        return weights.to(v.dtype) @ v
+
+
+def apart(starts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the positions (B, T) of tokens whose records begin at `starts` (B, T), and what each one sees.
+
+    The latter is True at (B, 1, T, T) for a token and those before it in its record.
+    """
+    places = torch.arange(starts.shape[1], device=starts.device)
+    seen = (places >= starts[..., None]) & (places <= places[:, None])
+    return places - starts, seen[:, None]
 
 
 class FeedForward(nn.Module):

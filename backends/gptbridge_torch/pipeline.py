@@ -44,17 +44,26 @@ class Pipeline:
         self._made: dict[tuple[int, ...], Any] = {}
 
     def run(
-        self, tokens: Tensor, labels: Tensor, mask: Tensor, factor: float, seeds: Tensor | None
+        self,
+        tokens: Tensor,
+        labels: Tensor,
+        mask: Tensor,
+        factor: float,
+        seeds: Tensor | None,
+        starts: Tensor | None,
     ) -> Tensor:
         """Return the sum of the losses of A micro-batches, on all but the last stage 0; arguments (A, B, T).
 
-        Adds the gradient of `factor` x that sum to the gradients. Dropout is drawn from `seeds` (A,).
+        Adds the gradient of `factor` x that sum to the gradients. Dropout is drawn from `seeds` (A,); records
+        begin at `starts`.
         """
         schedule = self._schedule(tokens)
         self._factor, self._total = factor, torch.zeros((), device=tokens.device)
         target = torch.where(mask, labels, IGNORED).flatten(0, 1) if self._place.last else None
         given = (tokens.flatten(0, 1),) if self._place.first else ()
         seen = {} if seeds is None else {"seed": seeds}
+        if starts is not None:
+            seen["starts"] = starts.flatten(0, 1)
         losses: list[Tensor] | None = [] if self._place.last else None
         schedule.step(*given, target=target, losses=losses, return_outputs=False, **seen)
         return self._total

@@ -227,7 +227,8 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
             return super().run(batch, labels, factor)
         seeds = self._to_device(np.array(batch.dropout_seeds)) if self._random else None
         inputs, wanted, mask = map(self._to_device, (batch.inputs, labels, batch.loss_mask))
-        return self._pipeline.run(inputs, wanted, mask, factor, seeds)
+        starts = None if batch.starts is None else self._to_device(batch.starts)
+        return self._pipeline.run(inputs, wanted, mask, factor, seeds, starts)
 
     def backward(
         self,
@@ -236,6 +237,7 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
         mask: NDArray[np.bool_],
         factor: float,
         seed: int,
+        starts: NDArray[np.int32] | None = None,
     ) -> Tensor:
         """Add the gradient of `factor` x the masked sum of losses; return that sum, still on the device."""
         self._left -= 1
@@ -244,7 +246,8 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
         if self._random and self._compiled:
             torch.manual_seed(seed)
         drawn = seed if self._random and not self._compiled else None
-        loss = self._loss(self._to_device(inputs), self._to_device(labels), self._to_device(mask), drawn)
+        arrays = (inputs, labels, mask, *(() if starts is None else (starts,)))
+        loss = self._loss(drawn, *map(self._to_device, arrays))
         torch.autograd.backward(loss * factor)
         return loss.detach()
 
@@ -290,9 +293,11 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
             return {name: p.grad for name, p in self._updated.items() if p.grad is not None}
         return super()._tensors(kind) if kind == "weight" else self._optimizer.moments(kind)
 
-    def _masked_sum(self, inputs: Tensor, labels: Tensor, mask: Tensor, seed: int | None) -> Tensor:
+    def _masked_sum(
+        self, seed: int | None, inputs: Tensor, labels: Tensor, mask: Tensor, starts: Tensor | None = None
+    ) -> Tensor:
         """Return the sum of the unmasked tokens' negative log likelihood; tensors are (B, T)."""
-        return self._sum(self._model(inputs, seed=seed), labels, mask)
+        return self._sum(self._model(inputs, seed=seed, starts=starts), labels, mask)
 
     def _sum(self, hidden: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
         return linear_cross_entropy(

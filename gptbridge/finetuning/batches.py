@@ -1,15 +1,16 @@
 """The batches of a run on records: rows of like length together, padded on the right to a usual length.
 
-What follows a row's end is never seen by its tokens, so that padding changes nothing but the work.
+What follows a row's end is never seen by its tokens, so that padding changes nothing but the work. A row
+is one record, or several that do not see each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from gptbridge.data.batches import prefetched
 from gptbridge.data.sampling import SPLITS, Permutation, Split, split_bounds
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import UsageError
+from gptbridge.finetuning.packing import Filled, alone, packed
 from gptbridge.finetuning.table import Numbers, RowTable, read_table
 from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import Batch
@@ -65,45 +67,53 @@ class RecordData:
 
     def facts(self) -> dict[str, Any]:
         """Return what a run's log says of its data."""
-        rows = self.rows("training")
         return {
             "data": str(self.table.path),
             "data_digest": self.digest,
-            "training_tokens": int(self.table.lengths[rows].sum()),
-            "samples_per_epoch": len(rows),
+            "training_tokens": int(self.table.lengths[self.rows.records].sum()),
+            "samples_per_epoch": len(self.rows),
         }
 
-    def rows(self, split: Split) -> Numbers:
-        """Return the rows of a split; UsageError where there are none."""
+    @cached_property
+    def rows(self) -> Filled:
+        """The rows that are trained on."""
+        records = self.records("training")
+        if self.spec.task.records.packed:
+            return packed(records, self.table.lengths, self.spec.training.seq_length)
+        return alone(records)
+
+    def records(self, split: Split) -> Numbers:
+        """Return the records of a split; UsageError where there are none."""
         if split == "validation" and self.held is not None:
             return np.arange(len(self.held))
         bounds = split_bounds(len(self.table), self.spec.data.split)
         index = SPLITS.index(split)
-        rows = np.arange(*bounds[index : index + 2])
-        if not len(rows):
+        records = np.arange(*bounds[index : index + 2])
+        if not len(records):
             raise UsageError(
                 f"the {split} split holds none of the {len(self.table)} records",
                 where="data.split",
                 hint="Give it a larger share"
                 + ("; evaluation.interval=0 trains without it" if split == "validation" else ""),
             )
-        return rows
+        return records
 
     def training(self, first_step: int) -> Iterator[Batch]:
         """Yield the batches of steps `first_step`, `first_step` + 1, ... without end; 1 is the first.
 
         Rows beyond training.epochs, which the last batch of the run may need to be whole, are masked.
         """
-        rows, epochs = self.rows("training"), self.spec.training.epochs
+        rows, epochs = self.rows, self.spec.training.epochs
         end = max(1, round(epochs * len(rows))) if epochs else None
-        size = self.spec.training.global_batch_size
-        order = lru_cache(2)(lambda epoch: self._order(rows, epoch))
+        size, lengths = self.spec.training.global_batch_size, rows.lengths(self.table.lengths)
+        order = lru_cache(2)(lambda epoch: self._order(lengths, epoch))
 
         def make(step: int) -> Batch:
             epochs, within = np.divmod((step - 1) * size + np.arange(size), len(rows))
-            chosen = np.array([order(int(e))[n] for e, n in zip(epochs, within, strict=True)])
+            chosen = [rows.row(order(int(e))[n]) for e, n in zip(epochs, within, strict=True)]
             counted = (step - 1) * size + np.arange(size) < (step * size if end is None else end)
-            return self._batch(self.table, chosen, counted, step)
+            batch, starts = self._batch(self.table, chosen, counted, step)
+            return replace(batch, starts=starts) if self.spec.task.records.packed else batch
 
         return prefetched(self.thread, make, count(first_step))
 
@@ -112,27 +122,29 @@ class RecordData:
 
         What lacks to a whole last batch is filled with masked rows.
         """
-        table, rows = self.held or self.table, self.rows("validation")
+        table, records = self.held or self.table, self.records("validation")
         size = self.spec.evaluation.global_batch_size or self.spec.training.global_batch_size
-        rows = rows[: size * self.spec.evaluation.batches]
-        rows = rows[np.argsort(table.lengths[rows], kind="stable")]
+        records = records[: size * self.spec.evaluation.batches]
+        rows = alone(records[np.argsort(table.lengths[records], kind="stable")])
 
         def make(number: int) -> Batch:
             at = number * size + np.arange(size)
-            return self._batch(table, rows[np.minimum(at, len(rows) - 1)], at < len(rows), 0)
+            chosen = [rows.row(n) for n in np.minimum(at, len(rows) - 1)]
+            return self._batch(table, chosen, at < len(rows), 0)[0]
 
         return prefetched(self.thread, make, iter(range(-(-len(rows) // size))))
 
-    def _order(self, rows: Numbers, epoch: int) -> Numbers:
-        """Return `rows` in the order of an epoch: at random, then in windows of batches by length.
+    def _order(self, lengths: Numbers, epoch: int) -> Numbers:
+        """Return rows of `lengths` in the order of an epoch: at random, then in windows of batches by length.
 
         Batches are cut where those of the whole run are, whose first row this epoch need not begin with.
         """
         seed, size = self.spec.training.seed, self.spec.training.global_batch_size
+        rows = np.arange(len(lengths))
         if self.spec.data.shuffle:
-            rows = rows[Permutation(len(rows), seed=seed, epoch=epoch)(np.arange(len(rows)))]
+            rows = Permutation(len(rows), seed=seed, epoch=epoch)(rows)
         first = -epoch * len(rows) % size  # the rest of a batch that the epoch before began
-        pieces, lengths = [rows[:first]], self.table.lengths
+        pieces = [rows[:first]]
         for start in range(first, len(rows), _WINDOW * size):
             window = rows[start : start + _WINDOW * size]
             window = window[np.argsort(lengths[window], kind="stable")]
@@ -144,25 +156,35 @@ class RecordData:
             pieces += [batches.ravel(), window[whole * size :]]
         return np.concatenate(pieces)
 
-    def _batch(self, table: RowTable, chosen: Numbers, counted: NDArray[np.bool_], step: int) -> Batch:
-        """Return a batch of the rows `chosen`, of which those that are not `counted` are masked."""
-        width = self._width(int(table.lengths[chosen].max()))
+    def _batch(
+        self, table: RowTable, chosen: Sequence[Numbers], counted: NDArray[np.bool_], step: int
+    ) -> tuple[Batch, NDArray[np.int32]]:
+        """Return a batch of rows of the records `chosen`, and where these start.
+
+        Rows that are not `counted` are masked.
+        """
+        width = self._width(max(int(table.lengths[records].sum()) for records in chosen))
         share = len(chosen) // self.ranks
         micro = self.spec.training.micro_batch_size or share
         micro = share if share % micro else micro  # of an evaluation, whose batch is any size
         mine = np.arange(len(chosen)).reshape(share // micro, self.ranks, micro)[:, self.rank]
-        inputs, labels = (np.zeros((*mine.shape, width), np.int32) for _ in range(2))
+        inputs, labels, starts = (np.zeros((*mine.shape, width), np.int32) for _ in range(3))
         mask = np.zeros(inputs.shape, np.bool_)
         for place in np.ndindex(*mine.shape):
-            row = chosen[mine[place]]
-            held = slice(table.offsets[row], table.offsets[row + 1])
-            length = held.stop - held.start
-            inputs[place][:length], labels[place][:length] = table.inputs[held], table.labels[held]
-            mask[place][table.starts[row] : table.stops[row]] = counted[mine[place]]
+            first = 0
+            for record in chosen[mine[place]]:
+                held = slice(table.offsets[record], table.offsets[record + 1])
+                here = slice(first, first + held.stop - held.start)
+                inputs[place][here], labels[place][here] = table.inputs[held], table.labels[held]
+                starts[place][first:] = first
+                mask[place][here][table.starts[record] : table.stops[record]] = counted[mine[place]]
+                first = here.stop
+            starts[place][first:] = first  # what fills up the row
         seeds = (
             dropout_seed(self.spec.training.seed, step, a * self.ranks + self.rank) for a in range(len(mine))
         )
-        return Batch(inputs, labels, mask, int(table.counted[chosen][counted].sum()), tuple(seeds))
+        total = sum(int(table.counted[row].sum()) for row, of in zip(chosen, counted, strict=True) if of)
+        return Batch(inputs, labels, mask, total, tuple(seeds)), starts
 
     def _width(self, longest: int) -> int:
         """Return the usual length that holds `longest` tokens."""
@@ -174,7 +196,7 @@ class RecordData:
 def count_rows(spec: RunSpec) -> int:
     """Return how many rows the training split of `spec` has; its records are read for it."""
     with open_records(spec, lambda message: None) as data:
-        return len(data.rows("training"))
+        return len(data.rows)
 
 
 @contextmanager
@@ -198,7 +220,7 @@ def open_records(spec: RunSpec, warn: Callable[[str], None]) -> Iterator[RecordD
     held = read_table(Path(apart), spec, tokenizer, warn) if apart is not None else None
     with ThreadPoolExecutor(1, "gptbridge-data") as thread:
         data = RecordData(spec, table, tokenizer, thread, held)
-        data.rows("training")
+        data.records("training")
         if spec.evaluation.interval:
-            data.rows("validation")
+            data.records("validation")
         yield data

@@ -41,12 +41,12 @@ class RowTable:
         """Return the number of rows."""
         return len(self.starts)
 
-    @property
+    @cached_property
     def lengths(self) -> Numbers:
         """The tokens of each row."""
         return np.diff(self.offsets)
 
-    @property
+    @cached_property
     def counted(self) -> Numbers:
         """How many positions of each row count."""
         return self.stops - self.starts

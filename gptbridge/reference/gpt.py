@@ -51,7 +51,7 @@ def loss_and_gradients(model: ModelSpec, weights: Weights, batch: Batch) -> tupl
     length = batch.inputs.shape[-1]
     inputs, labels = batch.inputs.reshape(-1, length), batch.labels.reshape(-1, length)
     run = _Pass(model, [weights])
-    scores, backward = run.forward(inputs)
+    scores, backward = run.forward(inputs, None if batch.starts is None else batch.starts.reshape(-1, length))
     log_probs = _log_softmax(scores)
     share = batch.loss_mask.reshape(-1, length) / batch.loss_tokens
     gradient = np.exp(log_probs)
@@ -68,10 +68,11 @@ class _Pass:
         self._ranks = [_Piece(model, weights) for weights in ranks]
         self.first = self._ranks[0]
 
-    def forward(self, tokens: NDArray[np.int32]) -> Layer:
-        """Return the (B, T, V) logits."""
+    def forward(self, tokens: NDArray[np.int32], starts: NDArray[np.int32] | None = None) -> Layer:
+        """Return the (B, T, V) logits of tokens whose records begin at `starts` (B, T), by default at 0."""
+        self._starts = np.zeros_like(tokens) if starts is None else starts
         x, words_back = self._words(tokens)
-        x, positions_back = self.first.positions(x)
+        x, positions_back = self.first.positions(x, self._starts)
         backs = [words_back, positions_back]
         for n in range(self._model.num_layers):
             for layer in (self._attention_branch, self._mlp_branch):
@@ -105,7 +106,9 @@ class _Pass:
 
     def _attention_branch(self, block: str, x: Array) -> Layer:
         normed, norm_back = self.first.layer_norm(f"{block}.ln_1", x)
-        y, attention_back = _summed(piece.attention(f"{block}.attn", normed) for piece in self._ranks)
+        y, attention_back = _summed(
+            piece.attention(f"{block}.attn", normed, self._starts) for piece in self._ranks
+        )
         y, bias_back = self.first.bias(f"{block}.attn.c_proj", y)
         return y, _chain(norm_back, attention_back, bias_back)
 
@@ -144,18 +147,18 @@ class _Piece:
 
         return np.where(held[..., None], table[np.where(held, rows, 0)], 0.0), backward
 
-    def positions(self, x: Array) -> Layer:
-        """Add the embedding of positions to (B, T, H)."""
+    def positions(self, x: Array, starts: NDArray[np.int32]) -> Layer:
+        """Add the embedding of positions, counted from `starts` (B, T), to (B, T, H)."""
         table = self._weights["wpe.weight"]
-        length = x.shape[1]
+        places = np.arange(x.shape[1]) - starts
 
         def backward(dy: Array) -> Array:
             gradient = np.zeros_like(table)
-            gradient[:length] = dy.sum(0)
+            np.add.at(gradient, places, dy)
             self._add("wpe.weight", gradient)
             return dy
 
-        return x + table[:length], backward
+        return x + table[places], backward
 
     def head(self, x: Array) -> Layer:
         """Return the (B, T, V) logits of the rank's rows of the vocabulary."""
@@ -193,10 +196,13 @@ class _Piece:
         y, out_back = self._product(f"{name}.c_proj", active)
         return y, _chain(in_back, lambda dy: dy * slope, out_back)
 
-    def attention(self, name: str, x: Array) -> Layer:
-        """Return causal attention of (B, T, H) through the rank's heads, without the last bias."""
+    def attention(self, name: str, x: Array, starts: NDArray[np.int32]) -> Layer:
+        """Return causal attention of (B, T, H) through the rank's heads, without the last bias.
+
+        No token sees what is before its `starts` (B, T).
+        """
         q, k, v = (self._linear(f"{name}.{part}", x) for part in "qkv")
-        mixed, mixed_back = _attend(q[0], k[0], v[0], self._model.head_size)
+        mixed, mixed_back = _attend(q[0], k[0], v[0], self._model.head_size, starts)
         y, out_back = self._product(f"{name}.c_proj", mixed)
 
         def backward(dy: Array) -> Array:
@@ -234,9 +240,12 @@ class _Piece:
 
 
 def _attend(
-    q: Array, k: Array, v: Array, size: int
+    q: Array, k: Array, v: Array, size: int, starts: NDArray[np.int32]
 ) -> tuple[Array, Callable[[Array], tuple[Array, Array, Array]]]:
-    """Return causal attention (B, T, M G D) of q (B, T, M G D) to k and v (B, T, M D), D = `size`."""
+    """Return causal attention (B, T, M G D) of q (B, T, M G D) to k and v (B, T, M D), D = `size`.
+
+    A token sees those from its `starts` (B, T) on.
+    """
     samples, length, width = k.shape
     heads = width // size
 
@@ -248,8 +257,9 @@ def _attend(
         return x.transpose(0, 3, 1, 2, 4).reshape(samples, length, -1)
 
     queries, keys, values = split(q), split(k), split(v)
-    future = np.triu(np.ones((length, length), bool), 1)
-    scores = np.where(future, -np.inf, queries @ keys.swapaxes(-1, -2) / math.sqrt(size))
+    keys_at = np.arange(length)
+    hidden = (keys_at > keys_at[:, None]) | (keys_at < starts[..., None])
+    scores = np.where(hidden[:, None, None], -np.inf, queries @ keys.swapaxes(-1, -2) / math.sqrt(size))
     probs = np.exp(_log_softmax(scores))
 
     def backward(dy: Array) -> tuple[Array, Array, Array]:

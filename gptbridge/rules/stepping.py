@@ -41,10 +41,12 @@ class Stepper(ABC, Generic[T]):
         mask: NDArray[np.bool_],
         factor: float,
         seed: int,
+        starts: NDArray[np.int32] | None = None,
     ) -> T:
         """Return the sum of the unmasked tokens' losses of one micro-batch; all arrays are (B, T).
 
-        Adds the gradient of `factor` x that sum to the gradients. Labels that do not count are 0.
+        Adds the gradient of `factor` x that sum to the gradients. Labels that do not count are 0. `starts`
+        are a Batch's; where it has none, they are left out.
         """
 
     def run(self, batch: Batch, labels: NDArray[np.int32], factor: float) -> T:
@@ -54,7 +56,8 @@ class Stepper(ABC, Generic[T]):
         """
         total: Any = None
         for n, seed in enumerate(batch.dropout_seeds):
-            loss = self.backward(batch.inputs[n], labels[n], batch.loss_mask[n], factor, seed)
+            packed = () if batch.starts is None else (batch.starts[n],)
+            loss = self.backward(batch.inputs[n], labels[n], batch.loss_mask[n], factor, seed, *packed)
             total = loss if total is None else total + loss
         return total  # type: ignore[no-any-return]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,30 @@ def batch(model: ModelSpec, *, micro_batches: int = 2, step: int = 1, kept: floa
         loss_tokens=int(mask.sum()),
         dropout_seeds=seeds(step, micro_batches),
     )
+
+
+def starts(shape: tuple[int, ...]) -> NDArray[np.int32]:
+    """Return where records start in rows of LENGTH: three in each, their lengths differ from row to row."""
+    found = np.zeros(shape, np.int32)
+    for number, row in enumerate(found.reshape(-1, LENGTH)):
+        for start in (1 + number % 4, 6 + number % 5):
+            row[start:] = start
+    return found
+
+
+def records(batch: Batch) -> list[tuple[int, Batch, Batch]]:
+    """Return where each packed record begins, the batch in which it alone counts, and the record alone."""
+    assert batch.starts is not None
+    found = []
+    for row in np.ndindex(batch.starts.shape[:2]):
+        for start in np.unique(batch.starts[row]):
+            here = np.flatnonzero(batch.starts[row] == start)
+            mask = np.zeros_like(batch.loss_mask)
+            mask[(*row, here)] = True
+            inputs, labels = (array[row][here][None, None] for array in (batch.inputs, batch.labels))
+            lone = Batch(inputs, labels, np.ones(inputs.shape, np.bool_), len(here), (0,))
+            found.append((int(start), replace(batch, loss_mask=mask, loss_tokens=len(here)), lone))
+    return found
 
 
 def seeds(step: int, micro_batches: int) -> tuple[int, ...]:

@@ -91,6 +91,39 @@ class TaskTests(Harness):
         self._require_moved(spec, trainer, weights)
         trainer.close()
 
+    def test_packed_records_are_apart(self) -> None:
+        """Each record of a row has the loss that it has alone, and their gradients add up."""
+        spec = self._task(
+            {"name": "instruction", "records": {"packed": True}}, "task.name", "task.records.packed"
+        )
+        model, weights = spec.model, cases.weights(spec.model)
+        packed = cases.batch(model)
+        packed = replace(packed, starts=cases.starts(packed.inputs.shape))
+        table = weights["wpe.weight"]
+        losses: dict[str, list[float]] = {"found": [], "alone": [], "seen": [], "going on": []}
+        trainer = self._filled(spec, weights)
+        for start, counting, lone in cases.records(packed):
+            losses["found"].append(trainer.step(counting, 0.0).loss)
+            later = {**weights, "wpe.weight": np.roll(table, -start, 0)}
+            for name, held, batch in (
+                ("alone", weights, lone),
+                ("seen", weights, replace(counting, starts=None)),
+                ("going on", later, lone),
+            ):
+                losses[name].append(reference.loss_and_gradients(model, held, batch)[0])
+        found, alone, seen, going_on = map(np.array, losses.values())
+        wrong = {
+            "records see those before": {"losses of records": seen},
+            "positions go on": {"losses of records": going_on},
+        }
+        self._compare("losses of records", found, alone, wrong)
+        gradients = [
+            reference.loss_and_gradients(model, weights, b)[1] for b in (packed, replace(packed, starts=None))
+        ]
+        mistakes = {"records see those before": gradients[1]}
+        self._compare_all("gradient", gradients_of(trainer, packed), gradients[0], mistakes)
+        trainer.close()
+
     def _require_moved(self, spec: RunSpec, trainer: Trainer, before: cases.Arrays) -> None:
         """Fail unless a step has changed what is trained, which alone has moments and gradients."""
         trained = [p.name for p in parameters(spec.model, spec.task) if p.trainable]

@@ -51,4 +51,9 @@ class RecordsSpec(Part):
     too_long: Literal["refuse", "cut"] = Field(
         "refuse", description="What becomes of a record of more than seq_length + 1 tokens."
     )
+    packed: bool = Field(
+        False,
+        description="Fill rows of seq_length with several records, none of which sees another, instead of "
+        "padding records of like length.",
+    )
     skip_bad: bool = Field(False, description="Leave bad records out and count them (--skip-bad).")

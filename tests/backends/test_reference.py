@@ -55,6 +55,25 @@ def test_a_token_changes_no_earlier_logits() -> None:
     assert np.abs(after[:, 6:] - before[:, 6:]).min(axis=(0, 2)).min() > 0
 
 
+def test_packed_records_are_as_they_are_alone() -> None:
+    model = tiny()
+    weights, batch = cases.weights(model), cases.batch(model)
+    packed = replace(batch, starts=cases.starts(batch.inputs.shape))
+    records = cases.records(packed)
+    alone = [reference.loss_and_gradients(model, weights, lone) for _, _, lone in records]
+    for (_, counting, _), (loss, _) in zip(records, alone, strict=True):
+        assert reference.loss_and_gradients(model, weights, counting)[0] == pytest.approx(loss, abs=1e-12)
+    _, found = reference.loss_and_gradients(
+        model, weights, replace(packed, loss_mask=np.ones_like(packed.loss_mask), loss_tokens=1)
+    )
+    for name, gradient in found.items():
+        parts = [
+            len(lone.inputs[0, 0]) * each[name]
+            for (_, _, lone), (_, each) in zip(records, alone, strict=True)
+        ]
+        np.testing.assert_allclose(gradient, sum(parts), atol=1e-10)
+
+
 def test_masked_labels_do_not_count() -> None:
     model = tiny()
     weights, batch = cases.weights(model), cases.batch(model)

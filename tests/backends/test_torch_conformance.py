@@ -37,7 +37,9 @@ class OneDraw(TorchTrainer):
         self._seed = batch.dropout_seeds[0]
         return super()._accumulate(batch)
 
-    def backward(self, inputs: Any, labels: Any, mask: Any, factor: float, seed: int) -> Tensor:
+    def backward(
+        self, inputs: Any, labels: Any, mask: Any, factor: float, seed: int, starts: Any = None
+    ) -> Tensor:
         return super().backward(inputs, labels, mask, factor, self._seed)
 
 
@@ -56,9 +58,20 @@ class Reseeded(TorchTrainer):
         super().clear_gradients()
         self._number = 0
 
-    def backward(self, inputs: Any, labels: Any, mask: Any, factor: float, seed: int) -> Tensor:
+    def backward(
+        self, inputs: Any, labels: Any, mask: Any, factor: float, seed: int, starts: Any = None
+    ) -> Tensor:
         self._number += 1
         return super().backward(inputs, labels, mask, factor, self._number)
+
+
+class Joined(TorchTrainer):
+    """Packed records see each other."""
+
+    def backward(
+        self, inputs: Any, labels: Any, mask: Any, factor: float, seed: int, starts: Any = None
+    ) -> Tensor:
+        return super().backward(inputs, labels, mask, factor, seed)
 
 
 def wrong_kit(kind: type[TorchTrainer]) -> BackendConformance:
@@ -86,6 +99,11 @@ def test_the_kit_notices_a_wrong_dropout(kind: str, wrong: type[TorchTrainer], w
 def test_the_kit_notices_a_dropout_of_another_seed(wrong: type[TorchTrainer]) -> None:
     with pytest.raises(AssertionError, match="gradient of two replicas"):
         wrong_kit(wrong).test_dropout_of_a_micro_batch_depends_on_its_seed_alone()
+
+
+def test_the_kit_notices_that_packed_records_see_each_other() -> None:
+    with pytest.raises(AssertionError, match="Nearest known mistake: records see those before"):
+        wrong_kit(Joined).test_packed_records_are_apart()
 
 
 def test_the_kit_notices_that_a_dropout_is_not_resumed() -> None:

@@ -139,9 +139,10 @@ def records(tmp_path: Path) -> Path:
 @pytest.fixture
 def opened(records: Path) -> Callable[..., Any]:
     @contextmanager
-    def open_them(**training: Any) -> Any:
+    def open_them(*, packed: bool = False, **training: Any) -> Any:
         base = spec_of(seq_length=64).model_dump()
         base["training"] |= training
+        base["task"]["records"]["packed"] = packed
         base["data"] |= {"path": str(records), "split": (1, 0, 0)}
         base["evaluation"] |= {"interval": 0}
         with open_records(RunSpec.model_validate(base), pytest.fail) as data:
@@ -193,6 +194,50 @@ def test_rows_of_like_length_come_together_in_few_lengths(opened: Callable[..., 
         assert widths <= {8 * n for n in range(1, 9)}
         used = sum(taken_row(data, batches)) / sum(batch.inputs.size for batch in batches)
         assert used > 0.8  # in the order of the file: 0.6
+
+
+def test_packed_rows_have_each_record_once_an_epoch_apart_from_others(opened: Callable[..., Any]) -> None:
+    with opened(packed=True, epochs=2, seq_length=128) as data:
+        lengths, rows = data.table.lengths, len(data.rows)
+        assert rows == -(-lengths.sum() // 128)  # none fewer could hold them
+        last = -(-2 * rows // 4)
+        whole = steps(data, 1, last)
+        pieces = [
+            tuple(labels[piece])
+            for batch in whole
+            for labels, mask, starts in zip(batch.labels[0], batch.loss_mask[0], batch.starts[0], strict=True)
+            for start in np.unique(starts)
+            if mask[(piece := starts == start)].any()
+        ]
+        first = sum(len(data.rows.row(n)) for n in range(rows))
+        assert first == 37
+        assert sorted(pieces[:37]) == sorted(pieces[37:]) != pieces[:37]
+        assert len(set(pieces)) == 37
+        halves = [steps(data.of_rank(rank, 2), 1, last) for rank in range(2)]
+        assert [sum(int(half[n].loss_mask.sum()) for half in halves) for n in range(last)] == [
+            batch.loss_tokens for batch in whole
+        ]
+        again = steps(data, 2, last)
+        for batch, other in zip(again, whole[1:], strict=True):
+            np.testing.assert_array_equal(batch.inputs, other.inputs)
+
+
+def test_a_packed_batch_is_the_one_computed_by_hand(tmp_path: Path) -> None:
+    lines = [{"src_txt": "abc"}, {"src_txt": "d"}, {"src_txt": "ef"}, {"src_txt": "g"}]
+    (tmp_path / "records.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    spec = spec_of(seq_length=5, packed=True).model_dump()
+    spec["data"] |= {"path": str(tmp_path / "records.jsonl"), "split": (1, 0, 0), "shuffle": False}
+    spec["training"] |= {"global_batch_size": 2}
+    spec["evaluation"] |= {"interval": 0}
+    with open_records(RunSpec.model_validate(spec), pytest.fail) as data:
+        batch = steps(data, 1, 1)[0]
+    a, b, c, d, e, f, g = b"abcdefg"
+    end = 256
+    assert batch.inputs.tolist() == [[[d, g, 0, 0, 0], [a, b, c, e, f]]]
+    assert batch.labels.tolist() == [[[end, end, 0, 0, 0], [b, c, end, f, end]]]
+    assert batch.loss_mask.tolist() == [[[True, True, False, False, False], [True] * 5]]
+    assert batch.starts.tolist() == [[[0, 1, 2, 2, 2], [0, 0, 0, 3, 3]]]
+    assert batch.loss_tokens == 7
 
 
 def taken_row(data: Any, batches: list[Any]) -> list[int]:

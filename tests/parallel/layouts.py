@@ -42,6 +42,7 @@ TASK = {
     "num_labels": 3,
     "lora": {"rank": 2, "alpha": 4.0, "dropout": 0.1, "targets": ["q", "v", "out", "fc", "proj"]},
 }
+PACKED = {"name": "instruction", "records": {"packed": True}}
 SGD = {"name": "sgd", "clip_grad_norm": None, "weight_decay": 0.0}
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from gptbridge_specs import RunSpec
 from tests.parallel import layouts
-from tests.parallel.layouts import CLOSE, PLAIN, SGD, TASK, Arrays, run_spec
+from tests.parallel.layouts import CLOSE, PACKED, PLAIN, SGD, TASK, Arrays, run_spec
 
 Ranks = list[Arrays]
 Job = Callable[[int], dict[str, Ranks]]
@@ -30,6 +30,10 @@ class LayoutTests:
         "dropped": ({**PLAIN_SGD, "model": DROPPED, "training": {"recompute": "full"}}, PLAIN),
         "attn-dropped": ({**PLAIN_SGD, "model": DROPPED, "training": {"recompute": "full_attn"}}, PLAIN),
         "adapted": ({"task": TASK}, CLOSE),
+        "packed": (
+            {**PLAIN_SGD, "model": DROPPED, "task": PACKED, "training": {"recompute": "core_attn"}},
+            PLAIN,
+        ),
     }
     LAYOUTS: ClassVar[dict[str, tuple[dict[str, Any], tuple[str, ...]]]]  # and what is trained under each
     # What each of these functions does is needed: without it, a layout differs under SGD.

@@ -41,7 +41,8 @@ def batch(spec: RunSpec, step: int, world: World) -> Batch:
     seeds = tuple(dropout_seed(training.seed, step, number) for number in mine)
     chosen = list(mine)
     labels = tokens[chosen, :, 1:] % outputs(spec.model, spec.task)
-    return Batch(tokens[chosen, :, :-1], labels, mask[chosen], int(mask.sum()), seeds)
+    starts = cases.starts(shape)[chosen] if spec.task.records.packed else None
+    return Batch(tokens[chosen, :, :-1], labels, mask[chosen], int(mask.sum()), seeds, starts)
 
 
 def weights(model: ModelSpec, task: TaskSpec) -> cases.Arrays:

@@ -9,7 +9,7 @@ import pytest
 
 from gptbridge_specs import RunSpec
 from tests.parallel import layouts
-from tests.parallel.layouts import CLOSE, PLAIN, SGD, TASK, Arrays, run_spec
+from tests.parallel.layouts import CLOSE, PACKED, PLAIN, SGD, TASK, Arrays, run_spec
 
 STEPS = 3
 Ranks = list[Arrays]
@@ -21,7 +21,7 @@ DROPPED = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
 VARIANTS: dict[str, tuple[dict[str, Any], Mapping[str, float]]] = {
     "sgd": ({"model": SHALLOW, "optimizer": SGD, "schedule": {"max_lr": 0.1}}, PLAIN),
     "dropped": ({"model": SHALLOW | DROPPED, "training": {"recompute": "full"}}, CLOSE),
-    "deep": ({"model": DROPPED}, CLOSE),
+    "deep": ({"model": DROPPED, "task": PACKED}, CLOSE),
     "adapted": ({"model": SHALLOW, "task": TASK}, CLOSE),
 }
 # By the number of ranks: a layout, and what is trained under it.

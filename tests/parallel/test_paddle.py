@@ -29,7 +29,7 @@ class TestPaddle(LayoutTests):
         "sharding-3": ({"sharding": 2, "sharding_stage": 3}, (*BOTH, "attn-dropped")),
         "dp-tp": ({"data": 2, "tensor": 2}, ("sgd",)),
         "dp-pp": ({"data": 2, "pipeline": 2}, ("adamw",)),
-        "tp-pp": ({"tensor": 2, "pipeline": 2, "sequence": True}, ("adamw", "dropped")),
+        "tp-pp": ({"tensor": 2, "pipeline": 2, "sequence": True}, ("adamw", "dropped", "packed")),
         "dp-sharding-2": ({"data": 2, "sharding": 2, "sharding_stage": 2}, ("adamw",)),
         "tp-sharding-1": ({"tensor": 2, "sharding": 2, "sharding_stage": 1}, ("adamw",)),
         "tp-sharding-3": ({"tensor": 2, "sequence": True, "sharding": 2, "sharding_stage": 3}, ("adamw",)),

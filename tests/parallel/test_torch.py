@@ -43,7 +43,7 @@ class TestTorch(LayoutTests):
         "sharding-3": ({"sharding": 2, "sharding_stage": 3}, (*BOTH, "attn-dropped")),
         "dp-tp": ({"data": 2, "tensor": 2}, ("adamw",)),
         "dp-pp": ({"data": 2, "pipeline": 2}, ("sgd",)),
-        "tp-pp": ({"tensor": 2, "pipeline": 2, "sequence": True}, ("adamw", "dropped")),
+        "tp-pp": ({"tensor": 2, "pipeline": 2, "sequence": True}, ("adamw", "dropped", "packed")),
         "dp-sharding-1": ({"data": 2, "sharding": 2, "sharding_stage": 1}, ("adamw",)),
         "pp-sharding-2": ({"pipeline": 2, "sharding": 2, "sharding_stage": 2}, ("adamw",)),
         "tp-sharding-3": ({"tensor": 2, "sequence": True, "sharding": 2, "sharding_stage": 3}, ("adamw",)),

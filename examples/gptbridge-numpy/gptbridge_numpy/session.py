@@ -107,7 +107,15 @@ class NumpyTrainer(NumpyModel, Stepper[float]):
         """Make every gradient 0."""
         self._gradients = {name: np.zeros(array.shape) for name, array in self._weights.items()}
 
-    def backward(self, inputs: Ids, labels: Ids, mask: NDArray[np.bool_], factor: float, seed: int) -> float:
+    def backward(
+        self,
+        inputs: Ids,
+        labels: Ids,
+        mask: NDArray[np.bool_],
+        factor: float,
+        seed: int,
+        starts: Ids | None = None,
+    ) -> float:
         """Add the gradient of `factor` x the masked sum of losses; return that sum."""
         batch = Batch(inputs[None], labels[None], mask[None], loss_tokens=1, dropout_seeds=(seed,))
         loss, gradients = reference.loss_and_gradients(self._spec.model, self._weights, batch)
