@@ -100,8 +100,9 @@ def _hugging_face(name: str, repository: str, revision: str | None) -> Path:
 def _modelscope(name: str, repository: str, revision: str | None) -> Path:
     """Return the model's folder in ModelScope's cache, each file as the network has it, if it answers."""
     root = Path(os.environ.get("MODELSCOPE_CACHE") or Path.home() / ".cache" / "modelscope" / "hub")
-    folder = root / "models" / repository.replace(".", "___")
-    older = root / repository.replace(".", "___")
+    of_revision = "" if revision in (None, "master") else f"@{revision.replace('/', '___')}"
+    place = repository.replace(".", "___") + of_revision
+    folder, older = root / "models" / place, root / place
     folder = older if older.is_dir() and not folder.is_dir() else folder
     domain = os.environ.get("MODELSCOPE_DOMAIN") or "www.modelscope.cn"
     base = f"{domain if '://' in domain else f'https://{domain}'}/api/v1/models/{repository}/repo"
@@ -139,9 +140,9 @@ def _listed(base: str, query: Mapping[str, str]) -> dict[str, Mapping[str, Any]]
 
 
 def _fetch(address: str, path: Path, facts: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all; one that has its size already stays. OSError for another content."""
+    """Write a file whole or not at all; one that is there already stays. OSError for another content."""
     size, sha256 = facts.get("Size"), facts.get("Sha256")
-    if path.is_file() and path.stat().st_size == size:
+    if path.is_file() and path.stat().st_size == size and sha256 in (None, "", _digest(path)):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
@@ -154,6 +155,11 @@ def _fetch(address: str, path: Path, facts: Mapping[str, Any]) -> None:
         partial.unlink()
         raise OSError(f"{path.name} came with {count} bytes, and is not what was announced")
     partial.replace(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unreachable(name: str, hub: str, variable: str, error: Exception) -> NoReturn:

@@ -163,9 +163,22 @@ def test_a_name_on_modelscope(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyP
     assert len([path for path in hub.asked if "FilePath" in path]) == asked  # nothing twice
     monkeypatch.setenv("MODELSCOPE_DOMAIN", NOWHERE)
     assert fetched(name) == folder
+    with pytest.raises(BadInput, match="is not in the cache"):
+        fetched(Path(f"{name}@v2"))
     monkeypatch.setenv("MODELSCOPE_DOMAIN", hub.address)
     with pytest.raises(BadInput, match="refuses it"):
         fetched(Path("modelscope:org/other"))
+
+
+def test_modelscope_s_revisions_and_updates(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELSCOPE_DOMAIN", hub.address)
+    first = fetched(Path("modelscope:org/tiny"))
+    held = (first / "config.json").read_bytes()
+    hub.files["config.json"] = held.swapcase()  # as many bytes
+    other = fetched(Path("modelscope:org/tiny@v2"))
+    assert (other / "config.json").read_bytes() == held.swapcase()
+    assert (first / "config.json").read_bytes() == held
+    assert (fetched(Path("modelscope:org/tiny")) / "config.json").read_bytes() == held.swapcase()
 
 
 def test_a_file_that_came_damaged_is_not_kept(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

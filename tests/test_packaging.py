@@ -28,6 +28,12 @@ def test_every_package_is_listed() -> None:
     assert {"gptbridge"} | inner == LISTED
 
 
+def test_every_room_of_tests_is_collected() -> None:
+    rooms = {path for path in (ROOT / "tests").iterdir() if path.is_dir() and any(path.rglob("test_*.py"))}
+    found = {str(path.relative_to(ROOT)) for path in (*rooms, *(ROOT / "tests").glob("test_*.py"))}
+    assert set(PROJECT["tool"]["pytest"]["ini_options"]["testpaths"]) == found
+
+
 @pytest.mark.timeout(120)
 def test_wheel_is_complete(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,7 @@ def join(spec: RunSpec, device: Device) -> World | None:
         place,
         total=lambda values: reduce(values, SUM, own.replicas),
         any=lambda flag: bool(reduce([flag], MAX, own.all)[0]),
-        barrier=own.all.meet if own.all else dist.barrier,
+        barrier=partial(meet, own.all),
         handle=own,
     )
 

@@ -1,4 +1,4 @@
-"""Options that say of a checkpoint what it does not say itself: of convert, inspect and generate."""
+"""Options that say of a checkpoint what it does not say itself."""
 
 from __future__ import annotations
 

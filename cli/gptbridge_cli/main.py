@@ -43,7 +43,7 @@ app.command(cls=DialectCommand)(convert.convert)
 app.command(cls=DialectCommand)(convert.inspect)
 app.command(cls=DialectCommand)(export.export)
 app.command()(tensorboard.tensorboard)
-app.add_typer(spec.app, cls=QuickGroup, name="spec", help="List, show and check specs.")
+app.add_typer(spec.app, cls=QuickGroup, name="spec", help="List, show, check and import specs.")
 app.add_typer(tokenizer.app, cls=QuickGroup, name="tokenizer", help="Train a vocabulary.")
 app.add_typer(data.app, cls=QuickGroup, name="data", help="Make token datasets and look into them.")
 

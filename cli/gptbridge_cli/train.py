@@ -129,7 +129,8 @@ def _tell(plan: RunPlan, backend: str | None, *, as_json: bool) -> None:
     from gptbridge_specs import dump_yaml
 
     backend = backend or likely_backend(plan)
-    memory = plan_memory(plan.spec, load_plugin(backend).info)
+    here = plan.devices.processes(plan.spec.parallel)
+    memory = plan_memory(plan.spec, load_plugin(backend).info, ranks=here)
     tokens = plan.spec.tokens_per_step * plan.spec.training.max_steps
     facts = {**spec_facts(plan.spec), "total_tokens": tokens, "backend": backend, "run": str(plan.run)}
     if as_json:

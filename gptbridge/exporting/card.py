@@ -56,7 +56,8 @@ def _training(draft: Draft) -> Iterator[str]:
 
 def _run(state: TrainingState) -> Iterator[str]:
     spec = state.spec
-    source = PurePath(str(spec.data.path)).name if spec.data.path else "the Python standard library's source"
+    names = ", ".join(PurePath(path).name for path in spec.data.paths)
+    source = names or "the Python standard library's source"
     yield f"{state.step} steps, {state.tokens:,} tokens, on {printable(source)}"
     yield f"identity of the data and its samples: {state.data.digest}"
     yield (

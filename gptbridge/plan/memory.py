@@ -11,7 +11,7 @@ from gptbridge.hookspecs import Kept, MemoryUse
 from gptbridge.weights.architecture import parameters, sizes
 from gptbridge.weights.layouts.axes import axes
 from gptbridge_specs import RunSpec
-from gptbridge_specs.run import TrainingSpec
+from gptbridge_specs.run import ParallelSpec, TrainingSpec
 
 RECOMPUTE: tuple[str, ...] = get_args(TrainingSpec.model_fields["recompute"].annotation)
 _FLOAT32 = 4
@@ -62,7 +62,7 @@ def estimate_training(spec: RunSpec, use: MemoryUse) -> Estimate:
     working = (whole - kept) + int(use.working * whole)
     logits = min(use.logits, spec.micro_batch_size * spec.training.seq_length * held.letters["v"])
     loss = int(use.head * held.matrix) + 2 * _FLOAT32 * logits
-    activations = held.layers * kept * min(spec.parallel.pipeline, micro_batches) + working + loss
+    activations = held.layers * kept * _in_flight(spec.parallel, micro_batches) + working + loss
     before = gradients if micro_batches > 1 else 0  # those of the micro-batches before
     waste = use.waste if spec.training.recompute == "none" else 1.0
     step = int(waste * max(activations + before, kept + working + gradients))
@@ -70,6 +70,11 @@ def estimate_training(spec: RunSpec, use: MemoryUse) -> Estimate:
     peak = process + weights + moments + max(step, int(_LOADING * held.matrix))
     saving = process + weights + gradients + 2 * moments + held.trained // sharded[2]
     return Estimate(weights, gradients, moments, activations, process, peak, saving)
+
+
+def _in_flight(parallel: ParallelSpec, micro_batches: int) -> int:
+    """Return of how many micro-batches a stage keeps activations at once: the first of them the most."""
+    return micro_batches if parallel.pipeline_schedule == "gpipe" else min(parallel.pipeline, micro_batches)
 
 
 def peaks_by_recompute(spec: RunSpec, use: MemoryUse) -> dict[str, int]:

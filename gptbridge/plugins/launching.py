@@ -238,6 +238,7 @@ def _started(command: Sequence[str], log: Path, ranks: int) -> subprocess.Popen[
     """Start the launcher in a session of its own: what a terminal sends reaches this process alone."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // ranks)))
+    environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = "86400"  # a rank may finish its step and save
     with log.open("wb") as output:
         return subprocess.Popen(
             command,

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from gptbridge.errors import RunFailed
 from gptbridge.files import open_own
 
 _BYTES = 1 << 16  # written at once, so that no reader sees half a record
@@ -47,7 +48,10 @@ class OwnRecord:
         record = Record(os.getpid(), rank)
         self.folder = folder
         self._file = open_own(folder / f"{record.name.replace(' ', '-')}.json")
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunFailed(f"{record.name} of another start still runs", where=folder) from error
         self.record = record
         self.say()
 

@@ -60,19 +60,7 @@ class Beginning:
         with self.open(lambda message: None) as opened:
             spec = _with_tokenizer(load_run_of(opened.model, named, overrides, devices), opened)
             _require_beginning(opened, spec.task)
-            differences = _differences(spec.model, opened.model)
-        may_differ = MAY_DIFFER_BESIDE_ADAPTERS if spec.task.lora else MAY_DIFFER
-        refused = [
-            f"model.{field}: {ours} in the spec, {theirs} in {self.checkpoint}"
-            for field, ours, theirs in differences
-            if field not in may_differ
-        ]
-        if refused:
-            free = ", ".join(may_differ)
-            refused[-1] += (
-                f". The checkpoint decides the model: leave them out. Of the model {free} may differ"
-            )
-            raise UsageError("\n".join(refused))
+            _require_model(spec, opened, self.checkpoint)
         return spec
 
 
@@ -85,6 +73,7 @@ class BegunWeights:
     """
 
     def __init__(self, opened: Opened, spec: RunSpec) -> None:
+        _require_model(spec, opened, opened.path)
         self._held = opened.merged()  # with its adapter
         self._spec = spec
         self._has_head = opened.num_labels == spec.task.num_labels
@@ -136,6 +125,20 @@ def _require_beginning(opened: Opened, task: TaskSpec) -> None:
             where=opened.path,
             hint="Add them to the weights: gptbridge convert --merge-lora",
         )
+
+
+def _require_model(spec: RunSpec, opened: Opened, checkpoint: Path) -> None:
+    """Refuse, with a line for each, fields of a model that is not the checkpoint's and may not differ."""
+    may_differ = MAY_DIFFER_BESIDE_ADAPTERS if spec.task.lora else MAY_DIFFER
+    refused = [
+        f"model.{field}: {ours} in the spec, {theirs} in {checkpoint}"
+        for field, ours, theirs in _differences(spec.model, opened.model)
+        if field not in may_differ
+    ]
+    if refused:
+        free = ", ".join(may_differ)
+        refused[-1] += f". The checkpoint decides the model: leave them out. Of the model {free} may differ"
+        raise UsageError("\n".join(refused))
 
 
 def origin_of(opened: Opened) -> Origin:

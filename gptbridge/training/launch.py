@@ -12,6 +12,7 @@ from typing import Any
 from gptbridge.errors import BridgeError, Interrupted
 from gptbridge.files import read_json, write_json
 from gptbridge.hookspecs import Launch
+from gptbridge.hub import fetched
 from gptbridge.plan.fitting import require_devices_here, require_room
 from gptbridge.plugins.backend import load_backend
 from gptbridge.plugins.launching import command_of, free_port, remove_secrets, run_ranks, write_request
@@ -20,7 +21,7 @@ from gptbridge.process.records import OwnRecord, Record
 from gptbridge.process.signals import StopRequest
 from gptbridge.training.beginning import Beginning
 from gptbridge.training.events import EVENTS_FILE, Event, EventLog, Events, Follower, Observer
-from gptbridge.training.run import Outcome, begin, open_ready, prepare, train_here
+from gptbridge.training.run import Outcome, begin, open_ready, prepare, require_weights, train_here
 from gptbridge.training.run_folder import RunFolder, locked
 from gptbridge.training.start import RunPlan, choose_checkpoint
 from gptbridge.weights.opening import Hints
@@ -36,7 +37,7 @@ def train(plan: RunPlan, *, backend: str, observers: Sequence[Observer] = (), fo
     One device is this process; more are ranks, which are started here and ended here. `observers`, `force`
     and the errors are those of `train_here`; RunFailed names a rank that failed, was killed or hangs.
     """
-    if plan.spec.parallel.world_size == 1:
+    if plan.devices.processes(plan.spec.parallel) == 1 and plan.devices.nodes == 1:
         return train_here(plan, backend=backend, observers=observers, force=force)
     require_devices(plan, backend, force=force)
     run, launch = plan.run, _launch(plan)
@@ -56,7 +57,7 @@ def train(plan: RunPlan, *, backend: str, observers: Sequence[Observer] = (), fo
                 meanwhile=follower.read,
             )
         except BaseException as error:
-            if follower.open:
+            if follower.open and launch.node_rank == 0:
                 _end_told(run, follower, error)
             raise
     return _outcome(run, records, stop)
@@ -72,6 +73,8 @@ def _source(plan: RunPlan) -> Path | None:
 def print_command(plan: RunPlan, backend: str, *, force: bool = False) -> str:
     """Return the command that starts the ranks of this machine, for whoever starts them in another way."""
     require_devices(plan, backend, force=force)
+    if plan.resume is None:
+        require_weights(plan)
     request = (_folder(plan) / "request.json").absolute()
     launch = _launch(plan)
     fields = asdict(replace(_request(plan, backend, force), logs=str(launch.logs)))
@@ -175,7 +178,7 @@ def _request(plan: RunPlan, backend: str, force: bool) -> RankRequest:
     beginning = None
     if plan.beginning is not None:
         hints = plan.beginning.hints.fields()
-        beginning = {"checkpoint": _text(plan.beginning.checkpoint), "hints": hints}
+        beginning = {"checkpoint": _text(fetched(plan.beginning.checkpoint)), "hints": hints}
     return RankRequest(
         backend=backend,
         spec=plan.spec.model_dump(mode="json"),

@@ -87,13 +87,19 @@ def prepare(stack: ExitStack, plan: RunPlan) -> Ready:
     warnings: list[str] = []
     folder = stack.enter_context(locked(plan.run))
     source = choose_checkpoint(folder, plan.resume, warnings.append)
-    if source is None and plan.beginning is None and plan.spec.task.lora is not None:
+    if source is None:
+        require_weights(plan)
+    return open_ready(stack, plan, folder, source, warnings)
+
+
+def require_weights(plan: RunPlan) -> None:
+    """Refuse a new run of adapters without the weights that they stand beside."""
+    if plan.beginning is None and plan.spec.task.lora is not None:
         raise UsageError(
             "adapters stand beside the weights of a checkpoint, and none is named",
             where="task.lora",
             hint="Give --init-from CHECKPOINT, of any dialect",
         )
-    return open_ready(stack, plan, folder, source, warnings)
 
 
 def open_ready(

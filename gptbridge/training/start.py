@@ -119,7 +119,8 @@ def resolve(
     name = _UNNAMED if isinstance(named, RunSpec) else Path(named or DEFAULT_RUN).stem
     try:
         folder = run or (source and _run_of(source)) or RUNS / name
-        if beginning is not None and (named is not None or not (folder / SPEC_FILE).is_file()):
+        goes_on = resume is not None and (folder / SPEC_FILE).is_file()
+        if beginning is not None and (named is not None or not goes_on):
             spec = _settled(beginning.spec(named, overrides, devices.total), overrides)
             return RunPlan(spec, folder, resume, beginning, devices)
         if named is not None or resume is None:
@@ -210,13 +211,14 @@ def choose_checkpoint(folder: RunFolder, resume: str | None, warn: Callable[[str
     if found.resolve().parent != folder.store.folder.resolve():
         _require_empty(folder)
         return found
-    if _newest_of(folder, warn) != folder.store.folder / found.name:
+    newest = _newest_of(folder, warn)
+    if newest is None or newest.resolve() != found.resolve():
         raise UsageError(
             "the run has newer checkpoints: going on from here would mix two histories",
             where=found,
             hint="Give the new branch its own folder with --run",
         )
-    return folder.store.folder / found.name
+    return newest
 
 
 def choose_backend(plan: RunPlan | None = None) -> str:

@@ -7,10 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gptbridge.checkpoint.state import Best
-from gptbridge.errors import UsageError
 from gptbridge_specs.run import EvaluationSpec
-
-_LOWER_IS_BETTER = ("loss", "perplexity")
 
 
 class Watch:
@@ -29,20 +26,14 @@ class Watch:
     def take(self, step: int, facts: Mapping[str, Any], agreed: Callable[[bool], bool] = bool) -> bool:
         """Take note of an evaluation; tell whether it is the best so far, as `agreed` by all ranks.
 
-        UsageError where it has no such number; null, which is no number, is never the best.
+        Null, which is no number, is never the best.
         """
-        metric = self._spec.metric
-        if metric not in facts:
-            known = ", ".join(name for name, value in facts.items() if isinstance(value, float))
-            raise UsageError(f"an evaluation has no {metric}", where="evaluation.metric", allowed=known)
-        value, best = facts[metric], self.best
-        gain = -math.inf if value is None else math.inf if best is None else self._gain(value, best.value)
+        metric, best = self._spec.metric, self.best
+        value = facts[metric]
+        gain = -math.inf if value is None else math.inf if best is None else best.value - value
         if agreed(gain > self._spec.min_delta):
             self.best = Best(metric=metric, value=value, step=step)
             return True
         if best is not None:
             self.best = best.model_copy(update={"since": best.since + 1})
         return False
-
-    def _gain(self, value: float, before: float) -> float:
-        return before - value if self._spec.metric in _LOWER_IS_BETTER else value - before

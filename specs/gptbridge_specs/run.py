@@ -289,8 +289,8 @@ class EvaluationSpec(Part):
     global_batch_size: int | None = Field(
         None, ge=1, description="Samples of one batch; absent: training.global_batch_size."
     )
-    metric: str = Field(
-        "loss", description="Number of an evaluation that says which is the best: loss, perplexity, ..."
+    metric: Literal["loss", "perplexity"] = Field(
+        "loss", description="Number of an evaluation that says which is the best."
     )
     patience: int | None = Field(
         None, ge=1, description="End early after so many evaluations in turn without a better one."
@@ -324,7 +324,8 @@ class RunSpec(Part):
         if tokens is None:
             return values
         try:
-            parts = [int(parallel.get(name, 1)) for name in ("data", "sharding")]
+            sizes = (parallel.get(name, 1) for name in ("data", "sharding"))
+            parts = [1 if size == AUTO else int(size) for size in sizes]
             unit = parts[0] * parts[1] * int(training.get("micro_batch_size") or 1)
             length = int(training.get("seq_length", TrainingSpec.model_fields["seq_length"].default))
             samples = max(round(int(tokens) / length / unit), 1) * unit
@@ -356,10 +357,6 @@ class RunSpec(Part):
         if watches and not self.evaluation.interval:
             raise ValueError(
                 "evaluation.interval=0: evaluation.patience and checkpoint.keep_best go by evaluations"
-            )
-        if self.task.name == "language_modeling" and self.evaluation.metric not in ("loss", "perplexity"):
-            raise ValueError(
-                f"evaluation.metric={self.evaluation.metric}: of language there are loss and perplexity"
             )
         if self.data.mixture and self.training.epochs is not None:
             raise ValueError(

@@ -79,6 +79,11 @@ def test_devices_share() -> None:
     cut = estimated("parallel.tensor=4")
     assert alone.weights / 4 < cut.weights < alone.weights / 3.5  # norms and positions are whole on each
     assert estimated("parallel.pipeline=3", "training.micro_batch_size=2").weights < alone.weights / 1.5
+    stages = ("parallel.pipeline=2", "training.micro_batch_size=1", "training.global_batch_size=8")
+    kept = [
+        estimated(*stages, f"parallel.pipeline_schedule={name}").activations for name in ("1f1b", "gpipe")
+    ]
+    assert 2 * kept[0] < kept[1] < 4 * kept[0]
     sharded = estimated("parallel.sharding=4", "parallel.sharding_stage=2")
     assert (sharded.weights, sharded.moments) == (alone.weights, alone.moments // 4)
     assert sharded.gradients == alone.gradients // 4

@@ -200,6 +200,18 @@ def test_the_checkpoint_decides_the_model() -> None:
         resolve(None, [], None, "runs/other", beginning)
 
 
+def test_what_an_attempt_has_left_decides_nothing(tmp_path: Path) -> None:
+    (tmp_path / "spec.yaml").write_text("model: {num_layers: 7}\n")
+    beginning = Beginning(HF, Hints())
+    assert resolve(None, ["training.seq_length=8"], tmp_path, None, beginning).spec.model.hidden_size == 48
+    left = resolve(None, ["training.seq_length=8"], tmp_path, "auto", beginning).spec
+    with (
+        beginning.open(print) as opened,
+        pytest.raises(UsageError, match=r"model\.num_layers: 7 in the spec"),
+    ):
+        BegunWeights(opened, left)
+
+
 def test_where_a_run_began_is_kept_and_it_is_resumed(folder: Path) -> None:
     run, data = folder / "kept", f"data.path={folder / 'tokens.bin'}"
     words: list[str | Path] = [

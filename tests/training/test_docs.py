@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
+from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from gptbridge.training.resume import MAY_CHANGE
+from gptbridge.training.start import Devices, resolve
 from gptbridge_specs.run import ScheduleSpec
 from tests.training.conftest import kinds_of
 
@@ -38,3 +43,21 @@ def test_every_schedule_is_listed() -> None:
 def test_every_event_of_a_run_is_listed(torch_run: Path) -> None:
     listed = {row[0].strip("`") for row in rows_after("## Events")}
     assert set(kinds_of(torch_run)) <= listed
+
+
+CLUSTER = (Path(__file__).parents[2] / "docs/cluster.md").read_text()
+ON_CLUSTERS = re.findall(r"gptbridge (train fleetx.*?:29500)", CLUSTER, re.DOTALL)
+
+
+@pytest.mark.parametrize("command", ON_CLUSTERS)
+def test_the_recipes_of_clusters_are_runs(command: str) -> None:
+    words = shlex.split(re.sub(r"\$[A-Z_]*NODES", "4", command).replace("\\\n", " ").replace("$", ""))
+    given = {word: after for word, after in pairwise(words) if word.startswith("--")}
+    overrides = [after for word, after in pairwise(words) if word == "-o"]
+    devices = Devices(int(given["--devices"]), int(given["--nodes"]), 1, given["--master"])
+    spec = resolve(words[1], overrides, Path(given["--run"]), None, None, devices).spec
+    assert devices.processes(spec.parallel) == 8
+
+
+def test_two_recipes_are_read() -> None:
+    assert len(ON_CLUSTERS) == 2

@@ -36,7 +36,7 @@ def train_jieba_bpe(texts: Iterable[str], vocab_size: int, folder: Path) -> Jieb
     tokenizer.decoder = library.decoders.Fuse()  # nothing stands between words
     tokenizer.train_from_iterator(_words(texts), trainer)
     folder.mkdir()
-    (folder / "tokenizer.json").write_text(tokenizer.to_str(pretty=True))
+    (folder / "tokenizer.json").write_bytes(tokenizer.to_str(pretty=True).encode())
     (folder / "tokenizer_config.json").write_bytes(
         orjson.dumps({"gptbridge_tokenizer": JiebaBpeTokenizer.kind})
     )

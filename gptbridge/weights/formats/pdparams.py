@@ -18,7 +18,6 @@ from gptbridge.weights.formats.pickles.values import JoinedArray, NumpyArray, To
 from gptbridge.weights.formats.source import SourceFile
 from gptbridge.weights.formats.weight_file import Contents
 
-NAME_TABLE = "StructuredToParameterName@@"
 _SLICES = "UnpackBigParamInfor@@"
 
 

@@ -57,7 +57,7 @@ def _batch(reading: Reading) -> None:
     dp, mp, pp = (f"Distributed.{name}_degree" for name in ("dp", "mp", "pp"))
     tensor, pipeline = reading.degree(mp), reading.degree(pp)
     sharding = reading.degree("Distributed.sharding.sharding_degree")
-    data = reading.whole(dp)
+    data = reading.degree(dp) if reading.whole(dp) is not None else None
     if data is None:
         others = tensor * pipeline * sharding
         data = (reading.facts.devices or others) // others
@@ -115,7 +115,7 @@ def _length(reading: Reading) -> None:
     of_epoch = 1
     if by_epoch:
         samples = reading.ask("samples", "Engine.run_mode", "eval_freq and save_epoch count epochs")
-        of_epoch = max((samples or 1) // reading.fields.get("training.global_batch_size", 1), 1)
+        of_epoch = max((samples or 1) // max(reading.fields.get("training.global_batch_size", 1), 1), 1)
     for name, key in every.items():
         interval = reading.whole(key)
         never = 0 if name.startswith("evaluation") else steps or _ALWAYS

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ _SIZES = {
 _GELU = {"gelu": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu_erf": "gelu_erf", "quick_gelu": "quick_gelu"}
 _CONFIGS = ("model_config.json", "config.json")
 _SWITCHES = ("use_amp", "use_recompute", "use_sharding", "check_accuracy")
-_NOTHING: Callable[[Reading], None] = lambda reading: None  # noqa: E731
 
 
 def _switched(reading: Reading, name: str) -> bool:
