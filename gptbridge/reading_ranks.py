@@ -111,7 +111,7 @@ class RanksModel:
     """A `gptbridge.session.LanguageModel` of which ranks have the parts."""
 
     def __init__(self, job: Job, path: Path) -> None:
-        self._job, self._closed = job, False
+        self.job, self._closed = job, False
         self._decoders = 0
         self._dropped: list[int] = []
         # One after the other, each to its end, also where an interrupt lets nobody wait for it.
@@ -143,7 +143,7 @@ class RanksModel:
     def close(self) -> None:
         """End the ranks."""
         self._closed = True
-        self._job.end()
+        self.job.end()
         self._calls.shutdown()
 
     def call(self, name: str, *arrays: Array | None, decoder: int | None = None, sizes: Any = ()) -> Any:
@@ -154,11 +154,11 @@ class RanksModel:
 
     def _meet(self, path: Path) -> dict[int, Line]:
         with closing(Listener(path, self._look)) as listener:
-            lines = [listener.accept() for _ in range(self._job.launch.processes)]
+            lines = [listener.accept() for _ in range(self.job.launch.processes)]
         return {line.receive()[0]["rank"]: line for line in lines}
 
     def _exchange(self, words: dict[str, Any], *arrays: Array | None) -> Array | None:
-        self._job.be_patient()
+        self.job.be_patient()
         for line in self._lines.values():
             line.send(words, *arrays)
         return self._lines[0].receive()[1][0]
@@ -174,7 +174,7 @@ class RanksModel:
 
     def _look(self) -> None:
         """RunFailed once it is clear why a rank does not do what it should."""
-        if self._closed or self._job.done():
+        if self._closed or self.job.done():
             raise RunFailed("the ranks have ended")
 
 

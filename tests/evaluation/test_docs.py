@@ -53,7 +53,7 @@ def blocks(kind: str) -> list[str]:
 
 def test_every_command_runs(folder: Path) -> None:
     commands = [line for block in blocks("console") for line in block.splitlines()]
-    assert len(commands) == 11
+    assert len(commands) == 12
     used = {
         words[index + 1]
         for words in map(shlex.split, commands)
