@@ -81,7 +81,7 @@ def folder(tmp_path: Path) -> Path:
 def test_every_command_runs(folder: Path) -> None:
     pytest.importorskip("sklearn")
     lines = [line for page in PAGES for line in commands(page)]
-    assert len(lines) == 13
+    assert len(lines) == 14
     lines = [
         f"{line} -b torch -o training.device=cpu" if shlex.split(line)[1] in ("train", "generate") else line
         for line in lines
