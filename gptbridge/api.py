@@ -229,8 +229,9 @@ def evaluate(
 ) -> Evaluation:
     """Measure a run's newest checkpoint, or a checkpoint of any dialect, on the file `data`.
 
-    `task` is "perplexity", "cloze", "multiple-choice" or "classification", of which `predictions` is a file
-    to write; `protocol` "strict", or the system whose published numbers it repeats: what is None is its own.
+    `task` is "perplexity", "cloze", "multiple-choice", "classification" or "instruction"; of the last two
+    `predictions` is a file to write. `protocol` is "strict", or the system whose published numbers it
+    repeats: what is None is its own.
     `tokenizer` is a folder or "byte"; None: the one beside the weights. `overrides` say how to compute.
     `devices` are as in `generate`.
     """

@@ -10,6 +10,7 @@ import re
 import shutil
 import stat
 from collections import Counter
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,11 @@ def identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines of text; see `write_synced`."""
+    write_synced(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def write_synced(path: Path, content: bytes) -> None:

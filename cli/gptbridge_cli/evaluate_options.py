@@ -9,7 +9,9 @@ import typer
 
 from gptbridge_cli.passing import Options
 
-Task = Annotated[str, typer.Option("--task", help="perplexity, cloze, multiple-choice or classification.")]
+Task = Annotated[
+    str, typer.Option("--task", help="perplexity, cloze, multiple-choice, classification or instruction.")
+]
 Data = Annotated[
     Path, typer.Option("--data", metavar="FILE", help="A text; for the other tasks records, .jsonl.")
 ]
@@ -45,7 +47,9 @@ NUMBERS: Options = {
     ),
     "predictions": (
         Path | None,
-        typer.Option(None, metavar="FILE", help="classification: write what it says of each record."),
+        typer.Option(
+            None, metavar="FILE", help="classification, instruction: write what it says of each record."
+        ),
     ),
 }
 Overrides = Annotated[

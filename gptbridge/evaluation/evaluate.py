@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.errors import UsageError
+from gptbridge.evaluation.answers import answer
 from gptbridge.evaluation.choices import multiple_choice
 from gptbridge.evaluation.classification import classify
 from gptbridge.evaluation.cloze import cloze
 from gptbridge.evaluation.encoding import Encoder
 from gptbridge.evaluation.perplexity import perplexity
 from gptbridge.evaluation.protocols import Plan, Protocol, find_protocol
+from gptbridge.evaluation.recorded import MeasuredRecords, Reading
 from gptbridge.evaluation.result import Evaluation, Measures
 from gptbridge.evaluation.scoring import Job, Progress
 from gptbridge.evaluation.subject import Subject, Tell, open_subject, spec_of
@@ -26,9 +28,12 @@ TASKS: Mapping[str, Callable[[Path, Plan, Encoder], Job]] = {
     "cloze": cloze,
     "multiple-choice": multiple_choice,
 }
-CLASSIFICATION = "classification"
+OF_RECORDS: Mapping[str, Callable[[Reading, Tell], MeasuredRecords]] = {
+    "classification": classify,
+    "instruction": answer,
+}
 _LOGGING_INTERVAL = 10
-_CLASSIFIED_AT_ONCE = 8  # records
+_RECORDS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class Asked:
     batch_size: int | None = None
     logging_interval: int | None = None
     detokenize: bool | None = None
-    predictions: str | Path | None = None  # a file to write, of a classifier's
+    predictions: str | Path | None = None  # a file to write, of what is measured on records
 
 
 def evaluate(
@@ -65,15 +70,15 @@ def evaluate(
     passed over and of what was taken for granted.
     BadInput for a file, checkpoint or tokenizer that does not fit, UsageError for options that do not.
     """
-    if asked.task == CLASSIFICATION:
-        return _classified(
+    if asked.task in OF_RECORDS:
+        return _of_records(
             asked,
             checkpoint,
+            warn,
             backend=backend,
             hints=hints,
             tokenizer=tokenizer,
             overrides=overrides,
-            warn=warn,
             progress=progress,
             devices=devices,
         )
@@ -91,8 +96,8 @@ def evaluate(
     return _evaluation(asked, plan, found, checkpoint=str(checkpoint), backend=backend, tokenizer=identity)
 
 
-def _classified(asked: Asked, checkpoint: Path, *, backend: str, **words: Any) -> Evaluation:
-    """Measure a classifier, which knows no protocol but its own."""
+def _of_records(asked: Asked, checkpoint: Path, warn: Tell, **words: Any) -> Evaluation:
+    """Measure a model on records of its own kind, which know no protocol."""
     useless = {
         "--protocol": asked.protocol != "strict",
         "--stride": asked.stride is not None,
@@ -102,30 +107,29 @@ def _classified(asked: Asked, checkpoint: Path, *, backend: str, **words: Any) -
     for option, found in useless.items():
         if found:
             raise UsageError(f"has no place in {asked.task}", where=option)
-    size = asked.batch_size or _CLASSIFIED_AT_ONCE
-    done = classify(
+    reading = Reading(
         checkpoint,
         asked.data,
-        backend=backend,
         window=asked.window,
-        batch_size=size,
+        batch_size=asked.batch_size or _RECORDS_AT_ONCE,
         predictions=asked.predictions,
         **words,
     )
+    done = OF_RECORDS[asked.task](reading, warn)
     return Evaluation(
         task=asked.task,
         protocol=asked.protocol,
         checkpoint=str(checkpoint),
-        backend=backend,
+        backend=reading.backend,
         data=str(asked.data),
         tokenizer=done.tokenizer,
         window=done.window,
         stride=None,
-        batch_size=size,
+        batch_size=reading.batch_size,
         logging_interval=None,
         detokenizer="none",
-        measures=done.found.measures,
-        counts=done.found.counts,
+        measures=done.measures,
+        counts=done.counts,
         quirks=(),
     )
 
@@ -150,7 +154,7 @@ def _evaluation(asked: Asked, plan: Plan, found: Measures, **where: str) -> Eval
 def _protocol(asked: Asked) -> Protocol:
     """Return the protocol that is asked for. UsageError for options that it has no use for."""
     if asked.task not in TASKS:
-        allowed = ", ".join((*TASKS, CLASSIFICATION))
+        allowed = ", ".join((*TASKS, *OF_RECORDS))
         raise UsageError(f"no task {asked.task!r}", where="--task", allowed=allowed)
     if asked.predictions is not None:
         raise UsageError(f"has no place in {asked.task}", where="--predictions")

@@ -27,7 +27,7 @@ from gptbridge_specs.overrides import parse_override
 
 Tell = Callable[[str], None]
 
-_HEEDED = (("precision",), ("parallel",), ("training", "device"))
+HOW_TO_COMPUTE = ("precision", "parallel", "training.device")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +79,18 @@ def spec_of(
     model: ModelSpec, window: int, rows: int, overrides: Sequence[str], devices: Devices = ONE
 ) -> RunSpec:
     """Return the spec to compute by. UsageError for an override of anything but how to compute."""
-    for override in overrides:
-        path = tuple(parse_override(override)[0])
-        if not any(path[: len(heeded)] == heeded for heeded in _HEEDED):
-            allowed = ", ".join(".".join(heeded) for heeded in _HEEDED)
-            raise UsageError(f"{override} has no place here", where="-o", allowed=allowed)
+    require_heeded(overrides)
     sizes = {"seq_length": window, "global_batch_size": rows}
     return reading_spec(model, {"training": sizes}, overrides, devices)
+
+
+def require_heeded(overrides: Sequence[str], *others: str) -> None:
+    """Refuse an override of anything but how to compute, and of `others`, fields and sections of fields."""
+    allowed = (*HOW_TO_COMPUTE, *others)
+    for override in overrides:
+        field = ".".join(map(str, parse_override(override)[0]))
+        if not any(f"{field}.".startswith(f"{heeded}.") for heeded in allowed):
+            raise UsageError(f"{override} has no place here", where="-o", allowed=", ".join(allowed))
 
 
 def _doubts(tokenizer: Tokenizer, model: ModelSpec) -> list[str]:

@@ -50,7 +50,7 @@ class Rows:
         self._pairs: bool | None = None  # what the records before have been
         self._make: Callable[[Fields], Row] = self._of_class
         if spec.task.name == "instruction":
-            self._separator = _separator(spec, tokenizer)
+            self._separator = separator_of(spec, tokenizer)
             self._make = self._of_text
         else:
             self._classes = _classes(spec)
@@ -60,7 +60,7 @@ class Rows:
         return self._make(fields)
 
     def _of_text(self, fields: Fields) -> Row:
-        source, target = self._texts(fields)
+        source, target = self.texts(fields)
         if self._pairs not in (None, target is not None):
             kinds = ("a source alone", "a source and a target")
             raise BadRecord(f"has {kinds[target is not None]}, those before it {kinds[self._pairs or 0]}")
@@ -92,7 +92,7 @@ class Rows:
             raise BadRecord(f"its class is {label[:40]!r}, none of {allowed}")
         return Row(ids, [number] * len(ids), len(ids) - 1, len(ids))
 
-    def _texts(self, fields: Fields) -> tuple[str, str | None]:
+    def texts(self, fields: Fields) -> tuple[str, str | None]:
         """Return source and target; no target where the record has not its fields."""
         records = self._records
         if records.format == "alpaca":
@@ -150,7 +150,7 @@ def class_names(spec: RunSpec) -> Sequence[str]:
     return names
 
 
-def _separator(spec: RunSpec, tokenizer: Tokenizer) -> int:
+def separator_of(spec: RunSpec, tokenizer: Tokenizer) -> int:
     """Return the token that ends a record; UsageError where the tokenizer has none."""
     asked = spec.task.records.separator
     found: int | None = getattr(tokenizer, "separator", tokenizer.end_of_text) if asked is None else asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.data.tokens import offsets_of
 from gptbridge.errors import BadInput
-from gptbridge.finetuning.lines import BadRecord, read_records
-from gptbridge.finetuning.rows import Rows
+from gptbridge.finetuning.lines import BadRecord, Fields, read_records
+from gptbridge.finetuning.rows import Row, Rows
 from gptbridge_specs import RunSpec
+from gptbridge_specs.records import RecordsSpec
 
 Numbers = NDArray[np.int64]
 
@@ -60,16 +61,15 @@ class RowTable:
         return total.hexdigest()
 
 
-def read_table(path: Path, spec: RunSpec, tokenizer: Tokenizer, warn: Callable[[str], None]) -> RowTable:
-    """Read the records of `path` for the task of `spec`.
+def read_rows(
+    path: Path, rows: Rows, records: RecordsSpec, warn: Callable[[str], None]
+) -> Iterator[tuple[Fields, Row]]:
+    """Yield the fields and the row of each record of `path`.
 
     BadInput names file and number of the first bad record, or, with records.skip_bad, where nothing is left;
     then `warn` hears how many are left out.
     """
-    rows, records = Rows(spec, tokenizer), spec.task.records
-    inputs, labels = array("i"), array("i")
-    lengths, starts, stops = array("q"), array("q"), array("q")
-    bad: list[str] = []
+    good, bad, first = 0, 0, ""
     for number, found in read_records(path, records.format):
         try:
             if isinstance(found, BadRecord):
@@ -79,17 +79,27 @@ def read_table(path: Path, spec: RunSpec, tokenizer: Tokenizer, warn: Callable[[
             if not records.skip_bad:
                 hint = "--skip-bad leaves such records out and counts them"
                 raise BadInput(str(problem), where=f"{path}, record {number}", hint=hint) from problem
-            bad.append(f"record {number}: {problem}" if not bad else "")
+            bad += 1
+            first = first or f"record {number}: {problem}"
             continue
+        good += 1
+        yield found, row
+    if bad:
+        warn(f"{path}: {bad} of {good + bad} records are bad and left out, first {first}")
+    if not good:
+        raise BadInput("holds no record", where=path)
+
+
+def read_table(path: Path, spec: RunSpec, tokenizer: Tokenizer, warn: Callable[[str], None]) -> RowTable:
+    """Read the records of `path` for the task of `spec`; errors and `warn` as above."""
+    inputs, labels = array("i"), array("i")
+    lengths, starts, stops = array("q"), array("q"), array("q")
+    for _, row in read_rows(path, Rows(spec, tokenizer), spec.task.records, warn):
         inputs.extend(row.inputs)
         labels.extend(row.labels)
         lengths.append(len(row.inputs))
         starts.append(row.start)
         stops.append(row.stop)
-    if bad:
-        warn(f"{path}: {len(bad)} of {len(bad) + len(lengths)} records are bad and left out, first {bad[0]}")
-    if not lengths:
-        raise BadInput("holds no record", where=path)
     sizes, first, last = (np.frombuffer(part, np.int64) for part in (lengths, starts, stops))
     read, said = (np.frombuffer(part, np.intc).astype(np.int32, copy=False) for part in (inputs, labels))
     return RowTable(path, read, said, offsets_of(sizes), first, last)

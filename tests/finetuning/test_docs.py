@@ -79,9 +79,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_command_runs(folder: Path) -> None:
-    pytest.importorskip("sklearn")
+    for library in ("sklearn", "sacrebleu", "rouge_score"):
+        pytest.importorskip(library)
     lines = [line for page in PAGES for line in commands(page)]
-    assert len(lines) == 13
+    assert len(lines) == 15
     lines = [
         f"{line} -b torch -o training.device=cpu" if shlex.split(line)[1] in ("train", "generate") else line
         for line in lines
@@ -100,6 +101,7 @@ def test_every_command_runs(folder: Path) -> None:
     assert "1 of 41 records are bad and left out" in done.stdout
     assert (folder / "merged/model.safetensors").exists()
     assert len((folder / "said.jsonl").read_text().splitlines()) == 10
+    assert json.loads((folder / "answers.jsonl").read_text().splitlines()[0])["target"] == "1"
     assert json.loads(done.stdout[done.stdout.rindex("\n{\n") :])["counts"]["of good"] == 20
 
 
