@@ -23,7 +23,7 @@ from gptbridge.weights.held import held_names
 from gptbridge_specs import RunSpec
 
 Arrays = dict[str, NDArray[Any]]
-STEPS = 10
+STEPS = 3
 # A vocabulary, a length and heads that are odd where a layout allows it.
 MODEL = {
     "vocab_size": 67,
@@ -70,20 +70,19 @@ def run(
     cases: Mapping[str, RunSpec],
     folder: Path,
     *,
-    steps: int = STEPS,
     broken: Mapping[str, str] | None = None,
-    unread: Collection[str] = (),
+    read: Collection[str] | None = None,
 ) -> dict[str, list[Arrays]]:
     """Train all `cases`, of one number of ranks, in one process group; return what each rank wrote.
 
     In a case that `broken` names, its function `module:name` does nothing, or is `=module:name`: what a
-    test must notice. The models of `unread` cases are not read in the end.
+    test must notice. The models of the cases in `read`, by default of all, are read in the end.
     """
     (ranks,) = {spec.parallel.world_size for spec in cases.values()}
     job = folder / f"job-{ranks}.json"
     content = {name: spec.model_dump(mode="json") for name, spec in cases.items()}
-    told = {"backend": backend, "steps": steps, "broken": broken or {}, "unread": list(unread)}
-    job.write_text(json.dumps({**told, "cases": content}))
+    words = {"backend": backend, "steps": STEPS, "broken": broken or {}, "cases": content}
+    job.write_text(json.dumps({**words, "read": list(cases if read is None else read)}))
     command = [sys.executable, "-m", "tests.parallel.rank", str(job)]
     if ranks > 1:
         launch = Launch(processes=ranks, logs=folder / "logs", port=free_port())

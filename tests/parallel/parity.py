@@ -22,7 +22,6 @@ class LayoutTests:
     """Subclass it in a backend's test file. All cases of one number of ranks share a process group."""
 
     backend: ClassVar[str]
-    steps: ClassVar[int] = layouts.STEPS
     # What is trained, and how near a layout must be to one process.
     VARIANTS: ClassVar[dict[str, tuple[dict[str, Any], Mapping[str, float]]]] = {
         "adamw": ({}, CLOSE),
@@ -38,6 +37,7 @@ class LayoutTests:
     LAYOUTS: ClassVar[dict[str, tuple[dict[str, Any], tuple[str, ...]]]]  # and what is trained under each
     # What each of these functions does is needed: without it, a layout differs under SGD.
     BROKEN: ClassVar[dict[str, tuple[str, str]]] = {}
+    READ: ClassVar[frozenset[str] | None] = None  # cases whose model is read in the end; None: all
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         """Give each test its cases."""
@@ -71,7 +71,7 @@ class LayoutTests:
                 cases = cls.cases(ranks)
                 broken = {control: place for control, (_, place) in cls.BROKEN.items() if control in cases}
                 folder = tmp_path_factory.mktemp(f"ranks-{ranks}")
-                done[ranks] = layouts.run(cls.backend, cases, folder, steps=cls.steps, broken=broken)
+                done[ranks] = layouts.run(cls.backend, cases, folder, broken=broken, read=cls.READ)
             return done[ranks]
 
         return run

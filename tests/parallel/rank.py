@@ -112,7 +112,7 @@ def main(job: Path) -> None:
     for name, case in content["cases"].items():
         spec = RunSpec.model_validate(case)
         with broken(content["broken"].get(name)):
-            reads = name not in content["unread"]
+            reads = name in content["read"]
             world, logged = train(spec, content["backend"], content["steps"], reads=reads)
         np.savez(job.with_name(f"{name}-{world.rank}.npz"), **logged)
 

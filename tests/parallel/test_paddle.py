@@ -16,7 +16,6 @@ BOTH = ("adamw", "sgd")
 
 class TestPaddle(LayoutTests):
     backend = "paddle"
-    steps = 3
     LAYOUTS: ClassVar[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
         "dp": ({"data": 2}, (*BOTH, "attn-dropped", "adapted")),
         "tp": ({"tensor": 2}, (*BOTH, "attn-dropped")),

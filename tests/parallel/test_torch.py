@@ -22,7 +22,6 @@ LOWER |= {"exp_avg": 0.2, "exp_avg_sq": 0.2}
 
 class TestTorch(LayoutTests):
     backend = "torch"
-    steps = 3
     VARIANTS: ClassVar[dict[str, tuple[dict[str, Any], Mapping[str, float]]]] = {
         **LayoutTests.VARIANTS,
         "bf16": ({"precision": {"compute": "bf16"}}, LOWER),

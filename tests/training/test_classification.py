@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,15 @@ def test_a_checkpoint_opens_as_transformers_classifier(runs: Path) -> None:
 def test_what_a_classifier_is_not_asked_is_refused(runs: Path) -> None:
     with pytest.raises(BadInput, match=r"classifier with 2 classes.*no language head"):
         evaluate(runs / "torch", task="perplexity", data=runs / "dev.tsv", backend="torch")
+    asked: dict[str, Any] = {"task": "classification", "data": runs / "dev.tsv", "backend": "torch"}
+    with pytest.raises(UsageError, match=r"model\.hidden_size=64 has no place here"):
+        evaluate(runs / "torch", **asked, overrides=["model.hidden_size=64"])
+    before = (runs / "dev.tsv").read_bytes()
+    with pytest.raises(UsageError, match=r"--predictions .*dev\.tsv: is there already"):
+        evaluate(runs / "torch", **asked, predictions=runs / "dev.tsv")
+    assert (runs / "dev.tsv").read_bytes() == before
+    with pytest.raises(UsageError, match=r"--predictions .*: there is no folder"):
+        evaluate(runs / "torch", **asked, predictions=runs / "none" / "said.jsonl")
     with pytest.raises(UsageError, match="--stride: has no place in classification"):
         evaluate(runs / "torch", task="classification", data=runs / "dev.tsv", backend="torch", stride=4)
     hf = Path(__file__).parents[1] / "weights/conversion/vectors/hf"
