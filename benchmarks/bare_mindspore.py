@@ -124,6 +124,10 @@ class Step(nn.Cell):
 
     def construct(self, tokens: Tensor, labels: Tensor) -> Tensor:
         loss, gradients = self.loss_and_gradients(tokens, labels)
+        self.apply(gradients)
+        return loss
+
+    def apply(self, gradients: tuple[Tensor, ...]) -> None:
         gradients = ops.clip_by_global_norm(gradients, CLIP)
         powers = self.powers * self.betas
         ops.assign(self.powers, powers)
@@ -142,7 +146,6 @@ class Step(nn.Cell):
                 self.decay[n] / ratio,
                 gradients[n],
             )
-        return loss
 
 
 def main() -> None:

@@ -1,8 +1,10 @@
 """What a rank of each layout holds, beside the arithmetic, and what tokens cost: 2 ranks against 1.
 
 `python benchmarks/parallel.py` prints the table and writes it to benchmarks/results/parallel.md; exit code 1
-where bytes are off by more than 10 %. Parameters, gradients and moments are what the backend's tensors hold;
-torch tells besides what all its tensors take after a step, and how much was kept at once for backward passes.
+where bytes are off by more than 10 %. Parameters, gradients and moments are what the backend's tensors hold.
+What is kept for backward passes is what torch's tensors hold at the most, and what Paddle has allocated when
+the first one begins; MindSpore counts no bytes on a CPU. Torch tells besides what all its tensors take after
+a step. The bare loop is the framework's own, over a model of its layers (parallel_bare.py).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from gptbridge_specs import RunSpec
 
 TOLERANCE = 0.1
 BACKENDS = ("torch", "paddle", "mindspore")
-BARE = "data 2, bare DDP"
+BARE = "data 2, bare loop"
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one process": {},
     "data 2": {"data": 2},
@@ -50,9 +52,10 @@ MODEL = {
 }
 TRAINING = {"global_batch_size": 8, "micro_batch_size": 2, "seq_length": 256, "device": "cpu"}
 WEIGHTS_FROM = {"torch": 1, "paddle": 3, "mindspore": 3}  # the stage from which weights are stored in parts
-# Kept for a backward pass by torch, in the width of the stream, of each layer: between the regions that
-# tensor ranks share, as they enter them, and within them.
+# Kept for a backward pass, in the width of the stream, of each layer: between the regions that tensor ranks
+# share, as they enter them, and within them.
 STREAM, ENTERED, SHARED = 2, 2, 4 + 2 * 4
+KEEPS_SCORES = {"paddle"}  # of attention, where torch's kernel on a CPU computes them again
 
 
 def spec_of(layout: dict[str, Any]) -> RunSpec:
@@ -75,12 +78,12 @@ def run(backend: str, names: list[str], folder: Path) -> dict[str, list[dict[str
         command = load_backend(backend).launch_command(launch, command)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=3600)
     if finished.returncode:
         sys.exit(f"{backend}, {', '.join(names)}:\n{(finished.stdout + finished.stderr)[-3000:]}")
     return {
         name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(ranks)]
-        for name in [*names, *([BARE] if ranks > 1 and backend == "torch" else [])]
+        for name in [*names, *([BARE] if ranks > 1 else [])]
     }
 
 
@@ -92,12 +95,15 @@ def weights(spec: RunSpec, place: Place, *, sharded: bool) -> float:
     return total / (spec.parallel.sharding if sharded else 1)
 
 
-def activations(spec: RunSpec, place: Place) -> float:
-    """Return the bytes that torch keeps at once: of all micro-batches that a stage has under way."""
+def activations(backend: str, spec: RunSpec, place: Place) -> float:
+    """Return the bytes that are kept at once: of all micro-batches that a stage has under way."""
     parallel, model = spec.parallel, spec.model
     width = 4 * spec.micro_batch_size * spec.training.seq_length * model.hidden_size
     cut = parallel.tensor if parallel.sequence else 1
     layer = width * (STREAM / cut + ENTERED + SHARED / parallel.tensor)
+    if backend in KEEPS_SCORES:
+        scores = spec.micro_batch_size * model.num_attention_heads * spec.training.seq_length**2
+        layer += 4 * scores / parallel.tensor
     under_way = parallel.pipeline - place.index("pipeline")
     held = under_way * layer * sum(map(len, place.layers(model.num_layers)))
     if place.last:  # what the loss makes of the last hidden states, and of the projection
@@ -121,7 +127,7 @@ def rows(backend: str, found: dict[str, list[dict[str, Any]]]) -> tuple[list[str
                 "gradients": part,
                 "moments": 2 * part,
                 "in all": 4 * part,
-                "activations": activations(spec, place),
+                "activations": activations(backend, spec, place),
             }
             cells = []
             for kind, bytes_ in expected.items():

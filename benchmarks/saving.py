@@ -64,9 +64,7 @@ def main(backend: str = "torch", rounds: str = "3") -> None:
     beside, seconds, cpu = (statistics.median(column) for column in zip(*rows, strict=True))
     print(f"checkpoint  {size / 2**20:.0f} MiB, whole after {beside:.0f} steps")
     print(f"copy        {statistics.median(copies):.3f} s, for which the steps wait")
-    print(
-        f"steps       {100 * seconds:+.1f} % beside a save, the copy included; in CPU seconds {100 * cpu:+.1f} %"
-    )
+    print(f"steps       {100 * seconds:+.1f} % beside a save, copy included; CPU {100 * cpu:+.1f} %")
 
 
 def lost(ends: list[tuple[float, float]], begun: int, whole: float) -> tuple[int, float, float]:

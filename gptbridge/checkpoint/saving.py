@@ -32,7 +32,7 @@ from gptbridge.weights.held import held_names
 from gptbridge_specs.run import CheckpointSpec
 
 _LOOK_SECONDS = 0.02
-_NICENESS = 10  # of the thread that writes: the steps come first
+_NICENESS = 15  # of the thread that writes: it gets 3 % of a core that a step's thread keeps busy
 _MARK = ".mark-"
 
 
@@ -54,15 +54,22 @@ class Saver:
         """`room` tells how many bytes a copy may take; a run that needs more waits for the writing."""
         self._store, self._keep, self._room = store, keep, room
         self._rank, self._ranks = rank, ranks
-        self._thread = ThreadPoolExecutor(1, "gptbridge-save", initializer=_step_back)
+        self._thread = ThreadPoolExecutor(1, "gptbridge-save")
+        self._writer: int | None = None  # the thread, while it writes beside the steps
         self._pending: Future[Saved] | None = None
 
     def begin(
-        self, state: TrainingState, tokenizer: Tokenizer, shards: Callable[[Kind], Sequence[Shard]]
+        self,
+        state: TrainingState,
+        tokenizer: Tokenizer,
+        shards: Callable[[Kind], Sequence[Shard]],
+        *,
+        wait: bool = False,
     ) -> Saved | None:
         """Begin to save the run as it stands; return the checkpoint before, if it was still being saved.
 
-        RunFailed where that one failed.
+        `wait` for it where there is nothing to do beside it: without a copy, and as fast as steps go.
+        RunFailed where the one before failed.
         """
         before, started = self.finish(), time.perf_counter()
         saved = {*held_names(state.spec.model, task=state.spec.task, trained=True)}
@@ -71,11 +78,11 @@ class Saver:
             for kind in kinds_of(state)
         }
         nbytes = sum(4 * int(np.prod(shard.shape)) for held in owned.values() for shard in held)
-        if beside := nbytes <= self._room():
+        if beside := not wait and nbytes <= self._room():
             owned = {kind: [_copied(shard) for shard in held] for kind, held in owned.items()}
         content = Content(state, tokenizer, owned)
         if beside:
-            self._pending = self._thread.submit(self._save, content, started)
+            self._pending = self._thread.submit(self._save_beside, content, started)
         else:
             self._pending = Future()
             self._pending.set_result(self._save(content, started))
@@ -88,11 +95,22 @@ class Saver:
     def finish(self) -> Saved | None:
         """Wait for what is being saved, and return it; RunFailed where it failed."""
         pending, self._pending = self._pending, None
+        if (writer := self._writer) is not None:
+            _set_niceness(writer, os.getpriority(os.PRIO_PROCESS, 0))  # now the steps wait for it
         return None if pending is None else pending.result()
 
     def close(self) -> None:
         """Wait for the thread."""
         self._thread.shutdown()
+
+    def _save_beside(self, content: Content, started: float) -> Saved:
+        """Save where the steps leave a core idle."""
+        self._writer = threading.get_native_id()
+        _set_niceness(self._writer, _NICENESS)
+        try:
+            return self._save(content, started)
+        finally:
+            self._writer = None
 
     def _save(self, content: Content, started: float) -> Saved:
         step = content.state.step
@@ -181,7 +199,7 @@ def _copied(shard: Shard) -> Shard:
     return replace(shard, read=lambda: array)
 
 
-def _step_back() -> None:
-    """Let this thread run where the steps leave a core idle."""
+def _set_niceness(thread: int, niceness: int) -> None:
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        with suppress(PermissionError, ProcessLookupError):  # who steps back may often not step forward again
+            os.setpriority(os.PRIO_PROCESS, thread, niceness)

@@ -64,7 +64,7 @@ class Loop:
             if self.watch.exhausted or self._over(ends):
                 last = step
             if step == last or stopping or step % self.spec.checkpoint.interval == 0 or is_best:
-                self.save(step)
+                self.save(step, wait=stopping or step == last)
             if stopping and step < last:
                 self._interrupt(step)
             if step == last:
@@ -75,8 +75,8 @@ class Loop:
             return step, "early"
         return step, "complete" if step >= training.max_steps else "stopped"
 
-    def save(self, step: int) -> None:
-        """Begin to save the run after `step` steps; training goes on beside it.
+    def save(self, step: int, *, wait: bool = False) -> None:
+        """Begin to save the run after `step` steps; training goes on beside it, unless we `wait`.
 
         Then the checkpoints that are too old to keep are removed. RunFailed where the save before failed.
         """
@@ -90,7 +90,7 @@ class Loop:
             origin=self.origin,
             best=self.watch.best,
         )
-        self._tell(self.saver.begin(state, self.data.tokenizer, self.trainer.shards))
+        self._tell(self.saver.begin(state, self.data.tokenizer, self.trainer.shards, wait=wait))
 
     def settle(self) -> None:
         """Wait until what is being saved is whole."""
@@ -112,7 +112,7 @@ class Loop:
         except BadInput:
             self.settle()
             if self.world.size == 1 and step - 1 not in (0, *self.store.steps()):
-                self.save(step - 1)
+                self.save(step - 1, wait=True)
                 self.settle()
             raise
 

@@ -155,7 +155,7 @@ def begin(
         watch = Watch(spec.evaluation, ready.checkpoint.state.best if ready.checkpoint is not None else None)
         loop = Loop(spec, trainer, world, data, store, saver, events, stop, plugin.name, origin, watch)
         if ready.checkpoint is not None and ready.checkpoint.weights.path.parent != store.folder:
-            loop.save(done)  # first of all: a branch must not depend on the run that it came from
+            loop.save(done, wait=True)  # first of all: a branch must not depend on the run that it came from
             loop.settle()
         advice = advise(spec, tokenizer_vocab_size=data.tokenizer.vocab_size, done=done)
         _announce(events, facts, ready.checkpoint, done, [*ready.warnings, *advice])

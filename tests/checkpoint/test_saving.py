@@ -127,22 +127,23 @@ def test_training_goes_on_while_a_copy_is_written(tmp_path: Path) -> None:
             go_on.wait(30)
             return super().save(*words)  # type: ignore[arg-type]
 
-    for name, room in (("beside", 1 << 30), ("at once", 0)):
+    for name, room in (("beside", 1 << 30), ("at once", 0), ("last", 1 << 30)):
         saver = Saver(Slow(tmp_path / name), CheckpointSpec(), lambda room=room: room, 0, 1)  # type: ignore[misc]
-        if not room:
+        if name != "beside":
             go_on.set()
-        assert saver.begin(state_of(SPEC, 20), TOKENIZER, tensors.__getitem__) is None
+        last = name == "last"
+        assert saver.begin(state_of(SPEC, 20), TOKENIZER, tensors.__getitem__, wait=last) is None
         assert asked.wait(30)
-        assert (saver.done() is None) == bool(room)
+        assert (saver.done() is None) == (name == "beside")
         load(tensors["weight"], reads_of(SPEC, 21)["weight"])
         go_on.set()
-        saved = saver.finish() if room else None
+        saved = saver.finish()
         assert saved is None or saved.path == tmp_path / name / "step-00000020"
         saver.close()
         load(tensors["weight"], reads_of(SPEC, 20)["weight"])
         for event in (asked, go_on):
             event.clear()
-    assert files_of(tmp_path / "beside") == files_of(tmp_path / "at once")
+    assert files_of(tmp_path / "beside") == files_of(tmp_path / "at once") == files_of(tmp_path / "last")
     with opened_run(tmp_path / "beside" / "step-00000020") as opened:
         name, box = "wte.weight", {"v": (0, 29), "i": (0, 12)}
         assert np.array_equal(opened.weights.read(name, box), reads_of(SPEC, 20)["weight"](name, box))
