@@ -34,10 +34,10 @@ def classify(reading: Reading, warn: Tell) -> MeasuredRecords:
         with open_it() as model:
             scores = _scores(model, table, spec, reading.progress)
     truth = table.labels[table.offsets[1:] - 1]
-    said = scores.argmax(-1)
+    said = scores[:, 0] if spec.task.regression else scores.argmax(-1)
     if reading.predictions is not None:
         write_lines(Path(reading.predictions), _lines(truth, said, scores))
-    found = _measures(truth, said, class_names(spec))
+    found = _of_values(truth, said) if spec.task.regression else _measures(truth, said, class_names(spec))
     return MeasuredRecords(found.measures, found.counts, spec.training.seq_length, words.identity)
 
 
@@ -81,6 +81,18 @@ def _measures(truth: NDArray[Any], said: NDArray[Any], names: Sequence[str]) -> 
     return Measures(measures, counts)
 
 
+def _of_values(truth: NDArray[Any], said: NDArray[Any]) -> Measures:
+    """Return the mean squared error and the correlations, which are None where either side is constant."""
+    stats = require("scipy.stats", "a regression's measure", extra="metrics")
+    varies = len(truth) > 1 and np.ptp(truth) > 0 and np.ptp(said) > 0
+    measures: dict[str, float | None] = {"mean_squared_error": float(np.square(said - truth).mean())}
+    for name in ("pearson", "spearman"):
+        measures[name] = float(getattr(stats, f"{name}r")(truth, said).statistic) if varies else None
+    return Measures(measures, {"records": len(truth)})
+
+
 def _lines(truth: NDArray[Any], said: NDArray[Any], scores: NDArray[np.float32]) -> Iterator[str]:
     for label, guess, row in zip(truth, said, scores, strict=True):
-        yield json.dumps({"label": int(label), "predicted": int(guess), "scores": [float(x) for x in row]})
+        yield json.dumps(
+            {"label": label.item(), "predicted": guess.item(), "scores": [float(x) for x in row]}
+        )
