@@ -53,11 +53,12 @@ class Batch:
     """One rank's share of one optimizer step: A micro-batches of B samples of T tokens.
 
     The loss of the step is the sum of the unmasked tokens' negative log likelihood / `loss_tokens`,
-    where `loss_tokens` counts the unmasked tokens of the global batch, over all ranks.
+    where `loss_tokens` counts the unmasked tokens of the global batch, over all ranks. Labels of float32
+    are values of a regression: the loss of each is the squared error of the model's one output.
     """
 
     inputs: NDArray[np.int32]  # (A, B, T)
-    labels: NDArray[np.int32]  # (A, B, T)
+    labels: NDArray[Any]  # (A, B, T), int32 or float32
     loss_mask: NDArray[np.bool_]  # (A, B, T), True where the label counts
     loss_tokens: int
     dropout_seeds: tuple[int, ...]  # A seeds below 2^63: a micro-batch's dropout depends on its own alone
@@ -114,10 +115,10 @@ class LanguageModel(Protocol):
     def token_losses(
         self,
         inputs: NDArray[np.int32],
-        labels: NDArray[np.int32],
+        labels: NDArray[Any],
         at: NDArray[np.int32] | None = None,
     ) -> NDArray[np.float32]:
-        """Return the negative log likelihood of each of (B, T) `labels`, without dropout.
+        """Return the negative log likelihood, or squared error, of each of (B, T) `labels`, without dropout.
 
         With positions `at` (B, K) of the (B, T) inputs, `labels` and the result are (B, K).
         """

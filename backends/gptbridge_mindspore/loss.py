@@ -101,6 +101,25 @@ class LinearCrossEntropy(nn.Cell):
         return losses if self.whole else losses * found
 
 
+class SquaredError(LinearCrossEntropy):
+    """The same of one output, whose values are wanted: labels are float32."""
+
+    def construct(
+        self, hidden: Tensor, weight: Tensor, labels: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return sum(share x error^2) and its gradients, of hidden (R, H) and of weight (1, H)."""
+        errors = self.product(hidden, weight).reshape(-1) - labels
+        of_output = (2.0 * errors * share).reshape(-1, 1)
+        of_hidden = self.nn(of_output.astype(self.dtype), weight.astype(self.dtype)).astype(ms.float32)
+        of_weight = self.tn(of_output.astype(self.dtype), hidden.astype(self.dtype)).astype(ms.float32)
+        return self.sum(errors * errors * share), of_hidden, of_weight
+
+    def token_losses(self, hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+        """Return the (R,) squared errors against (R,) values."""
+        errors = self.product(hidden, weight).reshape(-1) - labels
+        return errors * errors
+
+
 class CutLogSoftmax(nn.Cell):
     """Log softmax along the last axis, of which each rank has a part."""
 

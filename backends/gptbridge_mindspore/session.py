@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gptbridge.process.world import World
 from gptbridge.rules.rows import CachedDecoder
-from gptbridge.rules.stepping import Stepper
+from gptbridge.rules.stepping import Labels, Stepper
 from gptbridge.session import Device, Kind, Shard
 from gptbridge.weights.held import TIED
 from gptbridge.weights.shards import decay_of_tensors, held_tensors, shards_of
@@ -21,7 +21,7 @@ from gptbridge_mindspore.cache import Cache, CachedStep
 from gptbridge_mindspore.collectives import Group, all_reduce_each
 from gptbridge_mindspore.dropout import all_sites
 from gptbridge_mindspore.gradients import LossAndGradients
-from gptbridge_mindspore.loss import LinearCrossEntropy
+from gptbridge_mindspore.loss import LinearCrossEntropy, SquaredError
 from gptbridge_mindspore.model import GPT, LAYOUT
 from gptbridge_mindspore.optimizer import Optimizer
 from gptbridge_mindspore.parallel import Cut, Groups, cut_of
@@ -96,7 +96,8 @@ class MindSporeModel:
 
     def _new_head(self, *, frozen: bool = False) -> LinearCrossEntropy:
         """Return what is after the model; jit of a method makes it what other graphs find in a Cell."""
-        return LinearCrossEntropy(self._dtype, self._cut, self._spec.model.vocab_size, frozen=frozen)
+        kind = SquaredError if self._spec.task.regression else LinearCrossEntropy
+        return kind(self._dtype, self._cut, self._spec.model.vocab_size, frozen=frozen)
 
     def _built(self, cut: Cut, layers: range) -> GPT:
         model = GPT(
@@ -128,7 +129,7 @@ class MindSporeModel:
         return shards_of(spec.model, LAYOUT, rows, SlicedMemory(memory), self._place, sliced=True)
 
     def token_losses(
-        self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
+        self, inputs: NDArray[np.int32], labels: Labels, at: NDArray[np.int32] | None = None
     ) -> NDArray[np.float32]:
         """Return the negative log likelihood of each of (B, T) `labels`; of (B, K) at positions `at`."""
         losses = []
@@ -255,7 +256,7 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
     def backward(
         self,
         inputs: NDArray[np.int32],
-        labels: NDArray[np.int32],
+        labels: Labels,
         mask: NDArray[np.bool_],
         factor: float,
         seed: int,
@@ -271,7 +272,7 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
     def _arguments(
         self,
         inputs: NDArray[np.int32],
-        labels: NDArray[np.int32],
+        labels: Labels,
         share: NDArray[np.float32],
         starts: NDArray[np.int32] | None,
     ) -> list[Tensor]:

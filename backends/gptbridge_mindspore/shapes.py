@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +14,7 @@ def usual_size(size: int, *usual: int, smallest: int = 16) -> int:
     return min(n for n in (power, *usual) if n >= size)
 
 
-def pad(array: NDArray[np.int32], shape: tuple[int, ...]) -> NDArray[np.int32]:
-    """Return `array` with zeros appended along each axis up to `shape`."""
+def pad(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return `array` of integers, or of float32, with zeros appended along each axis up to `shape`."""
     widths = [(0, target - size) for size, target in zip(array.shape, shape, strict=True)]
-    return np.pad(np.asarray(array, np.int32), widths)
+    return np.pad(array if array.dtype == np.float32 else np.asarray(array, np.int32), widths)

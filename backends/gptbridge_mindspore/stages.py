@@ -7,9 +7,9 @@ from collections.abc import Callable
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, ops
-from numpy.typing import NDArray
 
 from gptbridge.rules.pipelining import Pass, Turn, ordered
+from gptbridge.rules.stepping import Labels
 from gptbridge.session import Batch
 from gptbridge_mindspore.cache import Cache, CachedBlock, CachedStep
 from gptbridge_mindspore.collectives import all_reduce_each
@@ -110,7 +110,7 @@ class StagedTrainer(StagedModel, MindSporeTrainer):
         self._of_begin, self._of_one = ms.jit(embedding.gradients), ms.jit(layer.gradients)
         self._of_loss = ms.jit(embedding.ends.of_loss)
 
-    def run(self, batch: Batch, labels: NDArray[np.int32], factor: float) -> Tensor:
+    def run(self, batch: Batch, labels: Labels, factor: float) -> Tensor:
         """Take all micro-batches forward and backward, in the order of the spec's schedule."""
         shares = batch.loss_mask * np.float32(factor)
         starts = [None] * len(shares) if batch.starts is None else batch.starts

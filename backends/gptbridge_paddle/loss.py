@@ -50,17 +50,27 @@ def linear_cross_entropy(
 
     `hidden` is (N, H), `weight` (V, H), `labels` (N,) int32 and in range, `mask` (N,) float32. Of
     `weight` this rank has `words`; the ranks exchange vectors alone. A frozen `weight` gets no gradient, and
-    costs none.
+    costs none. Of float32 `labels`, which are values, it is the
+    sum of the squared errors of the one output.
     """
+    if labels.dtype == paddle.float32:
+        return (_squared_errors(hidden, weight, labels) * mask).sum()
     return _LinearCrossEntropy.apply(hidden, weight, labels, mask, words)
 
 
 def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, words: Words) -> Tensor:
     """Return the (N,) fp32 negative log likelihood of each label; arguments as above."""
+    if labels.dtype == paddle.float32:
+        return _squared_errors(hidden, weight, labels)
     losses = [
         _loss_and_gradient(hidden[rows], weight, labels[rows], words)[0] for rows in _blocks(hidden, words)
     ]
     return paddle.concat(losses).flatten()
+
+
+def _squared_errors(hidden: Tensor, weight: Tensor, values: Tensor) -> Tensor:
+    """Return the (N,) fp32 squared errors of hidden @ weight.T, weight (1, H), against `values` (N,)."""
+    return paddle.square(paddle.matmul(hidden, weight, transpose_y=True).astype("float32")[:, 0] - values)
 
 
 class _LinearCrossEntropy(PyLayer):

@@ -15,7 +15,7 @@ from paddle import Tensor
 from gptbridge.process.world import World
 from gptbridge.rules.pipelining import turns
 from gptbridge.rules.rows import CachedDecoder
-from gptbridge.rules.stepping import Stepper
+from gptbridge.rules.stepping import Labels, Stepper
 from gptbridge.session import Batch, Device, Kind, Shard
 from gptbridge.weights.architecture import outputs
 from gptbridge.weights.held import TIED
@@ -101,7 +101,7 @@ class PaddleModel:
         )
 
     def token_losses(
-        self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
+        self, inputs: NDArray[np.int32], labels: Labels, at: NDArray[np.int32] | None = None
     ) -> NDArray[np.float32]:
         """Return the negative log likelihood of each of (B, T) `labels`; of (B, K) at positions `at`."""
 
@@ -232,7 +232,7 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
     def backward(
         self,
         inputs: NDArray[np.int32],
-        labels: NDArray[np.int32],
+        labels: Labels,
         mask: NDArray[np.bool_],
         factor: float,
         seed: int,
@@ -247,7 +247,7 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
         (loss * factor).backward()
         return loss.detach()
 
-    def run(self, batch: Batch, labels: NDArray[np.int32], factor: float) -> Tensor:
+    def run(self, batch: Batch, labels: Labels, factor: float) -> Tensor:
         """Add the gradients of all micro-batches; return the sum of this rank's unmasked losses."""
         parallel, (number, samples, tokens) = self._spec.parallel, batch.inputs.shape
         meet(self._groups.all)
@@ -318,7 +318,7 @@ class PaddleTrainer(PaddleModel, Stepper[Tensor]):
             return {name: p.grad for name, p in self._trains.items() if p.grad is not None}
         return super()._tensors(kind) if kind == "weight" else self._optimizer.moments(kind)
 
-    def _masked_sum(self, hidden: Tensor, labels: NDArray[np.int32], mask: NDArray[np.bool_]) -> Tensor:
+    def _masked_sum(self, hidden: Tensor, labels: Labels, mask: NDArray[np.bool_]) -> Tensor:
         """Return the sum of the unmasked tokens' negative log likelihood; `hidden` is (B, T, H)."""
         wanted, counted = self._to_device(labels).flatten(), self._to_device(mask).flatten()
         return linear_cross_entropy(

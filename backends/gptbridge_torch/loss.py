@@ -53,8 +53,11 @@ def linear_cross_entropy(
 
     `hidden` (N, H) is in the compute type, `weight` (V, H) fp32, `labels` (N,) int64 and in range,
     `mask` (N,) in the compute type. Of `weight` this rank has `words`; the ranks exchange vectors alone.
-    A frozen `weight` gets no gradient, and costs none.
+    A frozen `weight` gets no gradient, and costs none. Of float32 `labels`, which are values, it is
+    the sum of the squared errors of the one output.
     """
+    if labels.is_floating_point():
+        return (_squared_errors(hidden, weight, labels) * mask).sum()
     total: Tensor = _LinearCrossEntropy.apply(hidden, weight, labels, mask, words)  # type: ignore[no-untyped-call]
     return total
 
@@ -62,6 +65,8 @@ def linear_cross_entropy(
 @torch.no_grad()
 def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, words: Words) -> Tensor:
     """Return the (N,) fp32 negative log likelihood of each label; arguments as above."""
+    if labels.is_floating_point():
+        return _squared_errors(hidden, weight, labels)
     projection = _projection(hidden, weight)
     # Losses of their own for each block would lie between the freed logits, which then fit no other block.
     losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
@@ -70,6 +75,11 @@ def token_losses(hidden: Tensor, weight: Tensor, labels: Tensor, words: Words) -
             _log_probs(hidden[rows], projection, words), labels[rows], words
         )
     return losses
+
+
+def _squared_errors(hidden: Tensor, weight: Tensor, values: Tensor) -> Tensor:
+    """Return the (N,) fp32 squared errors of hidden @ weight.T, weight (1, H), against `values` (N,)."""
+    return (F.linear(hidden, weight.to(hidden.dtype))[:, 0].float() - values).square()
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gptbridge.process.world import World
 from gptbridge.rules.dropout import drops_out
 from gptbridge.rules.rows import CachedDecoder
-from gptbridge.rules.stepping import Stepper
+from gptbridge.rules.stepping import Labels, Stepper
 from gptbridge.session import Batch, Device, Kind, Shard
 from gptbridge.weights.architecture import outputs
 from gptbridge.weights.held import TIED
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gptbridge_torch.sharding import Sharding
 
 ALONE = World()
+_TYPES = {"b": torch.bool, "f": torch.float32}  # on the device, by NumPy's kind
 
 
 class TorchMemory:
@@ -93,7 +94,7 @@ class TorchModel:
         )
 
     def token_losses(
-        self, inputs: NDArray[np.int32], labels: NDArray[np.int32], at: NDArray[np.int32] | None = None
+        self, inputs: NDArray[np.int32], labels: Labels, at: NDArray[np.int32] | None = None
     ) -> NDArray[np.float32]:
         """Return the negative log likelihood of each of (B, T) `labels`; of (B, K) at positions `at`."""
 
@@ -170,7 +171,7 @@ class TorchModel:
 
     def _to_device(self, array: NDArray[np.generic]) -> Tensor:
         """Return a copy on the device without waiting for it; integers become int64."""
-        copy = torch.tensor(array, dtype=torch.bool if array.dtype == np.bool_ else torch.int64)
+        copy = torch.tensor(array, dtype=_TYPES.get(array.dtype.kind, torch.int64))
         if self._device.type == "cpu":
             return copy
         return copy.pin_memory().to(self._device, non_blocking=True)
@@ -215,7 +216,7 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
         for weight in (*self._weights.values(), *self._updated.values()):
             weight.grad = None
 
-    def run(self, batch: Batch, labels: NDArray[np.int32], factor: float) -> Tensor:
+    def run(self, batch: Batch, labels: Labels, factor: float) -> Tensor:
         """Add the gradients of all micro-batches; return the sum of this rank's losses."""
         for stage in self._stages:
             stage.train()
@@ -233,7 +234,7 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
     def backward(
         self,
         inputs: NDArray[np.int32],
-        labels: NDArray[np.int32],
+        labels: Labels,
         mask: NDArray[np.bool_],
         factor: float,
         seed: int,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gptbridge.session import LanguageModel
 from gptbridge_specs import RunSpec
 
 Tell = Callable[[str], None]
+Measure = Callable[[NDArray[Any], NDArray[Any]], Measures]
 _LENGTHS = 8  # of batches: every one may be compiled
 
 
@@ -29,16 +31,16 @@ def classify(reading: Reading, warn: Tell) -> MeasuredRecords:
 
     Its predictions are a line each: the record's class, the one that the model says, its scores.
     """
-    metrics = require("sklearn.metrics", "a classifier's measure", extra="metrics")
     with read_with(reading, {"name": "classification"}, warn) as (spec, words, open_it):
+        measure = _of_values() if spec.task.regression else _of_classes(class_names(spec))
         table = read_table(reading.data, spec, words, warn)
         with open_it() as model:
             scores = _scores(model, table, spec, reading.progress)
     truth = table.labels[table.offsets[1:] - 1]
-    said = scores.argmax(-1)
+    said = scores[:, 0] if spec.task.regression else scores.argmax(-1)
     if reading.predictions is not None:
         write_lines(Path(reading.predictions), _lines(truth, said, scores))
-    found = _measures(metrics, truth, said, class_names(spec))
+    found = measure(truth, said)
     return MeasuredRecords(found.measures, found.counts, spec.training.seq_length, words.identity)
 
 
@@ -58,8 +60,12 @@ def _scores(model: LanguageModel, table: RowTable, spec: RunSpec, progress: Prog
     return scores
 
 
-def _measures(metrics: Any, truth: NDArray[Any], said: NDArray[Any], names: Sequence[str]) -> Measures:
-    """Return the measures of scikit-learn; of two classes, F1 is that of the second."""
+def _of_classes(names: Sequence[str]) -> Measure:
+    """Return what scikit-learn measures; of two classes, F1 is that of the second."""
+    return partial(_classes, require("sklearn.metrics", "a classifier's measure", extra="metrics"), names)
+
+
+def _classes(metrics: Any, names: Sequence[str], truth: NDArray[Any], said: NDArray[Any]) -> Measures:
     average = "binary" if len(names) == 2 else "macro"
     matrix = metrics.confusion_matrix(truth, said, labels=range(len(names)))
     counts = {"records": len(truth)} | {
@@ -81,6 +87,21 @@ def _measures(metrics: Any, truth: NDArray[Any], said: NDArray[Any], names: Sequ
     return Measures(measures, counts)
 
 
+def _of_values() -> Measure:
+    """Return what measures the squared error and the correlations: None where either side is constant."""
+    return partial(_values, require("scipy.stats", "a regression's measure", extra="metrics"))
+
+
+def _values(stats: Any, truth: NDArray[Any], said: NDArray[Any]) -> Measures:
+    varies = len(truth) > 1 and np.ptp(truth) > 0 and np.ptp(said) > 0
+    measures: dict[str, float | None] = {"mean_squared_error": float(np.square(said - truth).mean())}
+    for name in ("pearson", "spearman"):
+        measures[name] = float(getattr(stats, f"{name}r")(truth, said).statistic) if varies else None
+    return Measures(measures, {"records": len(truth)})
+
+
 def _lines(truth: NDArray[Any], said: NDArray[Any], scores: NDArray[np.float32]) -> Iterator[str]:
     for label, guess, row in zip(truth, said, scores, strict=True):
-        yield json.dumps({"label": int(label), "predicted": int(guess), "scores": [float(x) for x in row]})
+        yield json.dumps(
+            {"label": label.item(), "predicted": guess.item(), "scores": [float(x) for x in row]}
+        )

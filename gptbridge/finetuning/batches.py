@@ -168,7 +168,8 @@ class RecordData:
         micro = self.spec.training.micro_batch_size or share
         micro = share if share % micro else micro  # of an evaluation, whose batch is any size
         mine = np.arange(len(chosen)).reshape(share // micro, self.ranks, micro)[:, self.rank]
-        inputs, labels, starts = (np.zeros((*mine.shape, width), np.int32) for _ in range(3))
+        inputs, starts = (np.zeros((*mine.shape, width), np.int32) for _ in range(2))
+        labels = np.zeros(inputs.shape, table.labels.dtype)
         mask = np.zeros(inputs.shape, np.bool_)
         for place in np.ndindex(*mine.shape):
             first = 0

@@ -6,6 +6,7 @@ them is quoted: a `"` is part of a sentence, but for IMDB and AG News, which are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -31,7 +32,6 @@ class Table:
 
     texts: tuple[int, ...]
     label: int
-    header: bool = True
     labels: tuple[str, ...] = ("0", "1")
 
     def fields(self, line: str) -> Fields:
@@ -44,16 +44,18 @@ class Table:
         return dict(zip(("text", "text_pair"), texts, strict=False)) | {"label": cells[self.label]}
 
 
+_HEADERS = {"label", "gold_label", "quality", "is_duplicate", "score"}  # what a table calls its classes
 _NLI = ("entailment", "not_entailment")
 TABLES: Mapping[str, Table] = {
     "sst2": Table((0,), 1),
-    "cola": Table((3,), 1, header=False),
+    "cola": Table((3,), 1),
     "mrpc": Table((3, 4), 0),
     "qqp": Table((3, 4), 5),
     "mnli": Table((8, 9), -1, labels=("contradiction", "entailment", "neutral")),
     "qnli": Table((1, 2), 3, labels=_NLI),
     "rte": Table((1, 2), 3, labels=_NLI),
     "wnli": Table((1, 2), 3),
+    "sts-b": Table((7, 8), 9, labels=()),  # a number
 }
 
 
@@ -101,12 +103,20 @@ _READERS: Mapping[str, Callable[[str], Fields]] = {
 
 
 def _is_header(line: bytes, format_name: str) -> bool:
-    """Tell whether the first line of a file names columns, where the format has such: its class is none."""
+    """Tell whether the first line of a file names columns, where the format has such."""
     if format_name == "imdb":
         return line == b"review,sentiment"
-    table = TABLES.get(format_name)
-    cells = line.decode(errors="replace").split("\t")
-    return table is not None and table.header and cells[min(table.label, len(cells) - 1)] not in table.labels
+    table, cells = TABLES.get(format_name), line.decode(errors="replace").split("\t")
+    return table is not None and cells[min(table.label, len(cells) - 1)].strip().lower() in _HEADERS
+
+
+def number_in(text: str) -> float | None:
+    """Return the number that a text says; None where it says none, or no finite one."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def read_records(path: Path, format_name: str) -> Iterator[tuple[int, Fields | BadRecord]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import UsageError
-from gptbridge.finetuning.lines import LABELS, BadRecord, Fields
+from gptbridge.finetuning.lines import LABELS, BadRecord, Fields, number_in
 from gptbridge_specs import RunSpec
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -32,10 +32,10 @@ _ALPACA_ALONE = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Tokens to read, the tokens or the class to say at each, and the positions [start, stop) that count."""
+    """Tokens to read, the token, class or value to say at each, and which positions [start, stop) count."""
 
     inputs: Sequence[int]
-    labels: Sequence[int]
+    labels: Sequence[float]
     start: int
     stop: int
 
@@ -85,12 +85,18 @@ class Rows:
         if len(ids) > most and self._records.too_long == "refuse":
             raise BadRecord(f"{len(ids)} tokens, more than training.seq_length = {most}")
         ids = ids[:most]
-        label = _filled(self._records.target or "{label}", fields).strip()
-        number = self._classes.get(label)
+        label = _filled(self._records.target or "{label}", fields, (str, int, float)).strip()
+        return Row(ids, [self._wanted(label)] * len(ids), len(ids) - 1, len(ids))
+
+    def _wanted(self, label: str) -> float:
+        """Return the number of a class, or a value that is learned."""
+        number = self._classes.get(label) if self._classes else number_in(label)
         if number is None:
-            allowed = ", ".join(list(self._classes)[:8])
-            raise BadRecord(f"its class is {label[:40]!r}, none of {allowed}")
-        return Row(ids, [number] * len(ids), len(ids) - 1, len(ids))
+            kind, allowed = (
+                ("class", ", ".join(list(self._classes)[:8])) if self._classes else ("value", "numbers")
+            )
+            raise BadRecord(f"its {kind} is {label[:40]!r}, none of {allowed}")
+        return number
 
     def texts(self, fields: Fields) -> tuple[str, str | None]:
         """Return source and target; no target where the record has not its fields."""
@@ -114,7 +120,7 @@ class Rows:
         return ids
 
 
-def _filled(template: str, fields: Fields) -> str:
+def _filled(template: str, fields: Fields, kinds: tuple[type, ...] = (str, int)) -> str:
     """Return a template with the fields of a record in the places of their names."""
 
     def value(match: re.Match[str]) -> str:
@@ -122,7 +128,7 @@ def _filled(template: str, fields: Fields) -> str:
         if name not in fields:
             raise BadRecord(f"no field {name!r}")
         found = fields[name]
-        if not isinstance(found, str | int) or isinstance(found, bool):
+        if not isinstance(found, kinds) or isinstance(found, bool):
             raise BadRecord(f"{name} is {str(found)[:40]!r}, not a text")
         return str(found)
 
@@ -135,14 +141,18 @@ def _pair_of(fields: Fields) -> str:
 
 
 def _classes(spec: RunSpec) -> Mapping[str, int]:
-    """Return the number of each class by what a record calls it."""
-    names = class_names(spec)
-    return {name: number for number, name in enumerate(names)}
+    """Return the number of each class by what a record calls it; none where values are learned."""
+    records = spec.task.records
+    if spec.task.regression and not (records.labels or LABELS.get(records.format)):
+        return {}
+    return {name: number for number, name in enumerate(class_names(spec))}
 
 
 def class_names(spec: RunSpec) -> Sequence[str]:
     """Return what records call the classes, in the order of their numbers; UsageError for another count."""
     count, records = spec.task.num_labels or 1, spec.task.records
+    if records.format == "sts-b":
+        raise UsageError(f"{count}: {records.format} has one value", where="task.num_labels", allowed="1")
     names = records.labels or LABELS.get(records.format) or [str(number) for number in range(count)]
     if len(names) != count:
         problem = f"{count}, but there are {len(names)} classes: {', '.join(names)}"

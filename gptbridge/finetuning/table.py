@@ -17,6 +17,7 @@ from gptbridge.data.tokens import offsets_of
 from gptbridge.errors import BadInput
 from gptbridge.finetuning.lines import BadRecord, Fields, read_records
 from gptbridge.finetuning.rows import Row, Rows
+from gptbridge.rules.stepping import Labels
 from gptbridge_specs import RunSpec
 from gptbridge_specs.records import RecordsSpec
 
@@ -33,7 +34,7 @@ class RowTable:
 
     path: Path
     inputs: NDArray[np.int32]
-    labels: NDArray[np.int32]
+    labels: Labels
     offsets: Numbers
     starts: Numbers
     stops: Numbers
@@ -92,14 +93,16 @@ def read_rows(
 
 def read_table(path: Path, spec: RunSpec, tokenizer: Tokenizer, warn: Callable[[str], None]) -> RowTable:
     """Read the records of `path` for the task of `spec`; errors and `warn` as above."""
-    inputs, labels = array("i"), array("i")
+    inputs, labels = array("i"), array("f" if spec.task.regression else "i")
     lengths, starts, stops = array("q"), array("q"), array("q")
     for _, row in read_rows(path, Rows(spec, tokenizer), spec.task.records, warn):
         inputs.extend(row.inputs)
-        labels.extend(row.labels)
+        labels.extend(row.labels)  # type: ignore[arg-type]
         lengths.append(len(row.inputs))
         starts.append(row.start)
         stops.append(row.stop)
     sizes, first, last = (np.frombuffer(part, np.int64) for part in (lengths, starts, stops))
-    read, said = (np.frombuffer(part, np.intc).astype(np.int32, copy=False) for part in (inputs, labels))
+    read = np.frombuffer(inputs, np.intc).astype(np.int32, copy=False)
+    said = np.frombuffer(labels, np.dtype(labels.typecode))
+    said = said if spec.task.regression else said.astype(np.int32, copy=False)
     return RowTable(path, read, said, offsets_of(sizes), first, last)

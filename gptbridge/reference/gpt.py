@@ -20,6 +20,7 @@ from gptbridge_specs import ModelSpec
 from gptbridge_specs.model import Activation
 
 Array = NDArray[np.float64]
+Labels = NDArray[Any]  # int32, or the float32 of a regression
 Weights = Mapping[str, NDArray[Any]]
 Backward = Callable[[Array], Array]  # gradient of the output -> gradient of the input
 Layer = tuple[Array, Backward]  # a layer's output, and the function that goes back through it
@@ -39,10 +40,11 @@ def logits_of_ranks(model: ModelSpec, ranks: Sequence[Weights], tokens: NDArray[
     return _Pass(model, ranks).forward(tokens)[0]
 
 
-def token_losses(
-    model: ModelSpec, weights: Weights, inputs: NDArray[np.int32], labels: NDArray[np.int32]
-) -> Array:
-    """Return the (B, T) negative log likelihood of each label."""
+def token_losses(model: ModelSpec, weights: Weights, inputs: NDArray[np.int32], labels: Labels) -> Array:
+    """Return the (B, T) negative log likelihood of each label, or squared error of each value."""
+    if labels.dtype.kind == "f":
+        errors: Array = logits(model, weights, inputs)[..., 0] - labels
+        return errors * errors
     return -_pick(_log_softmax(logits(model, weights, inputs)), labels)
 
 
@@ -52,8 +54,12 @@ def loss_and_gradients(model: ModelSpec, weights: Weights, batch: Batch) -> tupl
     inputs, labels = batch.inputs.reshape(-1, length), batch.labels.reshape(-1, length)
     run = _Pass(model, [weights])
     scores, backward = run.forward(inputs, None if batch.starts is None else batch.starts.reshape(-1, length))
-    log_probs = _log_softmax(scores)
     share = batch.loss_mask.reshape(-1, length) / batch.loss_tokens
+    if labels.dtype.kind == "f":
+        errors = scores[..., 0] - labels
+        backward((2 * errors * share)[..., None])
+        return float((np.square(errors) * share).sum()), run.first.gradients
+    log_probs = _log_softmax(scores)
     gradient = np.exp(log_probs)
     np.put_along_axis(gradient, labels[..., None], _pick(gradient, labels)[..., None] - 1, -1)
     backward(gradient * share[..., None])
@@ -338,7 +344,7 @@ def _log_softmax(x: Array) -> Array:
     return normalised
 
 
-def _pick(values: Array, labels: NDArray[np.int32]) -> Array:
+def _pick(values: Array, labels: NDArray[Any]) -> Array:
     """Return the (B, T) entry of each label in (B, T, V) values."""
     picked: Array = np.take_along_axis(values, labels[..., None], -1)[..., 0]
     return picked

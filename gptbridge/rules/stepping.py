@@ -17,6 +17,7 @@ from gptbridge.rules.loss_scale import after_step, initial_state
 from gptbridge.session import Batch, StepResult, TrainerState
 from gptbridge_specs import RunSpec
 
+Labels = NDArray[Any]  # int32, or the float32 of a regression
 T = TypeVar("T")  # the framework's scalar, perhaps still being computed
 
 
@@ -37,7 +38,7 @@ class Stepper(ABC, Generic[T]):
     def backward(
         self,
         inputs: NDArray[np.int32],
-        labels: NDArray[np.int32],
+        labels: Labels,
         mask: NDArray[np.bool_],
         factor: float,
         seed: int,
@@ -49,7 +50,7 @@ class Stepper(ABC, Generic[T]):
         are a Batch's; where it has none, they are left out.
         """
 
-    def run(self, batch: Batch, labels: NDArray[np.int32], factor: float) -> T:
+    def run(self, batch: Batch, labels: Labels, factor: float) -> T:
         """Return the sum of this rank's unmasked losses of all micro-batches, one after the other.
 
         Adds the gradient of `factor` x that sum to the gradients. A pipeline has an order of its own.

@@ -81,6 +81,23 @@ class TaskTests(Harness):
         self._compare_all("gradient", gradients_of(trainer, batch), right, wrong)
         trainer.close()
 
+    def test_a_regression_learns_values(self) -> None:
+        """With one class the loss is the squared error of the output."""
+        spec = self._task({"name": "classification", "num_labels": 1}, "task.name")
+        weights, batch = cases.weights(spec.model, task=spec.task), cases.batch(spec.model)
+        batch = replace(batch, labels=batch.labels.astype(np.float32) / 7)
+        trainer = self._filled(spec, weights)
+        model, expected = _as_language_model(spec.model, weights)
+        loss, of_model = reference.loss_and_gradients(model, expected, batch)
+        right = {name.replace("lm_head", "score"): array for name, array in of_model.items()}
+        halved = {name: array / 2 for name, array in right.items()}
+        self._compare_all("gradient", gradients_of(trainer, batch), right, {"half the square": halved})
+        self._compare("loss", np.array(trainer.step(batch, 0.0).loss), np.array(loss), {})
+        found = trainer.token_losses(batch.inputs[0], batch.labels[0])
+        wanted = reference.token_losses(model, expected, batch.inputs[0], batch.labels[0])
+        self._compare("squared errors", found, wanted, {})
+        trainer.close()
+
     def test_a_classifier_has_adapters(self) -> None:
         """Beside the factors the head alone moves."""
         task = {"name": "classification", "num_labels": CLASSES, "lora": {"rank": 2, "targets": ["k", "out"]}}

@@ -21,6 +21,7 @@ RecordFormat = Literal[
     "qnli",
     "rte",
     "wnli",
+    "sts-b",
 ]
 
 

@@ -109,11 +109,20 @@ class TaskSpec(Part):
         "language_modeling",
         description="Next-token prediction, sequence classification or prompt-answer pairs.",
     )
-    num_labels: int | None = Field(None, ge=1, description="Classes of a classification task.")
+    num_labels: int | None = Field(
+        None,
+        ge=1,
+        description="Classes of a classification task; 1: a value is learned, by its squared error.",
+    )
     lora: LoraSpec | None = Field(None, description="Train low-rank adapters only.")
     records: RecordsSpec = Field(
         default_factory=RecordsSpec, description="What a fine-tuning task makes of the lines of its file."
     )
+
+    @property
+    def regression(self) -> bool:
+        """Whether a value is learned instead of a class."""
+        return self.name == "classification" and self.num_labels == 1
 
 
 class OptimizerSpec(Part):

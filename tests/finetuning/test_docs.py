@@ -62,6 +62,8 @@ def folder(tmp_path: Path) -> Path:
     rows = [f"{n} is {('bad', 'good')[n % 2]}\t{n % 2}" for n in numbers]
     write_lines(tmp_path / "train.tsv", ["sentence\tlabel", *rows])
     write_lines(tmp_path / "dev.tsv", ["sentence\tlabel", *rows[:10]])
+    alike = ["\t".join(["0"] * 7 + [f"{n}", f"{n + n % 3}", f"{n % 3}.5"]) for n in numbers]
+    write_lines(tmp_path / "pairs.tsv", alike)
     opinions = [{"words": f"{n}", "opinion": ("bad", "good")[n % 2]} for n in numbers]
     write_lines(tmp_path / "opinions.jsonl", opinions)
     adapter = tmp_path / "their-adapter"
@@ -82,7 +84,7 @@ def test_every_command_runs(folder: Path) -> None:
     for library in ("sklearn", "sacrebleu", "rouge_score"):
         pytest.importorskip(library)
     lines = [line for page in PAGES for line in commands(page)]
-    assert len(lines) == 15
+    assert len(lines) == 17
     lines = [
         f"{line} -b torch -o training.device=cpu" if shlex.split(line)[1] in ("train", "generate") else line
         for line in lines

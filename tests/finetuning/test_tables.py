@@ -31,6 +31,15 @@ FILES = {
     "qnli": (["index\tquestion\tsentence\tlabel", "0\tq\ts\tnot_entailment"], ["qs"], [1]),
     "rte": (["index\tsentence1\tsentence2\tlabel", "0\ta\tb\tentailment"], ["ab"], [0]),
     "wnli": (["index\tsentence1\tsentence2\tlabel", "0\ta\tb\t1"], ["ab"], [1]),
+    "sts-b": (
+        [
+            "index\tgenre\tfile\tyear\told\ts1\ts2\tsentence1\tsentence2\tscore",
+            "0\t" * 7 + "a\tb\t3.25",
+            "1\t" * 7 + 'c"\td\t0',
+        ],
+        ["ab", 'c"d'],
+        [3.25, 0],
+    ),
     "imdb": (
         ["review,sentiment", '"So ""good"", really",positive', "bad,negative"],
         ['So "good", really', "bad"],
@@ -46,7 +55,7 @@ FILES = {
 
 
 def spec_of(format_name: str, **records: object) -> RunSpec:
-    count = len(LABELS.get(format_name, ("0", "1")))
+    count = len(LABELS.get(format_name, ("0", "1"))) or 1
     task = {
         "name": "classification",
         "num_labels": count,
@@ -66,7 +75,7 @@ def test_texts_and_classes_are_found(format_name: str, tmp_path: Path) -> None:
     table = read_table(file, spec_of(format_name), byte, pytest.fail)
     pieces = [slice(*table.offsets[row : row + 2]) for row in range(len(table))]
     assert [byte.decode(table.inputs[piece]) for piece in pieces] == texts
-    assert [int(table.labels[piece][-1]) for piece in pieces] == classes
+    assert [table.labels[piece][-1].item() for piece in pieces] == classes
     assert (table.starts == table.lengths - 1).all()
     assert (table.stops == table.lengths).all()
 
@@ -76,7 +85,9 @@ def test_texts_and_classes_are_found(format_name: str, tmp_path: Path) -> None:
     [
         ("cola", "gj04\t1", "2 columns, not 4 or more"),
         ("cola", "gj04\t2\t\tx", "its class is '2', none of 0, 1"),
+        ("sst2", "a good one\t2", "its class is '2', none of 0, 1"),
         ("imdb", "fine,neutral!", "not in ,positive or ,negative"),
+        ("sts-b", "0\t" * 7 + "a\tb\tnan", "its value is 'nan', none of numbers"),
         ("ag-news", '"5","a","b"', "its class is '5'"),
         ("jsonl", '{"text": "a", "label": -1}', "its class is '-1'"),
         ("jsonl", '{"text": "a", "label": true}', "label is 'True', not a text"),
