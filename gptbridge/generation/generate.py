@@ -110,9 +110,11 @@ class Writer:
     ) -> Request:
         spec = self.spec.generation
         room = spec.max_length - len(context) if spec.max_length else spec.max_new_tokens
-        ending = Ending(
-            min(spec.max_new_tokens, room), self.tokenizer.end_of_text, spec.stop_tokens, texts.stopped
-        )
+        separator: int | None = getattr(
+            self.tokenizer, "separator", None
+        )  # ends a record, as it does in training
+        stops = spec.stop_tokens if separator is None else (*spec.stop_tokens, separator)
+        ending = Ending(min(spec.max_new_tokens, room), self.tokenizer.end_of_text, stops, texts.stopped)
         return request(context, spec, ending, hear)
 
     def _ended(self, requests: Sequence[Request]) -> Iterator[Request]:

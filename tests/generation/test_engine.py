@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 
+from gptbridge.data.tokenizers import Tokenizer
+from gptbridge.data.tokenizers.byte import ByteTokenizer
+from gptbridge.generation.generate import Continuation, Writer
 from gptbridge.generation.requests import Written
 from gptbridge.generation.texts import Stream, Texts
 from gptbridge.rules.decoding import Past, log_softmax, next_token
+from gptbridge_specs import RunSpec
 from gptbridge_specs.generation import GenerationSpec
 from tests.generation.models import BYTES, Table, ask, through_engine
 
@@ -132,3 +137,22 @@ def test_stop_strings_over_tokens_are_found_at_once() -> None:
     found = [count for count in range(1, len(tokens) + 1) if texts.stopped(tokens[:count])]
     assert found[0] == len(b"to the end of it")
     assert np.all(np.diff(found) == 1)
+
+
+def test_a_separator_ends_a_text_as_it_ends_a_record() -> None:
+    model: Any = Table()
+    spec = RunSpec.model_validate({"generation": {"max_new_tokens": 12}})
+
+    class Separated(ByteTokenizer):
+        separator = -1
+
+    def written(tokenizer: Tokenizer) -> Continuation:
+        (found,) = Writer(model, spec, tokenizer, 160, print, 1).write(["ab"])
+        return found
+
+    whole = written(BYTES)
+    assert (whole.reason, len(whole.tokens)) == ("length", 12)
+    Separated.separator = whole.tokens[5]
+    ended = written(Separated())
+    assert ended.reason == "stop"
+    assert ended.tokens == whole.tokens[: whole.tokens.index(whole.tokens[5])]
