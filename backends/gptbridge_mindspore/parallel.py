@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 
 LIMITS = MANY_DEVICES
+# A CPU's collective gives up after some minutes, and a rank may compile, read or save for longer than others.
+# Who hangs is for the command above to say (--hang-timeout): the rank that gives up would be blamed.
+PATIENCE = {"MS_CPU_COMM_OP_TIMEOUT": str(24 * 3600)}  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,8 @@ def join(spec: RunSpec, device: Device) -> World | None:
 
     from gptbridge_mindspore.collectives import total
 
+    for name, seconds in PATIENCE.items():
+        os.environ.setdefault(name, seconds)
     init()
     place = Place(spec.parallel, get_rank())
 
