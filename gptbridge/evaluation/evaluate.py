@@ -66,17 +66,9 @@ def evaluate(
     BadInput for a file, checkpoint or tokenizer that does not fit, UsageError for options that do not.
     """
     if asked.task == CLASSIFICATION:
-        return _classified(
-            asked,
-            checkpoint,
-            backend=backend,
-            hints=hints,
-            tokenizer=tokenizer,
-            overrides=overrides,
-            warn=warn,
-            progress=progress,
-            devices=devices,
-        )
+        how: dict[str, Any] = {"hints": hints, "tokenizer": tokenizer, "overrides": overrides}
+        how |= {"warn": warn, "progress": progress, "devices": devices}
+        return _classified(asked, checkpoint, backend=backend, **how)
     protocol = _protocol(asked)
     load_backend(backend)  # one that is not there is named before anything is read
     with open_subject(checkpoint, hints, tokenizer, warn) as subject:
