@@ -182,9 +182,6 @@ def open_writer(
     The words are those of `generate`; `prompts` are checked before the weights are read.
     """
     from gptbridge.generation import generate as module
-    from gptbridge.reading import Devices
-    from gptbridge.training.start import choose_backend
-    from gptbridge.weights.opening import hints_of
 
     if unknown := words.keys() - DecodingWords.__annotations__.keys():
         raise TypeError(f"generate() has no keyword {min(unknown)!r}: see gptbridge.api.DecodingWords")
@@ -194,12 +191,9 @@ def open_writer(
     hints = {name: word for name, word in words.items() if name in _HINTS}
     return module.open_writer(
         Path(checkpoint),
-        backend=backend or choose_backend(),
-        hints=hints_of(**hints),  # type: ignore[arg-type]
-        tokenizer=str(tokenizer) if tokenizer is not None else None,
+        **_reading(backend, tokenizer, (devices, hang_seconds), hints),
         overrides=[*_lines(asked), *_lines(overrides)],
         rows=rows,
-        devices=Devices(devices, hang_seconds),
         first=prompts,
         warn=warn,
         note=note,
@@ -231,24 +225,17 @@ def evaluate(
 
     `task` is "perplexity", "cloze", "multiple-choice", "classification" or "instruction"; of the last two
     `predictions` is a file to write. `protocol` is "strict", or the system whose published numbers it
-    repeats: what is None is its own.
-    `tokenizer` is a folder or "byte"; None: the one beside the weights. `overrides` say how to compute.
-    `devices` are as in `generate`.
+    repeats: what is None is its own. `tokenizer` and `devices` are those of `generate`; `overrides` say how
+    to compute.
     """
     from gptbridge.evaluation import evaluate as measuring
-    from gptbridge.reading import Devices
-    from gptbridge.training.start import choose_backend
-    from gptbridge.weights.opening import hints_of
 
     numbers = (window, stride, batch_size, logging_interval, detokenize)
     return measuring.evaluate(
         Path(checkpoint),
         measuring.Asked(task, Path(data), protocol, *numbers, predictions),
-        backend=backend or choose_backend(),
-        hints=hints_of(**hints),
-        tokenizer=str(tokenizer) if tokenizer is not None else None,
+        **_reading(backend, tokenizer, (devices, hang_seconds), hints),
         overrides=_lines(overrides),
-        devices=Devices(devices, hang_seconds),
         warn=warn,
         progress=progress,
     )
@@ -385,6 +372,22 @@ def parity(
     named = str(spec) if isinstance(spec, Path) else spec
     run = spec_of(named, _lines(overrides))
     return compare_backends(run, backends, steps=steps, tolerance=tolerance, progress=progress)
+
+
+def _reading(
+    backend: str | None, tokenizer: str | Path | None, on: tuple[int | None, float], hints: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return how a checkpoint is opened to be read."""
+    from gptbridge.reading import Devices
+    from gptbridge.training.start import choose_backend
+    from gptbridge.weights.opening import hints_of
+
+    return {
+        "backend": backend or choose_backend(),
+        "tokenizer": str(tokenizer) if tokenizer is not None else None,
+        "devices": Devices(*on),
+        "hints": hints_of(**hints),
+    }
 
 
 def _lines(overrides: Overrides) -> list[str]:
