@@ -59,4 +59,6 @@ def test_a_run_folder_is_its_newest_checkpoint(tmp_path: Path) -> None:
 
 def test_too_long_a_name_is_one_line() -> None:
     done = run_command("inspect", "n" * 300)
-    assert (done.returncode, done.stderr) == (5, f"error: {'n' * 300}: File name too long\n")
+    assert done.returncode == 5
+    assert done.stderr.startswith("error: nnn")
+    assert done.stderr.endswith("...: File name too long\n")
