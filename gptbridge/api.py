@@ -107,10 +107,10 @@ def train(
     each event. `force` starts a run also where its estimate exceeds the memory at hand. On several `devices`
     of this machine, by default as many as the spec's layout has, the run is as many processes.
     """
+    from gptbridge.checkpoint.locating import hints_of
     from gptbridge.training.beginning import Beginning
     from gptbridge.training.launch import train as train_run
     from gptbridge.training.start import Devices, choose_backend, require_data, resolve
-    from gptbridge.weights.opening import hints_of
 
     named = str(spec) if isinstance(spec, Path) else spec
     folder = Path(run) if run is not None else None
@@ -262,12 +262,11 @@ def convert(
     `verify` compares the logits of source and result; None: where the model is small. DifferentLogits, a
     RunFailed, where they differ: the output is left for inspection.
     """
-    from gptbridge.checkpoint.locating import locate
+    from gptbridge.checkpoint.locating import hints_of, locate
     from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint, float_type
     from gptbridge.weights.conversion.output_folder import refuse_output
     from gptbridge.weights.conversion.target import Split
     from gptbridge.weights.conversion.verifying import verified
-    from gptbridge.weights.opening import hints_of
 
     notes: list[str] = []
     given, made = Path(source), Path(output)
@@ -300,8 +299,8 @@ def export(
     gptbridge computes its logits, and RunFailed, with nothing written, where they are not the
     checkpoint's. `verify` None: where what that takes is installed. `tokenizer` is a folder or "byte".
     """
+    from gptbridge.checkpoint.locating import hints_of
     from gptbridge.exporting.export import Export, export_checkpoint
-    from gptbridge.weights.opening import hints_of
 
     about = hints_of(**hints)
     words = str(tokenizer) if tokenizer is not None else None
@@ -330,9 +329,8 @@ def inspect(path: str | Path, **hints: Unpack[HintWords]) -> CheckpointFacts | D
 
 
 def _checkpoint_facts(path: Path, hints: HintWords) -> CheckpointFacts:
-    from gptbridge.checkpoint.locating import locate
+    from gptbridge.checkpoint.locating import hints_of, locate
     from gptbridge.weights.conversion.facts import checkpoint_facts
-    from gptbridge.weights.opening import hints_of
     from gptbridge.weights.opening import open_checkpoint as open_located
 
     notes: list[str] = []
@@ -346,8 +344,7 @@ def open_checkpoint(path: str | Path, *, warn: Tell = _warn, **hints: Unpack[Hin
 
     The result has the `model`, its weights as `arrays` by canonical name, and the `tokenizer()`.
     """
-    from gptbridge.checkpoint.locating import locate
-    from gptbridge.weights.opening import hints_of
+    from gptbridge.checkpoint.locating import hints_of, locate
     from gptbridge.weights.opening import open_checkpoint as open_located
 
     return open_located(locate(Path(path), warn), hints_of(**hints))
@@ -379,8 +376,8 @@ def _reading(
 ) -> dict[str, Any]:
     """Return how a checkpoint is opened to be read."""
     from gptbridge.reading import Devices
+    from gptbridge.checkpoint.locating import hints_of
     from gptbridge.training.start import choose_backend
-    from gptbridge.weights.opening import hints_of
 
     return {
         "backend": backend or choose_backend(),

@@ -27,6 +27,8 @@ _MAX_VALUES = 5 << 18  # of one JSON text: at worst they take 130 MB
 def nearby(path: Path) -> str:
     """Return the next step for someone who named `path`, which does not exist."""
     try:
+        if path.is_symlink():
+            return "It is a link that leads nowhere"
         names = [entry.name for entry in path.parent.iterdir()]
     except (OSError, ValueError):
         return f"There is no folder {printable(path.parent)}"
@@ -69,7 +71,8 @@ def read_json(path: Path, *, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
     if size > limit:
         raise BadInput(f"{size} bytes of JSON", where=path, allowed=f"at most {limit}")
     try:
-        return decode_object(path.read_bytes())
+        with path.open("rb") as file:
+            return decode_object(file.read(size))  # of /proc, a read may wait for ever
     except (OSError, ValueError) as error:
         raise BadInput(f"not readable as JSON: {printable(error)}", where=path) from error
 

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -130,7 +129,7 @@ def _modelscope(name: str, repository: str, revision: str | None) -> Path:
 def _listed(base: str, query: Mapping[str, str]) -> dict[str, Mapping[str, Any]]:
     """Return the files of a repository by their names."""
     address = f"{base}/files?{urllib.parse.urlencode({**query, 'Recursive': 'true'})}"
-    with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer:
+    with _opened(address) as answer:
         content = json.loads(answer.read(_BLOCK * 16))
     try:
         files = content["Data"]["Files"]
@@ -147,7 +146,7 @@ def _fetch(address: str, path: Path, facts: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
     digest, count = hashlib.sha256(), 0
-    with urllib.request.urlopen(address, timeout=_TIMEOUT) as answer, partial.open("wb") as file:
+    with _opened(address) as answer, partial.open("wb") as file:
         while block := answer.read(_BLOCK):
             digest.update(block)
             count += file.write(block)
@@ -160,6 +159,12 @@ def _fetch(address: str, path: Path, facts: Mapping[str, Any]) -> None:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _opened(address: str) -> Any:
+    from urllib.request import urlopen  # 3 MB of what a command that opens a folder has no use for
+
+    return urlopen(address, timeout=_TIMEOUT)
 
 
 def _unreachable(name: str, hub: str, variable: str, error: Exception) -> NoReturn:

@@ -57,9 +57,11 @@ def convert(
 ) -> None:
     """Convert a checkpoint: weights, configuration and tokenizer; no framework is needed."""
     from gptbridge import api
+    from gptbridge.process.allocator import keep_freed_memory
     from gptbridge.weights.conversion.verifying import DifferentLogits
     from gptbridge_cli.progress import transfer_progress
 
+    keep_freed_memory(False)  # slabs come and go, and malloc would keep several megabytes of them
     show = partial(_show, to, output, as_json=as_json, quiet=quiet)
     try:
         with transfer_progress(f"{source} -> {output}", quiet=quiet or as_json) as progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from contextlib import suppress
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from gptbridge import __version__
-from gptbridge.errors import require_posix
+from gptbridge.errors import BadInput, require_posix
 from gptbridge_cli import (
     backends,
     convert,
@@ -72,6 +73,8 @@ def main() -> None:
     except Exception as error:
         if "--debug" in sys.argv:
             raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            error = BadInput("File name too long", where=error.filename)
         exit_code = getattr(error, "exit_code", None)
         with suppress(OSError):  # a terminal that hung up: the exit code says it all the same
             for line in _lines(error) if exit_code else [_unexpected(error)]:

@@ -78,9 +78,9 @@ def _plan(
     spec: Spec, overrides: list[str], run: Run, resume: Resume, init_from: InitFrom, words: dict[str, Any]
 ) -> RunPlan:
     """Return the run that was asked for; `words` are those of the machines, and hints."""
+    from gptbridge.checkpoint.locating import hints_of
     from gptbridge.training.beginning import Beginning
     from gptbridge.training.start import Devices, resolve
-    from gptbridge.weights.opening import hints_of
 
     machines = Devices(**{name: words.pop(name) for name in MACHINES})
     beginning = Beginning(init_from, hints_of(**words)) if init_from is not None else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gptbridge.checkpoint.manifest import verify
 from gptbridge.checkpoint.state import is_of_a_run
@@ -11,6 +13,12 @@ from gptbridge.checkpoint.store import CHECKPOINTS, CheckpointStore
 from gptbridge.errors import BadInput
 from gptbridge.files import nearby
 from gptbridge.hub import fetched
+from gptbridge.weights import opening
+
+
+def hints_of(*, base: str | Path | None = None, **words: Any) -> opening.Hints:
+    """Return what a user says of a checkpoint, as the opener's `hints_of`; `base` may be a run's folder."""
+    return opening.hints_of(base=None if base is None else locate(Path(base), warnings.warn), **words)
 
 
 def locate(path: Path, warn: Callable[[str], None]) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from importlib import metadata
 
 from gptbridge.errors import BackendBroken, BackendMissing, printable
@@ -32,7 +33,8 @@ def find(name: str) -> metadata.EntryPoint:
         packages = " and ".join(sorted(package_of(entry) for entry in entries))
         raise BackendBroken(f"registered by {packages}", where=name, hint="Uninstall one of them.")
     names = backend_names()
-    close = difflib.get_close_matches(name, names, n=1)
+    short = ".*".join(map(re.escape, name))  # ms is mindspore
+    close = [*difflib.get_close_matches(name, names, n=1), *(each for each in names if re.match(short, each))]
     guess = f"Did you mean {close[0]!r}? " if close else ""
     raise BackendMissing(
         f"there is no backend called {printable(name)!r}",

@@ -33,7 +33,7 @@ def main() -> NoReturn:
     if number is not None:
         _print_into(path.with_name(f"rank-{number}.log"))
     record = OwnRecord(path.parent, number)
-    watch(path, record, supervised=request.pop("supervised"))
+    watch(path, record, Path(request["logs"]) if request.pop("supervised") else None)
     heed_signals()
     try:
         result = getattr(import_module(module), function)(record, **request)

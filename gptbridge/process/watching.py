@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -18,18 +19,21 @@ ASK_FILE = "where"  # asks each rank where it stands
 _SECONDS = 0.3
 
 
-def watch(request: Path, record: OwnRecord, *, supervised: bool) -> None:
-    """Begin to watch. `supervised`, the command that made `request` holds a lock on it while it lives."""
-    if supervised:
-        _leave_if_alone(request)
-    threading.Thread(target=_watch, args=(request, record, supervised), daemon=True).start()
+def watch(request: Path, record: OwnRecord, private: Path | None) -> None:
+    """Begin to watch. Where the command that made `request` supervises its ranks, `private` is its folder.
+
+    It holds a lock on `request` while it lives, and where it was killed, the ranks remove that folder.
+    """
+    if private is not None:
+        _leave_if_alone(request, private)
+    threading.Thread(target=_watch, args=(request, record, private), daemon=True).start()
 
 
-def _watch(request: Path, record: OwnRecord, supervised: bool) -> None:
+def _watch(request: Path, record: OwnRecord, private: Path | None) -> None:
     while record.record.exit_code is None:
         record.beat()
-        if supervised:
-            _leave_if_alone(request)
+        if private is not None:
+            _leave_if_alone(request, private)
         stop = request.with_name(STOP_FILE)
         if signals.asked is None and stop.exists():
             signals.asked = signal.Signals(int(stop.read_text()))
@@ -38,7 +42,7 @@ def _watch(request: Path, record: OwnRecord, supervised: bool) -> None:
         time.sleep(_SECONDS)
 
 
-def _leave_if_alone(request: Path) -> None:
+def _leave_if_alone(request: Path, private: Path) -> None:
     """End this process where nobody is left who would end it: what is kept appears whole."""
     try:
         alone = is_free(request)
@@ -46,6 +50,7 @@ def _leave_if_alone(request: Path) -> None:
         alone = True
     if alone:
         print("the command that started this rank has gone", file=sys.stderr, flush=True)  # noqa: T201
+        shutil.rmtree(private, ignore_errors=True)
         os._exit(1)
 
 

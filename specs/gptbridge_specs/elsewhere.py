@@ -138,6 +138,15 @@ _SYSTEMS = (
 )
 
 
+# A file of the model alone has one of these.
+_ALONE = {
+    "Model": "PaddleFleetX",
+    "model_config": "MindFormers",
+    "init_class": "PaddleNLP",
+    "architectures": "Hugging Face",
+}
+
+
 def system_of(content: Mapping[str, Any]) -> str | None:
     """Return the name of the system whose configuration `content` is; None: nobody's that is known."""
 
@@ -145,7 +154,9 @@ def system_of(content: Mapping[str, Any]) -> str | None:
         return len(set(system[1].split()) & content.keys())
 
     best = max(_SYSTEMS, key=score)
-    return best[0] if score(best) >= 2 else None
+    model = content.get("model")
+    keys = content.keys() | (model.keys() if isinstance(model, Mapping) else set())
+    return best[0] if score(best) >= 2 else next((_ALONE[key] for key in _ALONE if key in keys), None)
 
 
 def foreign_file(content: Mapping[str, Any], path: object) -> str | None:

@@ -124,6 +124,13 @@ def _read_file(path: Path) -> dict[str, Any]:
     return content
 
 
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # too long a name
+        return False
+
+
 def _read(name_or_file: str, kind: Kind, chain: tuple[str, ...]) -> dict[str, Any]:
     """Return the content of a preset or file on top of the preset that it starts from."""
     if name_or_file in chain:
@@ -132,7 +139,7 @@ def _read(name_or_file: str, kind: Kind, chain: tuple[str, ...]) -> dict[str, An
         content = read_preset(kind, name_or_file).content
     elif kind == "runs" and name_or_file in preset_names("models"):
         content = {"model": name_or_file}
-    elif Path(name_or_file).suffix in (".yaml", ".yml") or Path(name_or_file).is_file():
+    elif Path(name_or_file).suffix in (".yaml", ".yml") or _is_file(name_or_file):
         content = _read_file(Path(name_or_file))
     elif "=" in name_or_file:
         typed = typed_instead(name_or_file.partition("=")[0]) or f"-o {name_or_file}"

@@ -23,6 +23,12 @@ class _SpecLoader(_Loader):  # type: ignore[misc, valid-type]
 
     # Built anew: PyYAML's own table follows YAML 1.1, where `no` is False and `1e-3` is text.
     yaml_implicit_resolvers: ClassVar[dict[str, list[Any]]] = {}
+    # What a tag may ask for: no set, no bytes, no date, which no spec has.
+    yaml_constructors: ClassVar[dict[str | None, Any]] = {
+        tag: made
+        for tag, made in _Loader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in {"null", "bool", "int", "float", "str", "seq", "map"}
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -120,7 +126,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
             problem = "not a file" if path.exists() else "no such file"
             raise SpecError([f"{path}: {problem}. gptbridge spec list shows the presets"])
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(min(path.stat().st_size, MAX_BYTES + 1))  # of /proc, a read may wait for ever
         if len(data) > MAX_BYTES:
             raise SpecError([f"{path}: larger than 1 MB, which no spec is"])
         content = _parse(data.decode("utf-8-sig"))

@@ -55,3 +55,10 @@ def test_a_run_folder_is_its_newest_checkpoint(tmp_path: Path) -> None:
     assert json.loads(gptbridge("inspect", str(tmp_path / "ms"), "--json"))["digest"] == of_run["digest"]
     np.arange(1, 10, dtype="<u2").tofile(tmp_path / "ms" / "tokenizer.bin")
     assert json.loads(gptbridge("inspect", str(tmp_path / "ms"), "--json"))["digest"] == of_run["digest"]
+
+
+def test_too_long_a_name_is_one_line() -> None:
+    done = run_command("inspect", "n" * 300)
+    assert done.returncode == 5
+    assert done.stderr.startswith("error: nnn")
+    assert done.stderr.endswith("...: File name too long\n")

@@ -140,6 +140,7 @@ def test_a_hugging_face_folder_is_enough(run: Path, tmp_path: Path) -> None:
         (("{run}", "-p", "x", "-o", "model.num_layers=3"), 2, "model"),
         (("{run}", "-p", "x", "-o", "generation.top_k=-1"), 2, "generation.top_k"),
         (("{run}", "-p", "x", "-b", "torhc"), 3, "Did you mean 'torch'"),
+        (("{run}", "-p", "x", "-b", "ms"), 3, "Did you mean 'mindspore'"),
         (("{run}",), 2, "--prompt"),
         (("{run}", "-p", "x", "--interactive"), 2, "--interactive and a prompt exclude each other"),
         (("{run}", "--json", "--interactive"), 2, "--json and --interactive exclude each other"),

@@ -127,10 +127,13 @@ def test_ranks_end_with_a_command_that_is_killed(tmp_path: Path, spawn: Spawn) -
     run = tmp_path / "run"
     process = launched(spawn, run, *options(SPEC))
     wait_for_steps(run, 1, process)
+    (request,) = (run / "ranks").glob("request-*.json")
+    private = Path(json.loads(request.read_text())["logs"])
+    assert private.is_dir()
     process.kill()
     process.communicate()
     deadline = time.monotonic() + 30
-    while processes_of(run):
+    while processes_of(run) or private.exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
 

@@ -28,11 +28,19 @@ def refusal(name: str, *overrides: str) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize("system", FILES)
+ALONE = {  # what holds the model and nothing else
+    "PaddleFleetX": "Model: {vocab_size: 61, hidden_size: 48}\n",
+    "MindFormers": "model: {model_config: {type: GPT2Config}, arch: {type: GPT2LMHeadModel}}\n",
+    "PaddleNLP": json.dumps({"init_class": "GPTForPretraining", "init_args": []}),
+}
+
+
+@pytest.mark.parametrize("system", [*FILES, *(f"{system} alone" for system in ALONE)])
 @pytest.mark.parametrize("load", [load_run, load_model])
 def test_a_configuration_of_another_system_is_named(tmp_path: Path, system: str, load: object) -> None:
     path = tmp_path / "config.json"
-    path.write_text(FILES[system])
+    system, _, alone = system.partition(" alone") if system.endswith(" alone") else (system, "", None)
+    path.write_text(FILES[system] if alone is None else ALONE[system])
     assert callable(load)
     with pytest.raises(SpecError) as refused:
         load(str(path))

@@ -111,6 +111,8 @@ def test_wrong_override_is_explained(override: str, words: str) -> None:
     [
         ("training: {max_steps: 1, max_steps: 2}", "stands twice"),
         ("training: !!python/object/apply:os.system [id]", "tag"),
+        ("model: !!set {num_layers}", "tag"),
+        ("data: !!binary aGk=", "tag"),
         ("training: {seed: true}", "training.seed"),
         ("a: 1\n---\nb: 2", "spec.yaml:2: a second document"),
         ("training:\n\tseed: 1", "spec.yaml:2: a tab"),

@@ -57,8 +57,9 @@ def test_a_folder_that_cannot_be_looked_into_is_one_line(tmp_path: Path) -> None
         with pytest.raises(BadInput, match="File name too long"):
             resolve(None, (), run, resume)
     for place, reason in ((long, "File name too long"), (loop, "no such file or folder")):
-        with pytest.raises(BadInput, match=reason):
+        with pytest.raises(BadInput, match=reason) as refused:
             choose_checkpoint(RunFolder(tmp_path / "run"), str(place), pytest.fail)
+    assert "It is a link that leads nowhere" in str(refused.value)
 
 
 def test_a_lone_checkpoint_folder_brings_its_spec(folder: RunFolder, tmp_path: Path) -> None:

@@ -144,10 +144,10 @@ def _pieces(axes: StoredAxes, number: int, part: Part, held: CutBox) -> Iterator
     lead = axes.parts[number].groups[0][0]
     first_row, rows = axes.rows(number, sizes)
     first_row += held.slices[0].start or 0
-    low, high = box[lead]
+    (low, high), drop = box[lead], part.content.drop
     for start, stop in _runs(part, first_row, rows, high - low):
         reader = _Reader(part, axes, number, sizes, first_row + start * rows, rows, held.slices[1:])
-        yield Piece({**box, lead: (low + start, low + stop)}, axes.parts[number], lead, reader)
+        yield Piece({**box, lead: (low + start, low + stop)}, axes.parts[number], lead, reader, drop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge import reference
 from gptbridge.errors import RunFailed
 from gptbridge.weights.architecture import count_parameters
 from gptbridge.weights.conversion.convert import Conversion, Converted
@@ -67,6 +66,8 @@ def verify(first: Path, second: Path, *, hints: Hints = _NO_HINTS, dialect: str 
 
 def _scores(source: Opened, tokens: NDArray[np.int32], vocabulary: int) -> NDArray[np.float64]:
     """Return the logits of the model's head, and those of a classifier's head beside them."""
+    from gptbridge import reference  # 4 MB, which most conversions have no use for
+
     arrays = source.arrays
     scores = [reference.logits(source.model, arrays, tokens)[..., :vocabulary]]
     if source.num_labels is not None:

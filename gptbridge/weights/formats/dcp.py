@@ -85,6 +85,7 @@ class _Store:
             contents = read_torch_zip(self.source.part(place.offset, place.nbytes))
             if not isinstance(contents.tree, TensorRef):
                 self.source.refuse("its part is no tensor", tensor=name)
+            self.source.drop(place.offset, place.nbytes)
             return contents.tensors[contents.tree.name], contents
         if self._whole is None and self.source.begins(b"{", 8):
             self._whole = read_safetensors(self.source)
@@ -227,6 +228,10 @@ class _Entry(TensorBytes):
         """Return rows of it."""
         rows: NDArray[Any] = self.read(info)[start:stop]
         return rows
+
+    def drop(self) -> None:
+        """Give back the memory of the part."""
+        self._part.content.drop()
 
     def extents(self) -> None:
         """Return None: only the part knows."""

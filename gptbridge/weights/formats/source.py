@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from gptbridge.errors import BadInput, printable
 from gptbridge.weights.formats.shrinking import forget_shrunk, guard
 
-_CHECKSUM_STEP = 1 << 20
+_CHECKSUM_STEP = 256 << 10
 _VIEW_BYTES = 512 << 10
-_WINDOW_BYTES = 16 << 20
+_WINDOW_BYTES = 1 << 20
 _SPARE_FILES = 256
 # Linux's madvise, by ctypes: mmap's own method would keep other threads from running while a disk is read.
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
@@ -114,16 +114,24 @@ class SourceFile:
             window = self._window(offset + start, min(_WINDOW_BYTES, nbytes - start))
             for first in range(0, len(window), _VIEW_BYTES):
                 yield window[first : first + _VIEW_BYTES]
+            self.drop(offset + start, len(window))
+
+    def drop(self, offset: int, nbytes: int) -> None:
+        """Give back the memory of a range that lies inside the file; it may be read again."""
+        self._advise(np.frombuffer(self.data, np.uint8, nbytes, offset), mmap.MADV_DONTNEED)
 
     def _window(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """Return a view whose pages are mapped already: faults for a few each cost a tenth of the copying."""
         array = np.frombuffer(self.data, np.uint8, nbytes, offset)
+        self._advise(array, _MADV_POPULATE_READ)  # fails before Linux 5.14: pages are mapped when touched
+        return array
+
+    @staticmethod
+    def _advise(array: NDArray[np.uint8], advice: int) -> None:
         if _madvise is not None:
             start = array.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE
-            end = array.ctypes.data + nbytes
-            # Where it fails, as before Linux 5.14, pages are mapped as they are touched.
-            _madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_POPULATE_READ)
-        return array
+            end = array.ctypes.data + array.nbytes
+            _madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), advice)
 
     def crc32(self, offset: int, nbytes: int) -> int:
         """Return the CRC-32 of a range that lies inside the file, in constant memory."""

@@ -38,7 +38,7 @@ STORAGE_DTYPES: Mapping[str, np.dtype[Any]] = {
 MAX_DIMENSIONS = 32  # NumPy's own limit before 2.0
 MAX_NAME_LENGTH = 1024
 MAX_TENSORS = 50_000
-SLAB_BYTES = 8 << 20
+SLAB_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,10 @@ class TensorBytes(ABC):
     def chunks(self, info: TensorInfo) -> Chunks:
         """Yield the row-major bytes in pieces whose memory does not grow with the tensor."""
 
+    def drop(self) -> None:
+        """Give back what memory its pages take, where it is mapped; they may be read again."""
+        return
+
     def parts(self, info: TensorInfo) -> tuple[Part, ...]:
         """Return the boxes that the tensor is made of: itself, where it is not kept in several."""
         return (Part((0,) * len(info.shape), info, self),)
@@ -83,6 +87,11 @@ class MappedBytes(TensorBytes):
         """Return a view of the map."""
         rows: NDArray[Any] = self.read(info)[start:stop]
         return rows
+
+    def drop(self) -> None:
+        """Give back the memory of the pages of a row-major tensor."""
+        if self._strides is None:
+            self._source.drop(self._offset, self._nbytes)
 
     def extents(self) -> tuple[Extent, ...] | None:
         """Return one extent when the elements are row-major."""

@@ -23,6 +23,10 @@ Box = Mapping[str, tuple[int, int]]  # letter -> [start, stop) within the whole 
 Slab = Mapping[int, Box]  # what a run of a tensor's bytes holds of each of its parts, or of one, by number
 
 
+# Of a file's map: what copying from it holds at a time, and what is not worth giving back.
+_MAPPED_BYTES, _FEW_BYTES = 2 << 20, 64 << 10
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """A box of a canonical weight as some file stores it.
@@ -35,6 +39,7 @@ class Piece:
     axes: Axes
     lead: str
     read: Callable[[int, int], NDArray[Any]]
+    drop: Callable[[], None] | None = None  # gives back the memory that reading a file's map took
 
     def spread(self, start: int, stop: int) -> NDArray[Any]:
         """Return entries [start, stop) of `lead`, counted in the whole weight, one dimension a letter."""
@@ -211,10 +216,16 @@ def gather_into(result: NDArray[Any], target: Box, axes: Axes, pieces: Sequence[
     if sum(volume(shared) for _, shared in found) < volume(target):
         result[...] = 0
     for piece, shared in found:
-        bounds = shared[piece.lead]
-        source = piece.spread(*bounds).transpose(piece.axes.order_of(axes))
-        held = {**piece.box, piece.lead: bounds}
-        copy_into(result[_slices(shared, target, axes)], source[_slices(shared, held, axes)])
+        low, high = shared[piece.lead]
+        entry = volume({**piece.box, piece.lead: (0, 1)}) * result.itemsize
+        step = max(1, _MAPPED_BYTES // entry)
+        for start in range(low, high, step):
+            bounds = start, min(start + step, high)
+            part, held = ({**box, piece.lead: bounds} for box in (shared, piece.box))
+            source = piece.spread(*bounds).transpose(piece.axes.order_of(axes))
+            copy_into(result[_slices(part, target, axes)], source[_slices(part, held, axes)])
+            if piece.drop is not None and entry * (bounds[1] - start) > _FEW_BYTES:
+                piece.drop()
 
 
 def _shared(first: Box, second: Box) -> Box | None:

@@ -12,7 +12,7 @@ from gptbridge.weights.layouts.boxes import slabs
 from gptbridge.weights.layouts.stored import StoredAxes
 
 _HEADS = {"lm_head.weight", "score.weight"}
-_COMPARED_ITEMS = 1 << 20
+_COMPARED_ITEMS = 1 << 17
 
 
 def drop_tied_head(

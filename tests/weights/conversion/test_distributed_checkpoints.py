@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -33,7 +32,6 @@ from tests.weights.conversion.checkpoints import (
     write_hugging_face,
 )
 from tests.weights.conversion.commands import Outcome, assert_refused
-from tests.weights.conversion.test_streaming import MEGABYTES_ALLOWED
 
 FRAMEWORKS = Path(__file__).with_name("frameworks")
 # 150 MB, most of it in two tensors of each layer.
@@ -183,33 +181,30 @@ def test_parts_in_safetensors_alone(made: Path, original: Path, tmp_path: Path) 
         digest_of(folder, HEADS)
 
 
+# The pages of mapped files count: what is read is given back. 170 MB without that.
+MEGABYTES_OF_PROCESS = 32
+
 MEASURE = """
-import json, sys, threading
+import sys
 from pathlib import Path
+from gptbridge.process.allocator import keep_freed_memory
 from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
 from gptbridge.weights.opening import Hints
 from gptbridge.weights.configs.table import ConfigFacts
 
-def anonymous():
+def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
-before, peaks, done = anonymous(), {}, threading.Event()
-def watch():
-    while not done.wait(0.002):
-        peaks[case] = max(peaks.get(case, 0), anonymous() - before)
-case = "start"
-watcher = threading.Thread(target=watch)
-watcher.start()
+keep_freed_memory(False)
+before = peak()
 made, output = map(Path, sys.argv[1:])
 hints = Hints(model=ConfigFacts({"num_attention_heads": 8}, "test"))
 for case in ("large-fsdp2-tp2", "large-stacked-fsdp2-tp2"):
     for to in ("torch", "megatron", "dcp"):
         convert_checkpoint(Conversion(made / case, output / f"{case}-{to}", to, hints))
-done.set()
-watcher.join()
 assert not {"torch", "paddle", "mindspore"} & sys.modules.keys()
-print(json.dumps(peaks))
+print(peak() - before)
 """
 
 
@@ -219,12 +214,10 @@ def test_memory_is_bounded_and_no_framework_is_needed(made: Path, tmp_path: Path
         [sys.executable, "-c", MEASURE, str(made), str(tmp_path)], capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    peaks = json.loads(done.stdout)
-    assert {"large-fsdp2-tp2", "large-stacked-fsdp2-tp2"} <= peaks.keys()
-    assert max(peaks.values()) < MEGABYTES_ALLOWED, peaks
+    assert 1 < float(done.stdout) < MEGABYTES_OF_PROCESS
     direct = converted(made / "large", tmp_path / "direct", "torch")
     expected = (direct / "model.safetensors").read_bytes()
-    for case in peaks.keys() - {"start"}:
+    for case in ("large-fsdp2-tp2", "large-stacked-fsdp2-tp2"):
         again = converted(tmp_path / f"{case}-dcp", tmp_path / f"{case}-again", "torch")
         for folder in (tmp_path / f"{case}-torch", again):
             assert (folder / "model.safetensors").read_bytes() == expected
