@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gptbridge.errors import UsageError
 from gptbridge_cli.lines import say
 from gptbridge_cli.text_options import AsJson, AsText, Glob, Inputs, JsonKey, Quiet, Separator
+
+if TYPE_CHECKING:
+    from gptbridge.data.prepare import TextOptions
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -18,6 +22,12 @@ Output = Annotated[str, typer.Option(metavar="PREFIX", help="Write PREFIX.bin, .
 Workers = Annotated[int, typer.Option(min=1, help="Processes that encode; the output is the same.")]
 AppendEos = Annotated[bool, typer.Option("--append-eos", help="End each document with its token.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad documents, go on.")]
+Format = Annotated[str, typer.Option(help="megatron, or mindrecord as MindFormers' scripts write it.")]
+Length = Annotated[int, typer.Option(min=2, help="mindrecord: tokens of a row.")]
+Records = Annotated[
+    str | None, typer.Option(metavar="FORMAT", help="mindrecord: texts with classes, such as sst2 or jsonl.")
+]
+NumLabels = Annotated[int | None, typer.Option(min=2, help="With --records jsonl: how many classes.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a dataset of this name.")]
 
 
@@ -34,6 +44,10 @@ def prepare(
     glob: Glob = None,
     as_text: AsText = False,
     overwrite: Overwrite = False,
+    format: Format = "megatron",
+    length: Length = 1025,
+    records: Records = None,
+    num_labels: NumLabels = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -48,6 +62,11 @@ def prepare(
         document_separator=document_separator,
         skip_bad=skip_bad,
     )
+    if format == "mindrecord":
+        _write_mindrecord(inputs, tokenizer, output, length, options, records, num_labels)
+        return
+    if format != "megatron":
+        raise UsageError(f"no format {format!r}", where="--format", allowed="megatron, mindrecord")
     with transfer_progress("preparing", quiet=quiet) as report:
         content = preparing.prepare(
             inputs,
@@ -62,6 +81,33 @@ def prepare(
         )
     for line in [json.dumps(content, indent=2)] if as_json else _made(output, content):
         (typer.echo if as_json else say)(line)
+
+
+def _write_mindrecord(
+    inputs: list[str],
+    tokenizer: str,
+    output: str,
+    length: int,
+    options: TextOptions,
+    records: str | None,
+    num_labels: int | None,
+) -> None:
+    from pathlib import Path
+
+    from gptbridge.finetuning import mindrecord
+
+    path = Path(output if output.endswith(".mindrecord") else f"{output}.mindrecord")
+    if records is None:
+        rows = mindrecord.write_text(inputs, tokenizer, path, length, options)
+    elif len(inputs) != 1:
+        raise UsageError("one file of records at a time", where="INPUTS")
+    else:
+        fields = {"format": records, "skip_bad": options.skip_bad}
+        data = Path(inputs[0])
+        rows = mindrecord.write_classes(
+            data, tokenizer, path, length, fields, num_labels, lambda line: say(line, err=True)
+        )
+    say(f"{path}: {_count(rows, 'row')} of {length} tokens")
 
 
 def _made(output: str, content: Mapping[str, Any]) -> list[str]:

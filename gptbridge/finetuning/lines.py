@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge.data.blocks import DOCUMENT_LIMIT
+from gptbridge.data.readers.mindrecord import classified_rows
 from gptbridge.data.sources import Source, SourceStream
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import decode_object, require_regular_file
@@ -124,6 +125,9 @@ def read_records(path: Path, format_name: str) -> Iterator[tuple[int, Fields | B
 
     The header of a table is passed over. BadInput for a file that cannot be read.
     """
+    if format_name == "mindrecord":
+        yield from enumerate(classified_rows(path), start=1)
+        return
     read = _READERS[format_name]
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip() or (number == 1 and _is_header(line, format_name)):

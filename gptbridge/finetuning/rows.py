@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import UsageError
 from gptbridge.finetuning.lines import LABELS, BadRecord, Fields, number_in
@@ -80,12 +82,15 @@ class Rows:
         return Row(ids[:-1], ids[1:], start, min(stop, len(ids) - 1))
 
     def _of_class(self, fields: Fields) -> Row:
-        text = _filled(self._records.source or _pair_of(fields), fields)
-        ids, most = self._encoded(text, "text"), self._spec.training.seq_length
+        if self._records.format == "mindrecord":
+            ids, label = _tokenized(fields, self._spec.model.vocab_size)
+        else:
+            ids = self._encoded(_filled(self._records.source or _pair_of(fields), fields), "text")
+            label = _filled(self._records.target or "{label}", fields, (str, int, float)).strip()
+        most = self._spec.training.seq_length
         if len(ids) > most and self._records.too_long == "refuse":
             raise BadRecord(f"{len(ids)} tokens, more than training.seq_length = {most}")
         ids = ids[:most]
-        label = _filled(self._records.target or "{label}", fields, (str, int, float)).strip()
         return Row(ids, [self._wanted(label)] * len(ids), len(ids) - 1, len(ids))
 
     def _wanted(self, label: str) -> float:
@@ -118,6 +123,20 @@ class Rows:
         if ids and max(ids) >= self._spec.model.vocab_size:
             raise BadRecord(f"token {max(ids)} is beyond model.vocab_size={self._spec.model.vocab_size}")
         return ids
+
+
+def _tokenized(fields: Fields, vocab_size: int) -> tuple[list[int], str]:
+    """Return the tokens of a row of MindRecord, without its padding, and its class."""
+    ids, labels = fields["input_ids"], fields.get("labels", ())
+    mask = fields.get("attention_mask", np.ones_like(ids))
+    length = int(mask.sum())
+    if len(mask) != len(ids) or not length or (mask != (np.arange(len(mask)) < length)).any():
+        raise BadRecord("its attention_mask is not 1 for its tokens and 0 for the padding after them")
+    if len(labels) != 1:
+        raise BadRecord(f"{len(labels)} labels, not one")
+    if not 0 <= ids[:length].min() <= ids[:length].max() < vocab_size:
+        raise BadRecord(f"a token that is not 0 to model.vocab_size - 1 = {vocab_size - 1}")
+    return ids[:length].tolist(), str(int(labels[0]))
 
 
 def _filled(template: str, fields: Fields, kinds: tuple[type, ...] = (str, int)) -> str:

@@ -22,6 +22,7 @@ RecordFormat = Literal[
     "rte",
     "wnli",
     "sts-b",
+    "mindrecord",
 ]
 
 
@@ -30,7 +31,7 @@ class RecordsSpec(Part):
 
     format: RecordFormat = Field(
         "jsonl",
-        description="jsonl, alpaca (instruction, input, output), or the table of a known task.",
+        description="jsonl, alpaca (instruction, input, output), the table of a known task, or MindRecord.",
     )
     source: str | None = Field(
         None,

@@ -84,7 +84,7 @@ def test_every_command_runs(folder: Path) -> None:
     for library in ("sklearn", "sacrebleu", "rouge_score"):
         pytest.importorskip(library)
     lines = [line for page in PAGES for line in commands(page)]
-    assert len(lines) == 17
+    assert len(lines) == 19
     lines = [
         f"{line} -b torch -o training.device=cpu" if shlex.split(line)[1] in ("train", "generate") else line
         for line in lines
@@ -109,7 +109,7 @@ def test_every_command_runs(folder: Path) -> None:
 
 def test_every_format_is_on_the_page() -> None:
     listed = re.findall(r"^\| (`[^|]*`) \|", (DOCS / "classification.md").read_text(), re.MULTILINE)
-    assert set(", ".join(listed).replace("`", "").split(", ")) == {"jsonl", *LABELS}
+    assert set(", ".join(listed).replace("`", "").split(", ")) == {"jsonl", "mindrecord", *LABELS}
 
 
 def test_the_numbers_of_mindformers_lora_are_those_of_its_preset() -> None:

@@ -10,7 +10,7 @@ a single field comes without one. How a field holds integers: `decode_integers`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,7 +25,7 @@ from gptbridge.errors import BadInput, printable
 from gptbridge.weights.formats.json_header import read_object
 from gptbridge.weights.formats.source import SourceFile
 
-_IDS, _MASK = "input_ids", "attention_mask"
+_IDS, _MASK, _LABELS = "input_ids", "attention_mask", "labels"
 _TYPES = ("int32", "int64")
 _VERSION = "3.0"
 _PART_BYTES = 16 << 20
@@ -35,14 +35,25 @@ Span = tuple[NDArray[np.int64], NDArray[np.int64]]  # first byte and end of some
 
 def open_mindrecord(path: Path) -> TokenDataset:
     """Open one .mindrecord file; each row is a document. BadInput where it is damaged."""
+    tokens = _open(path, (_IDS, _MASK))
+    return TokenDataset("mindrecord", str(path), tokens, tokens.offsets)
+
+
+def classified_rows(path: Path) -> Iterator[Mapping[str, NDArray[np.int64]]]:
+    """Yield `input_ids`, `attention_mask` and `labels` of each row of one file, those of them that it has."""
+    tokens = _open(path, (_IDS, _MASK, _LABELS))
+    for row in range(len(tokens.offsets) - 1):
+        yield tokens.fields(row)
+
+
+def _open(path: Path, names: Sequence[str]) -> MindRecordTokens:
     with closing(SourceFile(path)) as source:
         size = int.from_bytes(source.bytes_at(0, 8, "its header"), "little")
         header = read_object(source, 8, size, "its header")
         if header.get("version") != _VERSION:
             source.refuse(f"MindRecord version {printable(header.get('version'))}", allowed=_VERSION)
         fields, dtype = _schema(source, header)
-        tokens = MindRecordTokens(source, read_index(source, header), fields, dtype)
-    return TokenDataset("mindrecord", str(path), tokens, tokens.offsets)
+        return MindRecordTokens(source, read_index(source, header), fields, dtype, names)
 
 
 def _schema(source: SourceFile, header: dict[str, Any]) -> tuple[list[str], str]:
@@ -68,14 +79,16 @@ class MindRecordTokens:
     A row is padded where its `attention_mask` is 0; padding is no text, so such a row is refused.
     """
 
-    def __init__(self, source: SourceFile, rows: Span, fields: list[str], dtype: str) -> None:
+    def __init__(
+        self, source: SourceFile, rows: Span, fields: list[str], dtype: str, names: Sequence[str]
+    ) -> None:
         self._path = source.path
         self._file = FileBytes(source)
         self.dtype: np.dtype[np.integer[Any]] = np.dtype(dtype)
         count = len(rows[0])
-        self._spans = {name: (np.empty(count, np.int64), np.empty(count, np.int64)) for name in (_IDS, _MASK)}
-        if _MASK not in fields:
-            del self._spans[_MASK]
+        self._spans = {
+            name: (np.empty(count, np.int64), np.empty(count, np.int64)) for name in names if name in fields
+        }
         self.offsets = np.zeros(count + 1, np.int64)
         for part in _parts(rows):
             self._locate(part, (rows[0][part], rows[1][part]), fields)
@@ -93,6 +106,10 @@ class MindRecordTokens:
         begin = int(self.offsets[first])
         tokens: Ids = np.concatenate([np.empty(0, self.dtype), *rows])
         return tokens[start - begin : stop - begin]
+
+    def fields(self, row: int) -> Mapping[str, NDArray[np.int64]]:
+        """Return the fields of a row that were asked for."""
+        return {name: self._field(row, name) for name in self._spans}
 
     def _row(self, row: int) -> Ids:
         ids = self._field(row, _IDS)
