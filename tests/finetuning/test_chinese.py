@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -45,34 +46,62 @@ def records(name: str) -> list[dict[str, str]]:
     return [{"text1" if name == "collection" else "text": poem(n)} for n in range(24)]
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("backend", ["torch", "paddle", "mindspore"])
-def test_every_command_runs(backend: str, tmp_path: Path) -> None:
-    for name in ("poems", "texts", "collection", "questions"):
-        write_lines(tmp_path / f"{name}.jsonl", [json.dumps(r, ensure_ascii=False) for r in records(name)])
-    text, answer, question = passages()[5]
-    prompt = f"{answer}[SEP]{text}\n"
-    (tmp_path / "passage.txt").write_text(f"{prompt}\n")
-    lines = commands("chinese.md")
-    (spec,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "chinese.md").read_text(), re.MULTILINE | re.DOTALL)
-    (tmp_path / "questions.yaml").write_text(spec)
-    assert len(lines) == 10
-    lines += ["gptbridge generate runs/texts --prompt-file passage.txt -o generation.max_new_tokens=20"]
+TEXT, ANSWER, QUESTION = passages()[5]
+PROMPT = f"{ANSWER}[SEP]{TEXT}\n"
+
+
+def run_commands(lines: list[str], backend: str, folder: Path) -> str:
+    """Run command lines in one process; return what they print."""
     lines = [
         f"{line} -b {backend} -o training.device=cpu" if line.split()[1] in ("train", "generate") else line
         for line in lines
     ]
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, *lines],
-        cwd=tmp_path, capture_output=True, text=True, timeout=800, env=ENVIRONMENT,
+        cwd=folder, capture_output=True, text=True, timeout=800, env=ENVIRONMENT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    _, *written = done.stdout.split(prompt)
-    answered, unlearned = (text.partition("\n")[0] for text in written)
-    assert answered == question.replace("？", "?")  # as SentencePiece writes it
-    assert unlearned != answered
-    verse = done.stdout.partition("窗含西嶺千秋雪")[2][:20]
+    return done.stdout
+
+
+def require_learned(printed: str, folder: Path) -> None:
+    """Check what was written after the two prompts, and the vocabularies that the runs carry."""
+    answered = printed.split(PROMPT)[1].partition("\n")[0]
+    assert answered == QUESTION.replace("？", "?")  # as SentencePiece writes it
+    verse = printed.partition("窗含西嶺千秋雪")[2][:20]
     assert set(verse) & set("".join(PLACES + DEEDS))
-    for run, folder in (("poetry", "words"), ("questions", "pieces")):
-        checkpoint = sorted((tmp_path / f"runs/{run}/checkpoints").iterdir())[-1]
-        assert load_tokenizer(str(checkpoint)).identity == load_tokenizer(str(tmp_path / folder)).identity
+    for run, words in (("poetry", "words"), ("questions", "pieces")):
+        checkpoint = sorted((folder / f"runs/{run}/checkpoints").iterdir())[-1]
+        assert load_tokenizer(str(checkpoint)).identity == load_tokenizer(str(folder / words)).identity
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of the page's commands, run with torch, and what they printed."""
+    folder = tmp_path_factory.mktemp("chinese")
+    for name in ("poems", "texts", "collection", "questions"):
+        write_lines(folder / f"{name}.jsonl", [json.dumps(r, ensure_ascii=False) for r in records(name)])
+    (folder / "passage.txt").write_text(f"{PROMPT}\n")
+    (spec,) = re.findall(r"^```yaml\n(.*?)^```$", (DOCS / "chinese.md").read_text(), re.MULTILINE | re.DOTALL)
+    (folder / "questions.yaml").write_text(spec)
+    untrained = "gptbridge generate runs/texts --prompt-file passage.txt -o generation.max_new_tokens=20"
+    return folder, run_commands([*commands("chinese.md"), untrained], "torch", folder)
+
+
+@pytest.mark.timeout(900)
+def test_every_command_runs(page: tuple[Path, str]) -> None:
+    folder, printed = page
+    require_learned(printed, folder)
+    answered, unlearned = (text.partition("\n")[0] for text in printed.split(PROMPT)[1:])
+    assert answered != unlearned, "the model knew it before it was fine-tuned"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("backend", ["paddle", "mindspore"])
+def test_other_backends_learn_the_same(backend: str, page: tuple[Path, str], tmp_path: Path) -> None:
+    folder = shutil.copytree(page[0], tmp_path / "chinese")
+    for run in ("poetry", "questions"):
+        shutil.rmtree(folder / "runs" / run)
+    lines = commands("chinese.md")[-4:]
+    assert [line.split()[1] for line in lines] == ["train", "generate"] * 2
+    require_learned(run_commands(lines, backend, folder), folder)
