@@ -375,8 +375,8 @@ def _reading(
     backend: str | None, tokenizer: str | Path | None, on: tuple[int | None, float], hints: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return how a checkpoint is opened to be read."""
-    from gptbridge.reading import Devices
     from gptbridge.checkpoint.locating import hints_of
+    from gptbridge.reading import Devices
     from gptbridge.training.start import choose_backend
 
     return {
