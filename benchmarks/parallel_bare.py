@@ -86,8 +86,8 @@ def mindspore_loop(spec: ModelSpec, batch: Batch) -> Step:
             self.all_reduce = ops.AllReduce()
             self.share = 1 / (len(batch.inputs) * get_group_size())
 
-        def construct(self) -> Tensor:
-            gradients = ()
+        def construct(self) -> Tensor:  # type: ignore[override]
+            gradients: tuple[Tensor, ...] = ()
             for each in self.sums:
                 gradients += (self.all_reduce(each) * self.share,)
             self.apply(gradients)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,18 @@ def main(backend: str = "torch", rounds: str = "3") -> None:
     copies: list[float] = []
     begin = Saver.begin
 
-    def timed(*words: object) -> object:
+    def timed(*words: Any, **more: Any) -> object:
         started = time.perf_counter()
         try:
-            return begin(*words)  # type: ignore[arg-type]
+            return begin(*words, **more)
         finally:
             copies.append(time.perf_counter() - started)
 
-    Saver.begin = timed  # type: ignore[assignment, method-assign]
+    Saver.begin = timed  # type: ignore[method-assign, assignment]
     ends: list[tuple[float, float]] = []  # of the steps: by the clock, and in CPU seconds
     saves: list[tuple[int, float]] = []  # the steps done when one began, and when it was whole
 
-    def note(event: dict[str, Any]) -> None:
+    def note(event: Mapping[str, Any]) -> None:
         if event["event"] == "step":
             ends.append((event["time"], time.process_time() - writing()))
         elif event["event"] == "checkpoint":
@@ -79,7 +80,8 @@ def lost(ends: list[tuple[float, float]], begun: int, whole: float) -> tuple[int
 def writing() -> float:
     """Return the CPU seconds of the thread that writes."""
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("gptbridge-save")]
-    return sum(time.clock_gettime(time.pthread_getcpuclockid(thread.ident)) for thread in threads)  # type: ignore[arg-type]
+    clocks = [time.pthread_getcpuclockid(thread.ident) for thread in threads if thread.ident is not None]
+    return sum(map(time.clock_gettime, clocks))
 
 
 if __name__ == "__main__":
