@@ -76,12 +76,13 @@ poetry: .venv/torch $(POEMS)
 	  --output $(POETRY)/poems --overwrite
 	$(BIN)/gptbridge train gpt2-tiny --backend torch --devices 2 --run $(POETRY)/run -o data.path=$(POETRY)/poems \
 	  -o training.device=cpu -o parallel.data=2 -o model.hidden_size=192 -o training.seq_length=128 \
-	  -o training.global_batch_size=16 -o training.max_steps=500 -o schedule.max_lr=2e-3 -o schedule.min_lr=2e-4 \
-	  -o training.log_interval=50 -o evaluation.interval=250 -o checkpoint.interval=250
+	  -o training.global_batch_size=16 -o training.max_steps=1800 -o training.max_minutes=12 \
+	  -o schedule.max_lr=2e-3 -o schedule.min_lr=2e-4 -o training.log_interval=50 -o evaluation.interval=600 \
+	  -o checkpoint.interval=600
 	$(BIN)/gptbridge train --init-from $(POETRY)/run --backend torch --run $(POETRY)/verse -o training.device=cpu \
 	  -o task.name=instruction -o data.path=$(POETRY)/collection.jsonl -o "task.records.source={text1}" \
 	  -o task.records.too_long=cut -o training.seq_length=63 -o training.global_batch_size=16 \
-	  -o training.max_steps=150 -o training.log_interval=50 -o evaluation.interval=0
+	  -o training.max_steps=600 -o training.max_minutes=4 -o training.log_interval=50 -o evaluation.interval=0
 	$(BIN)/gptbridge generate $(POETRY)/verse --backend torch --json --prompt 春江花月夜 --prompt 登樓 --prompt 送友人 \
 	  --prompt 秋夜 -o generation.strategy=sample -o generation.top_p=0.9 -o generation.temperature=0.8 \
 	  -o generation.num_return_sequences=5 -o generation.max_new_tokens=50 >$(POETRY)/written.json
