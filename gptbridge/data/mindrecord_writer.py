@@ -72,7 +72,7 @@ def encode_integers(values: Sequence[int] | NDArray[Any]) -> bytes:
     parts = [
         int(n).to_bytes(1 << int(c), "little", signed=True) for n, c in zip(numbers, packed, strict=False)
     ]
-    return len(numbers).to_bytes(4, "big") + widths.astype(np.uint8).tobytes() + b"".join(parts)
+    return len(numbers).to_bytes(4, "big") + bytes(widths.astype(np.uint8)) + b"".join(parts)
 
 
 def _append(stream: BinaryIO, fields: Sequence[Sequence[int] | NDArray[Any]]) -> int:

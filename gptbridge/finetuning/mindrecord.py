@@ -59,7 +59,8 @@ def write_classes(
     task.records: format, skip_bad. BadInput for a bad record.
     """
     words = load_tokenizer(tokenizer)
-    if words.end_of_text is None:
+    end_of_text = words.end_of_text
+    if end_of_text is None:
         raise UsageError("this tokenizer has no end-of-text token to pad with", where=tokenizer)
     classes = num_labels or len(LABELS.get(records["format"], ())) or 2
     task = {"name": "classification", "num_labels": classes, "records": {**records, "too_long": "cut"}}
@@ -73,7 +74,7 @@ def write_classes(
         for begin, end in pairwise(table.offsets.tolist()):
             ids, rest = table.inputs[begin:end], length - (end - begin)
             yield {
-                "input_ids": np.pad(ids, (0, rest), constant_values=words.end_of_text),
+                "input_ids": np.pad(ids, (0, rest), constant_values=end_of_text),
                 "attention_mask": np.pad(np.ones_like(ids), (0, rest)),
                 "labels": table.labels[end - 1 : end],
             }
