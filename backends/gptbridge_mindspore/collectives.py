@@ -222,6 +222,11 @@ def _summing(group: Group) -> Callable[..., tuple[Tensor, ...]]:
     return ms.jit(AllReduceEach(group))  # type: ignore[no-any-return]
 
 
+@cache  # outside a graph it takes twelve times as long: 25 ms of CPU time
+def _gathering(group: Group) -> Callable[[Tensor], Tensor]:
+    return ms.jit(AllGather(group))  # type: ignore[no-any-return]
+
+
 def send(x: Tensor, pair: Group) -> None:
     """Send a tensor to the other rank of a pair, which receives it at the same time."""
     if pair.native:
@@ -245,5 +250,5 @@ def total(values: Sequence[float], group: Group | None) -> list[float]:
     for _ in range(3):  # 24 bits each of the 53
         parts.append(rest.astype(np.float32))
         rest = np.where(np.isfinite(rest), rest - parts[-1], 0)
-    gathered = AllGather(group)(Tensor(np.stack(parts)[None])).asnumpy()
+    gathered = _gathering(group)(Tensor(np.stack(parts)[None])).asnumpy()
     return [float(value) for value in gathered.astype(np.float64).sum(1).sum(0)]
