@@ -97,7 +97,7 @@ $(REVIEWS): .venv/made
 
 sentiment: .venv/torch $(REVIEWS)
 	$(PIP) --editable ".[torch,metrics]"
-	@rm -rf $(addprefix $(SENTIMENT)/,words text classes)
+	@rm -rf $(addprefix $(SENTIMENT)/,words text classes said.jsonl)
 	$(BIN)/python examples/sentiment/sentiment.py reviews $(REVIEWS) $(SENTIMENT)
 	$(BIN)/gptbridge tokenizer train $(SENTIMENT)/text.jsonl --json-key src_txt --vocab-size 4000 --output $(SENTIMENT)/words
 	$(BIN)/gptbridge train examples/sentiment/text.yaml --backend torch --run $(SENTIMENT)/text -o training.seed=$(SEED)
