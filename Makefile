@@ -5,7 +5,7 @@ FITS := -c "import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
 PYTHON ?= $(or $(firstword $(foreach name,$(NAMES),$(shell $(name) $(FITS) >/dev/null 2>&1 && echo $(name)))),none)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/python -m pytest --durations=40
 FUZZED := weights tokenizers tokens state manifest
 FUZZ_SECONDS ?= 600
 

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 _SOCKET = "line"
 _LOOK_SECONDS = 0.1
-_LONGEST = 70  # of about 100 bytes that the name of a socket may have
+_SHORT = 70  # of about 100 bytes that the name of a socket may have
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def read_rank(
 
 def _short_folder() -> str | None:
     """Return where folders are made whose sockets' names are short enough for the system; None: as usual."""
-    return None if len(tempfile.gettempdir()) < _LONGEST else "/tmp"
+    return None if len(tempfile.gettempdir()) < _SHORT else "/tmp"
 
 
 def _answer(line: Line, model: LanguageModel, record: OwnRecord) -> None:

@@ -63,7 +63,12 @@ def test_wheel_is_complete(tmp_path: Path) -> None:
 
 
 # Where a package's module is called otherwise.
-MODULES = {"pyyaml": "yaml", "backports-zstd": "backports", "scikit-learn": "sklearn"}
+MODULES = {
+    "pyyaml": "yaml",
+    "backports-zstd": "backports",
+    "scikit-learn": "sklearn",
+    "rouge-score": "rouge_score",
+}
 
 
 def requirements() -> list[Requirement]:

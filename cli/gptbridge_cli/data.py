@@ -56,23 +56,14 @@ def prepare(
     from gptbridge.data.sources import Selection
     from gptbridge_cli.progress import transfer_progress
 
-    options = preparing.TextOptions(
-        append_end_of_text=append_eos,
-        json_key=json_key,
-        document_separator=document_separator,
-        skip_bad=skip_bad,
-    )
+    options = preparing.TextOptions(append_eos, json_key, document_separator, skip_bad)
     if format == "mindrecord":
         _write_mindrecord(inputs, tokenizer, output, length, options, records, num_labels)
         return
-    if format != "megatron":
-        raise UsageError(f"no format {format!r}", where="--format", allowed="megatron, mindrecord")
+    _require_megatron(format)
     with transfer_progress("preparing", quiet=quiet) as report:
         content = preparing.prepare(
-            inputs,
-            tokenizer,
-            output,
-            options,
+            *(inputs, tokenizer, output, options),
             workers=workers,
             overwrite=overwrite,
             selection=Selection(glob, as_text),
@@ -81,6 +72,11 @@ def prepare(
         )
     for line in [json.dumps(content, indent=2)] if as_json else _made(output, content):
         (typer.echo if as_json else say)(line)
+
+
+def _require_megatron(format: str) -> None:
+    if format != "megatron":
+        raise UsageError(f"no format {format!r}", where="--format", allowed="megatron, mindrecord")
 
 
 def _write_mindrecord(

@@ -65,23 +65,13 @@ def evaluate(
 ) -> Evaluation:
     """Measure the model in `checkpoint`, a run folder or a checkpoint of any dialect, on a file.
 
-    `tokenizer` is a folder or `byte`; None for the one that
-    lies beside the weights. `overrides` say how to compute. `warn` hears of a damaged checkpoint that is
-    passed over and of what was taken for granted.
+    `tokenizer` is a folder or `byte`; None for the one that lies beside the weights. `overrides` say how to
+    compute. `warn` hears of a damaged checkpoint that is passed over and of what was taken for granted.
     BadInput for a file, checkpoint or tokenizer that does not fit, UsageError for options that do not.
     """
     if asked.task in OF_RECORDS:
-        return _of_records(
-            asked,
-            checkpoint,
-            warn,
-            backend=backend,
-            hints=hints,
-            tokenizer=tokenizer,
-            overrides=overrides,
-            progress=progress,
-            devices=devices,
-        )
+        words = {"backend": backend, "hints": hints, "tokenizer": tokenizer, "overrides": overrides}
+        return _of_records(asked, checkpoint, warn, **words, progress=progress, devices=devices)
     protocol = _protocol(asked)
     load_backend(backend)  # one that is not there is named before anything is read
     with open_subject(checkpoint, hints, tokenizer, warn) as subject:

@@ -104,7 +104,8 @@ def test_every_command_runs(folder: Path) -> None:
     assert (folder / "merged/model.safetensors").exists()
     assert len((folder / "said.jsonl").read_text().splitlines()) == 10
     assert json.loads((folder / "answers.jsonl").read_text().splitlines()[0])["target"] == "1"
-    assert json.loads(done.stdout[done.stdout.rindex("\n{\n") :])["counts"]["of good"] == 20
+    printed = done.stdout[done.stdout.rindex("\n{\n") + 1 :]
+    assert json.JSONDecoder().raw_decode(printed)[0]["counts"]["of good"] == 20
 
 
 def test_every_format_is_on_the_page() -> None:
