@@ -74,7 +74,7 @@ def open_model(
     On several devices it is open on ranks, which this process starts. UsageError, before the framework is
     loaded, where the memory at hand does not hold it.
     """
-    ranks = spec.parallel.world_size
+    ranks, weights = spec.parallel.world_size, opened.merged()
     if ranks > 1:
         from gptbridge.reading_ranks import open_on_ranks
 
@@ -86,5 +86,5 @@ def open_model(
         return
     require_room_to_open(spec, backend.info)
     with closing(backend.open_model(spec)) as model:
-        load(model.shards(), opened.merged().read)
+        load(model.shards(), weights.read)
         yield model

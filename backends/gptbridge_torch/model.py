@@ -118,7 +118,7 @@ class GPT(nn.Module):
         with torch.autocast(x.device.type, self.dtype) if lower else nullcontext():
             if self.first:
                 span = slice(*self.span(x.shape[1]))
-                places = self.wpe.weight[span] if positions is None else self.wpe(positions[:, span])
+                places = self.wpe.weight[span] if positions is None else self.wpe(positions[..., span])
                 x = embed(x, self.wte.weight, self.words, self.cut)
                 x = self.dropout((x + places).to(self.stream_dtype), drawn)
             for block in self.h.values():

@@ -165,6 +165,7 @@ def open_writer(
     plugin = load_backend(backend)
     with open_checkpoint(locate(checkpoint, warn), hints) as opened:
         opened.require_language_head()
+        opened.merged()  # refused without LoRA's alpha, before anything is said
         state = run_state(opened)
         spec = _spec(opened.model, state, overrides, devices)
         words = opened.tokenizer(tokenizer)

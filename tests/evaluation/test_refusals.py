@@ -108,7 +108,8 @@ def test_data_that_do_not_fit(words: tuple[str, ...], code: int, message: str, r
     [
         (
             ("--task", "perplexty"),
-            "--task: no task 'perplexty' (allowed: perplexity, cloze, multiple-choice, classification)",
+            "--task: no task 'perplexty' (allowed: perplexity, cloze, multiple-choice, classification, "
+            "instruction)",
         ),
         (
             (*PERPLEXITY, "--protocol", "megatron"),
