@@ -29,7 +29,7 @@ COMMIT_TOKENS = 16 << 20  # what a kill may cost
 Progress = Callable[[int, int, int], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TextOptions:
     """What decides the tokens, beside the sources and the tokenizer."""
 

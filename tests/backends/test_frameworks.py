@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("framework", ["torch", "paddle", "mindspore"])
 def test_framework_files_pass(framework: str, pytestconfig: pytest.Config) -> None:
     if importlib.util.find_spec(framework) is None:
@@ -28,6 +28,6 @@ def test_framework_files_pass(framework: str, pytestconfig: pytest.Config) -> No
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=580,
+        timeout=880,
     )
     assert run.returncode == 0, f"tests of {framework}, exit code {run.returncode}:\n{run.stdout[-8000:]}"
