@@ -7,9 +7,10 @@ allow, and one of the empty records that MindSpore keeps beside them.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,18 +36,29 @@ def write_mindrecord(
     """
     database = path.with_name(f"{path.name}.db")
     for file in (path, database):
-        if file.exists():
+        if os.path.lexists(file):
             raise UsageError("exists already", where=file, hint="Give another --output")
+    with ExitStack() as unless_whole:
+        unless_whole.callback(path.unlink, missing_ok=True)
+        unless_whole.callback(database.unlink, missing_ok=True)
+        ends = _write_rows(path, rows, description)
+        _write_index(database, path.name, ends)
+        unless_whole.pop_all()
+    return len(ends) - 1
+
+
+def _write_rows(
+    path: Path, rows: Iterable[Mapping[str, Sequence[int] | NDArray[Any]]], description: str
+) -> list[int]:
+    """Write the file itself; return where each row ends, 0 first."""
     names: list[str] = []
     ends = [0]
-    with path.open("wb") as stream:
+    with path.open("xb") as stream:
         stream.seek(_HEADER)
         for row in rows:
             names = names or sorted(row)
             ends.append(ends[-1] + _append(stream, [row[name] for name in names]))
             if ends[-1] > _LARGEST_PAGE:
-                stream.close()
-                path.unlink()
                 raise UsageError(
                     f"more than {_LARGEST_PAGE >> 20} MiB of rows", where=path, hint="Write parts of the data"
                 )
@@ -58,8 +70,7 @@ def write_mindrecord(
         stream.seek(0)
         header = json.dumps(_header(path, names, description, ends, page), separators=(",", ":")).encode()
         stream.write(len(header).to_bytes(8, "little") + header)
-    _write_index(database, path.name, ends)
-    return count
+    return ends
 
 
 def encode_integers(values: Sequence[int] | NDArray[Any]) -> bytes:
