@@ -99,13 +99,17 @@ def starts(shape: tuple[int, ...]) -> NDArray[np.int32]:
     return found
 
 
+def packed(batch: Batch) -> Batch:
+    """Return `batch` with three records in each row."""
+    return replace(batch, starts=starts(batch.inputs.shape))
+
+
 def records(batch: Batch) -> list[tuple[int, Batch, Batch]]:
-    """Return where each packed record begins, the batch in which it alone counts, and the record alone."""
-    assert batch.starts is not None
-    found = []
-    for row in np.ndindex(batch.starts.shape[:2]):
-        for start in np.unique(batch.starts[row]):
-            here = np.flatnonzero(batch.starts[row] == start)
+    """Return where each record of a `packed` batch begins, the batch in which it alone counts, and it alone."""
+    begun, found = starts(batch.inputs.shape), []
+    for row in np.ndindex(begun.shape[:2]):
+        for start in np.unique(begun[row]):
+            here = np.flatnonzero(begun[row] == start)
             mask = np.zeros_like(batch.loss_mask)
             mask[(*row, here)] = True
             inputs, labels = (array[row][here][None, None] for array in (batch.inputs, batch.labels))

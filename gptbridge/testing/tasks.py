@@ -114,8 +114,7 @@ class TaskTests(Harness):
             {"name": "instruction", "records": {"packed": True}}, "task.name", "task.records.packed"
         )
         model, weights = spec.model, cases.weights(spec.model)
-        packed = cases.batch(model)
-        packed = replace(packed, starts=cases.starts(packed.inputs.shape))
+        packed = cases.packed(cases.batch(model))
         table = weights["wpe.weight"]
         losses: dict[str, list[float]] = {"found": [], "alone": [], "seen": [], "going on": []}
         trainer = self._filled(spec, weights)

@@ -58,7 +58,7 @@ def test_a_token_changes_no_earlier_logits() -> None:
 def test_packed_records_are_as_they_are_alone() -> None:
     model = tiny()
     weights, batch = cases.weights(model), cases.batch(model)
-    packed = replace(batch, starts=cases.starts(batch.inputs.shape))
+    packed = cases.packed(batch)
     records = cases.records(packed)
     alone = [reference.loss_and_gradients(model, weights, lone) for _, _, lone in records]
     for (_, counting, _), (loss, _) in zip(records, alone, strict=True):
