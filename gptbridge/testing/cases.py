@@ -105,7 +105,7 @@ def packed(batch: Batch) -> Batch:
 
 
 def records(batch: Batch) -> list[tuple[int, Batch, Batch]]:
-    """Return where each record of a `packed` batch begins, the batch in which it alone counts, and it alone."""
+    """Return where each record of a `packed` batch begins, the batch in which it alone counts, and itself."""
     begun, found = starts(batch.inputs.shape), []
     for row in np.ndindex(begun.shape[:2]):
         for start in np.unique(begun[row]):
