@@ -77,11 +77,13 @@ class PickleDecoder:
                 self.position += 1
                 if opcode == _STOP:
                     return self._result()
-                self._opcodes_left -= 1
-                self._pay(1 if opcode in _LIGHT else _LIGHT_PER_OPCODE)
                 step = _OPCODES.get(opcode)
                 if step is None:
                     raise Refused(_describe_opcode(opcode))
+                self._opcodes_left -= 1
+                self._light_left -= 1 if opcode in _LIGHT else _LIGHT_PER_OPCODE
+                if self._light_left < 0 or self._opcodes_left < 0:
+                    self._spend(0)
                 step[0](self, step[1])
         except IndexError:
             self._source.refuse(f"its pickle takes more values than it gave, at byte {start}")
@@ -95,10 +97,7 @@ class PickleDecoder:
         return self._pop()
 
     def _spend(self, opcodes: int) -> None:
-        self._pay(opcodes * _LIGHT_PER_OPCODE)
-
-    def _pay(self, light: int) -> None:
-        self._light_left -= light
+        self._light_left -= opcodes * _LIGHT_PER_OPCODE
         if self._light_left < 0 or self._opcodes_left < 0:
             raise Refused(f"has more than {self._max_opcodes} opcodes")
 
@@ -112,6 +111,9 @@ class PickleDecoder:
         return bytes(self._source.data[start : self.position])
 
     def _unsigned(self, nbytes: int) -> int:
+        if nbytes == 1 and self.position < self._stop:  # nearly all of them
+            self.position += 1
+            return self._source.data[self.position - 1]
         return int.from_bytes(self._take(nbytes), "little")
 
     def _line(self) -> str:
