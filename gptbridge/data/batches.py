@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
 from typing import Any
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.data.dataset import joined, open_dataset
+from gptbridge.data.replicas import Replica
 from gptbridge.data.sampling import SPLITS, Mixture, Samples, Split, split_bounds
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.data.tokens import Ids, TokenDataset, beyond, offsets_of, sampled_blocks
 from gptbridge.errors import UsageError
-from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import Batch
 from gptbridge_specs import RunSpec
 
@@ -27,35 +27,17 @@ Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class RunData:
+class RunData(Replica):
     """The batches of one rank of `ranks` data-parallel replicas.
 
-    A batch is a pure function of (spec, dataset, step, rank). Micro-batch a of rank r holds the
-    samples a * ranks + r of the global batch when it is cut into micro-batches, so that one step
-    sees the same samples for any number of ranks and any micro-batch size.
+    A batch is a pure function of (spec, dataset, step, rank).
     """
 
-    spec: RunSpec
     dataset: TokenDataset
     tokenizer: Tokenizer
     thread: ThreadPoolExecutor  # one: it makes the next batch
     parts: tuple[TokenDataset, ...] = ()  # of a mixture, which `dataset` joins
     held: TokenDataset | None = None  # to evaluate on, where it is no part of `dataset`
-    rank: int = 0
-    ranks: int = 1
-
-    def of_rank(self, rank: int, ranks: int) -> RunData:
-        """Return the same data for one of `ranks` replicas; UsageError where they do not divide the batch."""
-        batch, micro = self.spec.training.global_batch_size, self.spec.training.micro_batch_size or 1
-        if batch % (ranks * micro):
-            problem = f"{batch} is not a multiple of {ranks} replicas x micro_batch_size"
-            raise UsageError(problem, where="training.global_batch_size")
-        size = self.spec.evaluation.global_batch_size
-        if size is not None and size % ranks:
-            raise UsageError(
-                f"{size} is not a multiple of {ranks} replicas", where="evaluation.global_batch_size"
-            )
-        return replace(self, rank=rank, ranks=ranks)
 
     @property
     def digest(self) -> str:
@@ -129,7 +111,7 @@ class RunData:
         numbers = number * size + np.arange(size)
         counted = counts(numbers)
         starts = samples.starts(np.where(counted, numbers, 0))
-        mine = self._share(size)
+        mine = self.share(size)
         tokens = self._read(dataset, starts[mine], samples.seq_length + 1)
         inputs, labels = tokens[..., :-1], tokens[..., 1:]
         mask = np.broadcast_to(counted[mine][..., None], inputs.shape).copy()
@@ -144,21 +126,8 @@ class RunData:
             np.ascontiguousarray(labels),
             mask,
             loss_tokens,
-            self._dropout_seeds(step, len(inputs)),
+            self.dropout_seeds(step, len(inputs)),
         )
-
-    def _dropout_seeds(self, step: int, micro_batches: int) -> tuple[int, ...]:
-        """Return a seed for each micro-batch of a step, by its number among those of all ranks."""
-        seed = self.spec.training.seed
-        numbers = (a * self.ranks + self.rank for a in range(micro_batches))
-        return tuple(dropout_seed(seed, step, number) for number in numbers)
-
-    def _share(self, size: int) -> NDArray[np.int64]:
-        """Return which samples of a global batch are this rank's, (A, B)."""
-        share = size // self.ranks
-        micro = self.spec.training.micro_batch_size or share
-        micro = share if share % micro else micro  # of an evaluation, whose batch is any size
-        return np.arange(size).reshape(share // micro, self.ranks, micro)[:, self.rank]
 
     def _read(self, dataset: TokenDataset, starts: Numbers, length: int) -> NDArray[np.int32]:
         """Return `length` tokens from each of `starts`: shape of `starts` + (length,), all checked."""
@@ -220,7 +189,7 @@ def open_data(spec: RunSpec) -> Iterator[RunData]:
             _require_within(spec.model.vocab_size, ids, start, one)
     with ThreadPoolExecutor(1, "gptbridge-data") as thread:
         mixed = tuple(parts) if spec.data.mixture else ()
-        data = RunData(spec, dataset, tokenizer, thread, mixed, held)
+        data = RunData(dataset, tokenizer, thread, mixed, held, spec=spec)
         data.samples("training")
         if spec.evaluation.interval:
             data.samples("validation")

@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptbridge.data.batches import prefetched
+from gptbridge.data.replicas import Replica
 from gptbridge.data.sampling import SPLITS, Permutation, Split, split_bounds
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import UsageError
 from gptbridge.finetuning.packing import Filled, alone, packed
 from gptbridge.finetuning.table import Numbers, RowTable, read_table
-from gptbridge.rules.dropout import dropout_seed
 from gptbridge.session import Batch
 from gptbridge_specs import RunSpec
 
@@ -33,28 +33,13 @@ _WINDOW = 32  # batches whose rows are sorted by length together
 
 
 @dataclass(frozen=True)
-class RecordData:
+class RecordData(Replica):
     """The batches of one rank of `ranks` replicas, as `gptbridge.data.batches.RunData` has them."""
 
-    spec: RunSpec
     table: RowTable
     tokenizer: Tokenizer
     thread: ThreadPoolExecutor
     held: RowTable | None = None  # to evaluate on, where it is a file of its own
-    rank: int = 0
-    ranks: int = 1
-
-    def of_rank(self, rank: int, ranks: int) -> RecordData:
-        """Return the same data for one of `ranks` replicas; UsageError where they do not divide the batch."""
-        batch, micro = self.spec.training.global_batch_size, self.spec.training.micro_batch_size or 1
-        if batch % (ranks * micro):
-            problem = f"{batch} is not a multiple of {ranks} replicas x micro_batch_size"
-            raise UsageError(problem, where="training.global_batch_size")
-        size = self.spec.evaluation.global_batch_size
-        if size is not None and size % ranks:
-            problem = f"{size} is not a multiple of {ranks} replicas"
-            raise UsageError(problem, where="evaluation.global_batch_size")
-        return replace(self, rank=rank, ranks=ranks)
 
     @property
     def digest(self) -> str:
@@ -164,10 +149,7 @@ class RecordData:
         Rows that are not `counted` are masked.
         """
         width = self._width(max(int(table.lengths[records].sum()) for records in chosen))
-        share = len(chosen) // self.ranks
-        micro = self.spec.training.micro_batch_size or share
-        micro = share if share % micro else micro  # of an evaluation, whose batch is any size
-        mine = np.arange(len(chosen)).reshape(share // micro, self.ranks, micro)[:, self.rank]
+        mine = self.share(len(chosen))
         inputs, starts = (np.zeros((*mine.shape, width), np.int32) for _ in range(2))
         labels = np.zeros(inputs.shape, table.labels.dtype)
         mask = np.zeros(inputs.shape, np.bool_)
@@ -181,11 +163,9 @@ class RecordData:
                 mask[place][here][table.starts[record] : table.stops[record]] = counted[mine[place]]
                 first = here.stop
             starts[place][first:] = first  # what fills up the row
-        seeds = (
-            dropout_seed(self.spec.training.seed, step, a * self.ranks + self.rank) for a in range(len(mine))
-        )
+        seeds = self.dropout_seeds(step, len(mine))
         total = sum(int(table.counted[row].sum()) for row, of in zip(chosen, counted, strict=True) if of)
-        return Batch(inputs, labels, mask, total, tuple(seeds)), starts
+        return Batch(inputs, labels, mask, total, seeds), starts
 
     def _width(self, longest: int) -> int:
         """Return the usual length that holds `longest` tokens."""
@@ -220,7 +200,7 @@ def open_records(spec: RunSpec, warn: Callable[[str], None]) -> Iterator[RecordD
     apart = spec.data.validation_path
     held = read_table(Path(apart), spec, tokenizer, warn) if apart is not None else None
     with ThreadPoolExecutor(1, "gptbridge-data") as thread:
-        data = RecordData(spec, table, tokenizer, thread, held)
+        data = RecordData(table, tokenizer, thread, held, spec=spec)
         data.records("training")
         if spec.evaluation.interval:
             data.records("validation")
