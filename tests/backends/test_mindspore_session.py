@@ -53,10 +53,10 @@ import numpy as np
 from gptbridge.plugins.backend import load_backend
 from gptbridge.session import Batch
 from gptbridge_specs import load_run
-fields = ("model.vocab_size=64", "model.hidden_size=128", "model.num_layers=6", "training.device=cpu",
-          "training.seq_length=256", "training.global_batch_size=32", "training.recompute=" + sys.argv[1])
+fields = ("model.vocab_size=64", "model.hidden_size=128", "model.num_layers=4", "training.device=cpu",
+          "training.seq_length=256", "training.global_batch_size=64", "training.recompute=" + sys.argv[1])
 trainer, _, _ = load_backend("mindspore").open_trainer(load_run("gpt2-tiny", fields))
-tokens = np.zeros((1, 32, 256), np.int32)
+tokens = np.zeros((1, 64, 256), np.int32)
 trainer.step(Batch(tokens, tokens, np.ones(tokens.shape, bool), tokens.size, (1,)), 0.0)
 # not ru_maxrss, which starts at what the forking parent held
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))

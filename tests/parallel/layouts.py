@@ -24,6 +24,7 @@ from gptbridge_specs import RunSpec
 
 Arrays = dict[str, NDArray[Any]]
 STEPS = 3
+PATIENCE = 480  # seconds, of all cases of one number of ranks
 # A vocabulary, a length and heads that are odd where a layout allows it.
 MODEL = {
     "vocab_size": 67,
@@ -91,7 +92,7 @@ def run(
     return {name: [dict(np.load(folder / f"{name}-{rank}.npz")) for rank in range(ranks)] for name in cases}
 
 
-def finish(command: list[str], folder: Path, *, timeout: float = 240) -> None:
+def finish(command: list[str], folder: Path, *, timeout: float = PATIENCE) -> None:
     """Run a command to its end; AssertionError with what its ranks printed where it fails."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
