@@ -55,6 +55,11 @@ def fetched(path: Path) -> Path:
     return _HUBS[hub](name, f"{owner}/{model}", revision)
 
 
+def fetching_name(name: str) -> str | None:
+    """Return what fetches the model that others call `name`, as gpt2 or ORG/NAME; None if it can be none."""
+    return name if name in _KNOWN else f"hf:{name}" if re.fullmatch(f"{_PART}/{_PART}", name) else None
+
+
 def chosen(files: Iterable[str]) -> list[str]:
     """Return which files make a checkpoint: one form of the weights, and what describes it."""
     kept = [file for file in files if not _any(file, _OTHERS) and ".." not in PurePosixPath(file).parts]

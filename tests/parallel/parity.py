@@ -18,7 +18,7 @@ PLAIN_SGD = {"optimizer": SGD, "schedule": {"max_lr": 0.1}}
 DROPPED = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 
 
-# The first test of a class waits for two jobs, on a machine that may be busy with the other half of the tests.
+# The first test of a class waits for two jobs, on a machine that may be busy with other tests.
 @pytest.mark.timeout(2 * layouts.PATIENCE)
 class LayoutTests:
     """Subclass it in a backend's test file. All cases of one number of ranks share a process group."""

@@ -16,6 +16,7 @@ from gptbridge.errors import BadInput, UsageError
 from gptbridge.training.beginning import Beginning
 from gptbridge.training.launch import train
 from gptbridge.training.start import resolve
+from gptbridge.weights.dialects.peft import base_of
 from gptbridge.weights.opening import Hints
 from tests.training.conftest import NO_DROPOUT, gptbridge, options, run_jobs, steps_of
 
@@ -100,10 +101,16 @@ def test_a_checkpoint_of_deltas_is_merged_moved_and_named(runs: Path, tmp_path: 
     assert (facts["lora"]["rank"], facts["lora"]["parts"]) == (4, ["q", "v", "fc"])
     lone = shutil.copytree(last_of(runs / "torch"), tmp_path / "lone")
     config = json.loads((lone / "adapter_config.json").read_text())
-    (lone / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "gone"}))
+    for base, hub in (("gone", ""), ("openai-community/gpt2", "hf:openai-community/gpt2"), ("gpt2", "gpt2")):
+        named = {**config, "base_model_name_or_path": base}
+        (lone / "adapter_config.json").write_text(json.dumps(named))
+        with pytest.raises(BadInput) as refused:
+            base_of(lone)
+        assert f"base model {base} is not here" in str(refused.value)
+        assert (f"(--base {hub}, if that is its name on Hugging Face)" in str(refused.value)) == bool(hub)
     for name in ("manifest.json", "state.json"):
         (lone / name).unlink()
-    with pytest.raises(BadInput, match=r"base model gone is not here.*--base"):
+    with pytest.raises(BadInput, match=r"base model gpt2 is not here.*--base"):
         open_checkpoint(lone)
     with open_checkpoint(lone, base=HF) as opened:
         assert opened.adapter is not None

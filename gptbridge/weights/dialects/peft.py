@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import read_json, write_json
+from gptbridge.hub import fetching_name
 from gptbridge.weights.architecture import LORA_A, LORA_B, LORA_TARGETS, sizes, weight_axes
 from gptbridge.weights.canonical.casting import FLOATS, joint_type
 from gptbridge.weights.canonical.lora import HEAD, QKV, Lora, labels_of
@@ -89,8 +90,12 @@ def base_of(folder: Path) -> Path:
         if place.exists():
             return place
     problem = f"its base model {printable(named)} is not here" if named else "names no base model"
+    fetching = fetching_name(named) if isinstance(named, str) else None
+    on_hub = f" (--base {fetching}, if that is its name on Hugging Face)" if fetching else ""
     raise BadInput(
-        problem, where=path, hint="Give --base CHECKPOINT, of any dialect; to train, --init-from CHECKPOINT"
+        problem,
+        where=path,
+        hint=f"Give --base CHECKPOINT, of any dialect{on_hub}; to train, --init-from CHECKPOINT",
     )
 
 
