@@ -39,5 +39,5 @@ class TestMindSpore(LayoutTests):
     }
     READ: ClassVar[frozenset[str] | None] = frozenset(
         {"tp-sequence-dropped", "pp-virtual-deep", "sharding-3-dropped"}
-        | {f"alone-{variant}" for variant in ("dropped", "deep")}
+        | {f"alone-{variant}" for variant in ("sgd", "dropped", "deep")}
     )
