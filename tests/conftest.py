@@ -1,7 +1,8 @@
-"""For every room: processes that end with their test, and signals that reach them."""
+"""For every room: one thread a process, processes that end with their test, signals that reach them."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+
+# Processes that share two cores lose most of their time in each other's barriers: one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 

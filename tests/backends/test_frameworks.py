@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +21,6 @@ def test_framework_files_pass(framework: str, pytestconfig: pytest.Config) -> No
     assert files, f"no tests/backends/test_{framework}_*.py"
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, files)],
-        # Tiny matrices on a busy machine: threads would wait for each other more than they compute.
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         cwd=pytestconfig.rootpath,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

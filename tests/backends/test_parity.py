@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -32,14 +31,6 @@ SMALL = (
     "training.max_steps=100",
     "schedule.warmup_steps=10",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny matrices on a busy machine: threads would wait for each other more than they compute."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -16,9 +15,8 @@ TINY = "model.hidden_size=32 model.num_layers=1 training.seq_length=16 training.
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*COMMAND, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
 def gptbridge(*arguments: str) -> str:

@@ -95,7 +95,7 @@ def run(
 def finish(command: list[str], folder: Path, *, timeout: float = PATIENCE) -> None:
     """Run a command to its end; AssertionError with what its ranks printed where it fails."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PATH": path}
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

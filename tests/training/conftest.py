@@ -32,8 +32,7 @@ TINY = (
     "evaluation.batches=1",
 )
 NO_DROPOUT = ("model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0")
-# Processes that share two cores lose most of their time in each other's barriers: one thread each.
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+ENVIRONMENT = {**os.environ, "PYTHONUNBUFFERED": "1"}
 NUMBERS = ("loss", "learning_rate", "grad_norm")
 
 

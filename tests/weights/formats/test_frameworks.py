@@ -20,7 +20,7 @@ from gptbridge.weights.formats import WRITERS, Namespace, TensorRef, WeightFile,
 from tests.weights.formats.conftest import WRITABLE, entries_of, make_array, read_all
 
 SCRIPTS = Path(__file__).parent / "frameworks"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOG_minloglevel": "2", "GLOG_v": "3"}
+ENVIRONMENT = {**os.environ, "GLOG_minloglevel": "2", "GLOG_v": "3"}
 SECONDS = 240
 # Which formats each framework opens, and the suffix that it asks for.
 OPENED_BY: Mapping[str, Mapping[str, str]] = {
