@@ -108,7 +108,7 @@ sentiment: .venv/torch $(REVIEWS)
 	$(BIN)/python examples/sentiment/sentiment.py compare $(SENTIMENT) $(SENTIMENT)/said.jsonl
 
 # Two halves at once. The rooms that measure their process's memory come before those that open a framework in it.
-FIRST := $(addprefix tests/,weights data fuzz kills specs plan plugins cli exporting evaluation generation training)
+FIRST := $(addprefix tests/,weights data fuzz kills specs plan plugins cli generation training)
 SECOND := $(filter-out $(FIRST),$(patsubst %/,%,$(wildcard tests/[a-z]*/))) $(wildcard tests/test_*.py)
 
 test: .venv/all
