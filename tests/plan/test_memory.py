@@ -109,11 +109,12 @@ def measured_peak(backend: str, spec: RunSpec, run: Path) -> int:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
 @pytest.mark.parametrize(
-    ("backend", "recompute"),
-    [("torch", "none"), ("torch", "full"), ("paddle", "none"), ("mindspore", "full")],
+    ("backend", "recompute", "batch"),
+    [("torch", "none", 8), ("torch", "full", 8), ("paddle", "none", 8), ("mindspore", "full", 16)],
 )
-def test_a_run_takes_what_was_estimated(backend: str, recompute: str, tmp_path: Path) -> None:
-    spec = load_run("gpt2-tiny", [*SHAPE, f"training.recompute={recompute}"])
+def test_a_run_takes_what_was_estimated(backend: str, recompute: str, batch: int, tmp_path: Path) -> None:
+    fields = [f"training.recompute={recompute}", f"training.global_batch_size={batch}"]
+    spec = load_run("gpt2-tiny", [*SHAPE, *fields])
     estimate = estimate_training(spec, load_plugin(backend).info.memory["cpu"])
     peak = measured_peak(backend, spec, tmp_path / "run")
     assert max(estimate.peak, estimate.saving) == pytest.approx(peak, rel=0.15)
