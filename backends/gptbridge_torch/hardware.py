@@ -74,7 +74,8 @@ def make_deterministic() -> None:
     """Make torch repeat its bits, so that a resumed run equals the uninterrupted one."""
     import torch
 
-    torch.use_deterministic_algorithms(True)
+    # What use_deterministic_algorithms does, but for the second that it takes to import the compiler.
+    torch.set_deterministic_debug_mode("error")
     # Filling fresh memory finds reads of unwritten memory; it changes no result and costs a pass over it.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 

@@ -16,7 +16,7 @@ from gptbridge_torch.adapters import adapt
 from gptbridge_torch.cache import Cache
 from gptbridge_torch.collectives import Cut, enter
 from gptbridge_torch.loss import Words
-from gptbridge_torch.parts import Attention, Dropout, FeedForward, Recompute, apart, embed, norm
+from gptbridge_torch.parts import Attention, Dropout, FeedForward, Recompute, apart, embed, norm, table
 
 LAYOUT = gpt2_in_memory("torch", out_in=True)  # as nn.Linear has them
 
@@ -75,9 +75,9 @@ class GPT(nn.Module):
         self.words = Words.of(model.vocab_size, cut)
         self.outputs = Words.of(outputs(model, task), cut)
         if first or (last and self.tied):
-            self.wte = nn.Embedding(model.vocab_size, model.hidden_size)
+            self.wte = table(model.vocab_size, model.hidden_size)
         if first:
-            self.wpe = nn.Embedding(model.max_position_embeddings, model.hidden_size)
+            self.wpe = table(model.max_position_embeddings, model.hidden_size)
             self.dropout = Dropout(model.hidden_dropout_prob, None, "embedding", cut)
         self.h = nn.ModuleDict({str(n): Block(model, n, self.recompute, cut) for n in layers})
         if last:

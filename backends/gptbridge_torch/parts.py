@@ -28,6 +28,14 @@ def norm(model: ModelSpec) -> nn.Module:
     return nn.LayerNorm(model.hidden_size, model.layernorm_epsilon)
 
 
+def table(rows: int, width: int) -> nn.Embedding:
+    """Return an embedding whose weights are written later.
+
+    `nn.Embedding` would draw them, and a draw without memory imports torch's compiler: a second.
+    """
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
+
+
 class Dropout(nn.Module):
     """Dropout of the residual stream at one site, drawn from a micro-batch's seed and the site alone.
 

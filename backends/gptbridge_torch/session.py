@@ -28,7 +28,7 @@ from gptbridge_torch.model import GPT, LAYOUT
 from gptbridge_torch.optimizer import Optimizer
 from gptbridge_torch.parallel import Groups
 from gptbridge_torch.parts import product
-from gptbridge_torch.stages import COMPUTE, build, own_parts, read, weights_of
+from gptbridge_torch.stages import COMPUTE, allocate, build, own_parts, read, weights_of
 
 if TYPE_CHECKING:
     from gptbridge_torch.pipeline import Pipeline
@@ -77,7 +77,7 @@ class TorchModel:
 
             level = spec.parallel.sharding_stage
             self._sharding = Sharding(stages, self._groups.sharding, self._device.type, level)
-        self._stages = [stage.to_empty(device=self._device) for stage in stages]
+        self._stages = [allocate(stage, self._device, sharded=self._sharding is not None) for stage in stages]
         self._weights = weights_of(self._stages)
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
@@ -198,6 +198,8 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
             self._updated = {name: nn.Parameter(part) for name, part in own_parts(trained).items()}
         self._optimizer = Optimizer(spec.optimizer, self._updated, decays, owned, self._groups)
         self._compiled = spec.training.compile
+        if self._compiled:
+            torch.use_deterministic_algorithms(True)  # what is compiled too
         self._loss = self._masked_sum
         if self._compiled and (self._sharding or self._groups.pipeline):
             for stage in self._stages:

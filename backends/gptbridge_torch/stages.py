@@ -44,6 +44,17 @@ def build(spec: RunSpec, place: Place, cut: Cut) -> list[GPT]:
     return stages
 
 
+def allocate(stage: GPT, device: torch.device, *, sharded: bool) -> GPT:
+    """Give the weights of a stage memory; `to_empty` would import torch's compiler for it."""
+    if sharded:
+        return stage.to_empty(device=device)
+    for module in stage.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            empty = torch.empty(weight.shape, dtype=weight.dtype, device=device)
+            setattr(module, name, nn.Parameter(empty, weight.requires_grad))
+    return stage
+
+
 def weights_of(stages: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
     """Return the parameters of all stages by name; no two have one."""
     return {name: weight for stage in stages for name, weight in stage.named_parameters()}
