@@ -1,4 +1,7 @@
-"""The update rules of a spec, by torch's fused kernels."""
+"""The update rules of a spec, by torch's fused kernels.
+
+Through the functions, not the classes of torch.optim: these import torch's compiler, a second at every start.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,15 @@ from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from gptbridge.session import MOMENTS, Kind
 from gptbridge_specs.run import OptimizerSpec
 from gptbridge_torch.collectives import all_reduce
 from gptbridge_torch.parallel import Groups
+
+Arrays = Mapping[str, Tensor]
 
 
 class Optimizer:
@@ -33,15 +40,13 @@ class Optimizer:
         self._owned = owned
         self._all = groups.all
         self._parameters = parameters
-        rules: list[dict[str, object]] = [
-            {
-                "params": [parameters[name] for name in parameters if decays[name] == decay],
-                "weight_decay": decay,
-            }
-            for decay in sorted(set(decays.values()), reverse=True)
-        ]
-        self._rule = _rule(spec, rules)
-        self._updates = 0
+        self._decayed = {
+            decay: [name for name in parameters if decays[name] == decay] for decay in set(decays.values())
+        }
+        self._moments: dict[str, dict[str, Tensor]] = {
+            kind: {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+            for kind in (MOMENTS if spec.name == "adamw" else ())
+        }
 
     def clip(self) -> Tensor:
         """Scale the gradients to the largest norm that the spec allows; return their norm before.
@@ -59,33 +64,53 @@ class Optimizer:
             torch._foreach_mul_(list(gradients.values()), (self._spec.clip_grad_norm / norm).clamp(max=1.0))
         return norm
 
+    @torch.no_grad()
     def update(self, learning_rate: float, count: int) -> None:
         """Change the parameters by their gradients; AdamW's bias correction goes by `count`."""
-        if self._updates != count - 1:
-            for state in self._rule.state.values():
-                if "step" in state:
-                    state["step"].fill_(count - 1)
-        for group in self._rule.param_groups:
-            group["lr"] = learning_rate
-        self._rule.step()
-        self._updates = count
+        rule = self._adamw if self._spec.name == "adamw" else self._sgd
+        for decay, names in self._decayed.items():
+            gradients = {name: g for name in names if (g := self._parameters[name].grad) is not None}
+            if gradients:
+                rule([self._parameters[name] for name in gradients], gradients, learning_rate, decay, count)
 
-    def moments(self, kind: Kind) -> dict[str, Tensor]:
+    def _adamw(
+        self, parameters: list[Tensor], gradients: Arrays, learning_rate: float, decay: float, count: int
+    ) -> None:
+        before = torch.full((len(parameters),), count - 1.0, device=parameters[0].device)
+        first, second = ([self._moments[kind][name] for name in gradients] for kind in MOMENTS)
+        adamw(
+            parameters,
+            list(gradients.values()),
+            first,
+            second,
+            [],
+            list(before.unbind()),
+            lr=learning_rate,
+            beta1=self._spec.beta1,
+            beta2=self._spec.beta2,
+            eps=self._spec.epsilon,
+            weight_decay=decay,
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+        )
+
+    def _sgd(
+        self, parameters: list[Tensor], gradients: Arrays, learning_rate: float, decay: float, count: int
+    ) -> None:
+        sgd(
+            parameters,
+            list(gradients.values()),
+            [None] * len(parameters),
+            lr=learning_rate,
+            weight_decay=decay,
+            momentum=0,
+            dampening=0,
+            fused=True,
+            nesterov=False,
+            maximize=False,
+        )
+
+    def moments(self, kind: Kind) -> Mapping[str, Tensor]:
         """Return the moments of `kind` by the parameters' names; none for SGD."""
-        states = {name: self._rule.state[parameter] for name, parameter in self._parameters.items()}
-        return {name: state[kind] for name, state in states.items() if kind in state}
-
-
-def _rule(spec: OptimizerSpec, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
-    if spec.name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, fused=True)
-    betas = (spec.beta1, spec.beta2)
-    rule = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=spec.epsilon, fused=True)
-    for group in rule.param_groups:
-        for parameter in group["params"]:
-            # As torch would at the first update; here they can be saved and loaded before it.
-            rule.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                **{kind: torch.zeros_like(parameter, requires_grad=False) for kind in MOMENTS},
-            }
-    return rule
+        return self._moments.get(kind, {})
