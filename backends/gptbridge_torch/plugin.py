@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Measured by benchmarks/memory.py. Attention with dropout is computed in steps on a CPU, each of them kept.
 MEMORY = MemoryUse(
-    process=400 << 20,  # 350 to 420, by how much of the libraries the kernel maps at once
+    process=340 << 20,  # 290 to 420, by how much of the libraries the kernel maps at once
     core_dropped={"m g t": 3, "m g d": 1, "m d": 1},
     block_dropped={"i": 2},
     working=0.45,
