@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +34,18 @@ from tests.backends.sessions import (
     opened,
 )
 
+START = """
+import sys
+from gptbridge.plugins.backend import load_backend
+from tests.backends.sessions import make_batch, make_spec
+
+for recompute in ("none", "full"):
+    trainer, _, _ = load_backend("torch").open_trainer(make_spec(training={"recompute": recompute}))
+    trainer.step(make_batch(), 0.0)
+    trainer.logits(make_batch().inputs[0])
+    print("torch._dynamo" in sys.modules)
+"""
+
 
 def open_trainer(spec: RunSpec) -> TorchTrainer:
     return opened(TorchTrainer, spec, hardware.setup("cpu"))
@@ -57,6 +71,14 @@ def kept_bytes(trainer: TorchTrainer) -> int:
         hidden = model(torch.zeros((4, LENGTH), dtype=torch.int64))
     assert hidden.requires_grad
     return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_a_run_starts_without_the_compiler() -> None:
+    """Its import takes a second; torch's recomputation, the control, needs it."""
+    run = subprocess.run(
+        [sys.executable, "-c", START], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert run.stdout.split() == ["False", "True"]
 
 
 class TestTorch(KeptBytesTests):
