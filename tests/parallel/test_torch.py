@@ -15,9 +15,16 @@ from tests.parallel.layouts import MODEL
 from tests.parallel.parity import DROPPED, LayoutTests
 
 BOTH = ("adamw", "sgd")
-# Sums of bf16 products in another order.
-LOWER = {"loss": 5e-3, "grad_norm": 5e-2, "logits": 0.2, "decoded": 0.2, "token_losses": 0.2, "weight": 0.2}
-LOWER |= {"exp_avg": 0.2, "exp_avg_sq": 0.2}
+# Sums of bf16 products in another order: three times what is seen.
+LOWER = {
+    "loss": 1e-3,
+    "grad_norm": 3e-3,
+    "logits": 0.03,
+    "decoded": 0.03,
+    "token_losses": 0.01,
+    "weight": 0.05,
+}
+LOWER |= {"exp_avg": 0.15, "exp_avg_sq": 0.1}
 
 
 class TestTorch(LayoutTests):
