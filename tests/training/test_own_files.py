@@ -93,6 +93,24 @@ def test_checkpoints_behind_a_link_are_not_touched(precious: Path) -> None:
     assert not any((run / "checkpoints").iterdir())
 
 
+def test_a_file_where_the_checkpoints_go_is_refused_before_a_step(precious: Path) -> None:
+    run = precious.parent / "run"
+    precious.rename(run / "checkpoints")
+    with pytest.raises(UsageError, match="is a file"), locked(run):
+        pass
+
+
+def test_links_among_the_checkpoints_are_removed_and_not_followed(precious: Path) -> None:
+    folder = precious.parent / "run" / "checkpoints"
+    folder.mkdir()
+    for left in (".saving-step-00000004", ".replaced-step-00000004", ".removing-step-00000001"):
+        (folder / left).symlink_to(precious.parent)
+    with locked(folder.parent) as run:
+        run.store.clean()
+    assert not any(folder.iterdir())
+    assert precious.exists()
+
+
 def replaced(run: Path) -> None:
     run.rename(run.with_name("moved"))
     run.mkdir()
