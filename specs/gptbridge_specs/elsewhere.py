@@ -150,6 +150,7 @@ _ALONE = {
     "init_class": "PaddleNLP",
     "architectures": "Hugging Face",
 }
+_TYPES = {"gpt": "PaddleNLP", "gpt3": "ModelScope"}  # of a model_type that is one's alone
 
 
 def system_of(content: Mapping[str, Any]) -> str | None:
@@ -158,6 +159,8 @@ def system_of(content: Mapping[str, Any]) -> str | None:
     def score(system: tuple[str, str]) -> int:
         return len(set(system[1].split()) & content.keys())
 
+    if own := _TYPES.get(str(content.get("model_type"))):
+        return own
     best = max(_SYSTEMS, key=score)
     model = content.get("model")
     keys = content.keys() | (model.keys() if isinstance(model, Mapping) else set())
