@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gptbridge.errors import UsageError
 from gptbridge_cli.lines import say
 from gptbridge_cli.text_options import AsJson, AsText, Glob, Inputs, JsonKey, Quiet, Separator
-
-if TYPE_CHECKING:
-    from gptbridge.data.prepare import TextOptions
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -57,20 +54,19 @@ def prepare(
     from gptbridge.data.sources import Selection
     from gptbridge_cli.progress import transfer_progress
 
-    options = preparing.TextOptions(append_eos, json_key, document_separator, skip_bad)
     _require_used(context, format, records)
     with transfer_progress("preparing", quiet=quiet) as report:
         how: dict[str, Any] = {
+            "options": preparing.TextOptions(append_eos, json_key, document_separator, skip_bad),
             "workers": workers,
             "selection": Selection(glob, as_text),
             "on_progress": lambda consumed, total, n: report(consumed, total, _count(n, "document")),
             "on_problem": lambda line: say(line, err=True),
         }
         if format == "mindrecord":
-            return _write_mindrecord(
-                inputs, tokenizer, output, length or 1025, options, records, num_labels, how
-            )
-        content = preparing.prepare(inputs, tokenizer, output, options, overwrite=overwrite, **how)
+            _write_mindrecord(inputs, tokenizer, output, length or 1025, records, num_labels, how)
+            return
+        content = preparing.prepare(inputs, tokenizer, output, overwrite=overwrite, **how)
     for line in [json.dumps(content, indent=2)] if as_json else _made(output, content):
         (typer.echo if as_json else say)(line)
 
@@ -96,7 +92,6 @@ def _write_mindrecord(
     tokenizer: str,
     output: str,
     length: int,
-    options: TextOptions,
     records: str | None,
     num_labels: int | None,
     how: dict[str, Any],
@@ -107,11 +102,11 @@ def _write_mindrecord(
 
     path = Path(output if output.endswith(".mindrecord") else f"{output}.mindrecord")
     if records is None:
-        rows = mindrecord.write_text(inputs, tokenizer, path, length, options, **how)
+        rows = mindrecord.write_text(inputs, tokenizer, path, length, **how)
     elif len(inputs) != 1:
         raise UsageError("one file of records at a time", where="INPUTS")
     else:
-        fields = {"format": records, "skip_bad": options.skip_bad}
+        fields = {"format": records, "skip_bad": how["options"].skip_bad}
         given = (Path(inputs[0]), tokenizer, path, length, fields, num_labels)
         rows = mindrecord.write_classes(*given, how["on_problem"])
     say(f"{path}: {_count(rows, 'row')} of {length} tokens")
