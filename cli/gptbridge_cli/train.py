@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gptbridge.errors import UsageError
 from gptbridge_cli.hint_options import HINTS
 from gptbridge_cli.lines import say
 from gptbridge_cli.passing import passing
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from gptbridge.training.run import Outcome
     from gptbridge.training.start import RunPlan
 
+_SKIP_BAD = "task.records.skip_bad=true"
+
 
 @passing(HINTS, MACHINES)
 def train(
@@ -56,7 +59,7 @@ def train(
     from gptbridge.training.start import require_data
     from gptbridge_cli.displays import choose_display
 
-    changed = [*(overrides or ()), *(["task.records.skip_bad=true"] if skip_bad else [])]
+    changed = [*(overrides or ()), *([_SKIP_BAD] if skip_bad else [])]
     plan = _plan(spec, changed, run, resume, init_from, words)
     if backend is not None:
         load_backend(backend).check(plan.spec)
@@ -83,8 +86,15 @@ def _plan(
     from gptbridge.training.start import Devices, resolve
 
     machines = Devices(**{name: words.pop(name) for name in MACHINES})
+    if init_from is None:
+        for name in (name for name, value in words.items() if value is not None):
+            option = (HINTS[name][1].param_decls or [f"--{name.replace('_', '-')}"])[0]
+            raise UsageError("says what the weights of --init-from do not, and none are given", where=option)
     beginning = Beginning(init_from, hints_of(**words)) if init_from is not None else None
-    return resolve(spec, overrides, run, resume, beginning, machines)
+    plan = resolve(spec, overrides, run, resume, beginning, machines)
+    if _SKIP_BAD in overrides and plan.spec.task.name == "language_modeling":
+        raise UsageError("leaves out records of a task, and this run reads tokens", where="--skip-bad")
+    return plan
 
 
 def _run(plan: RunPlan, backend: str, display: list[Observer], *, force: bool, tensorboard: bool) -> Outcome:

@@ -106,6 +106,10 @@ def test_a_dry_run_says_all_and_launches_nothing(tmp_path: Path) -> None:
         (("--lr", "1e-4"), 2, "Did you mean -o schedule.max_lr=1e-4?"),
         (("--device", "cuda"), 2, "Did you mean -o training.device=gpu?"),
         (("--training.max_steps", "3"), 2, "Did you mean -o training.max_steps=300?"),
+        (("--keep-best",), 2, "Did you mean -o checkpoint.keep_best=true?"),
+        (("--model", "gpt2-xl"), 2, "--model: says what the weights of --init-from do not"),
+        (("--from", "torch"), 2, "--from: says what the weights of --init-from do not"),
+        (("--skip-bad",), 2, "--skip-bad: leaves out records"),
         (("-c", "a.yaml"), 2, "The spec stands by itself: gptbridge train FILE.yaml."),
         (("--output_dir", "x"), 2, "--output_dir. --run FOLDER names the run's folder."),
         (
