@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -119,10 +120,11 @@ def _say_next(done: Outcome, max_steps: int) -> None:
     """Say where the checkpoint is and what can be typed now."""
     from gptbridge.training.run_folder import RunFolder
 
-    run = done.run
-    longer = f"--run {run.with_name(f'{run.resolve().name}-longer')} -o training.max_steps={2 * max_steps}"
+    run = shlex.quote(str(done.run))
+    other = shlex.quote(str(done.run.with_name(f"{done.run.resolve().name}-longer")))
+    longer = f"--run {other} -o training.max_steps={2 * max_steps}"
     for line in (
-        f"checkpoint  {RunFolder(run).store.path(done.step)}",
+        f"checkpoint  {RunFolder(done.run).store.path(done.step)}",
         f"next        gptbridge generate {run} --prompt TEXT",
         f"            gptbridge convert {run} FOLDER --to torch",
         f"            gptbridge train --resume {run}" + (f" {longer}" if done.reason == "complete" else ""),
