@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from gptbridge.errors import UsageError
 from gptbridge_cli.lines import say
 from gptbridge_cli.text_options import AsJson, AsText, Glob, Inputs, JsonKey, Quiet, Separator
-
-if TYPE_CHECKING:
-    from gptbridge.data.prepare import TextOptions
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -23,7 +20,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes that encode; the ou
 AppendEos = Annotated[bool, typer.Option("--append-eos", help="End each document with its token.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad documents, go on.")]
 Format = Annotated[str, typer.Option(help="megatron, or mindrecord as MindFormers' scripts write it.")]
-Length = Annotated[int, typer.Option(min=2, help="mindrecord: tokens of a row.")]
+Length = Annotated[int | None, typer.Option(min=2, help="mindrecord: tokens of a row, or 1025.")]
 Records = Annotated[
     str | None, typer.Option(metavar="FORMAT", help="mindrecord: texts with classes, such as sst2 or jsonl.")
 ]
@@ -33,6 +30,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a dataset 
 
 @app.command()
 def prepare(
+    context: typer.Context,
     inputs: Inputs,
     tokenizer: TokenizerName,
     output: Output,
@@ -45,7 +43,7 @@ def prepare(
     as_text: AsText = False,
     overwrite: Overwrite = False,
     format: Format = "megatron",
-    length: Length = 1025,
+    length: Length = None,
     records: Records = None,
     num_labels: NumLabels = None,
     quiet: Quiet = False,
@@ -56,27 +54,37 @@ def prepare(
     from gptbridge.data.sources import Selection
     from gptbridge_cli.progress import transfer_progress
 
-    options = preparing.TextOptions(append_eos, json_key, document_separator, skip_bad)
-    if format == "mindrecord":
-        _write_mindrecord(inputs, tokenizer, output, length, options, records, num_labels)
-        return
-    _require_megatron(format)
+    _require_used(context, format, records)
     with transfer_progress("preparing", quiet=quiet) as report:
-        content = preparing.prepare(
-            *(inputs, tokenizer, output, options),
-            workers=workers,
-            overwrite=overwrite,
-            selection=Selection(glob, as_text),
-            on_progress=lambda consumed, total, n: report(consumed, total, _count(n, "document")),
-            on_problem=lambda line: say(line, err=True),
-        )
+        how: dict[str, Any] = {
+            "options": preparing.TextOptions(append_eos, json_key, document_separator, skip_bad),
+            "workers": workers,
+            "selection": Selection(glob, as_text),
+            "on_progress": lambda consumed, total, n: report(consumed, total, _count(n, "document")),
+            "on_problem": lambda line: say(line, err=True),
+        }
+        if format == "mindrecord":
+            _write_mindrecord(inputs, tokenizer, output, length or 1025, records, num_labels, how)
+            return
+        content = preparing.prepare(inputs, tokenizer, output, overwrite=overwrite, **how)
     for line in [json.dumps(content, indent=2)] if as_json else _made(output, content):
         (typer.echo if as_json else say)(line)
 
 
-def _require_megatron(format: str) -> None:
-    if format != "megatron":
+def _require_used(context: typer.Context, format: str, records: str | None) -> None:
+    """Refuse a format that is none, and options that were given and say nothing with it."""
+    if format not in ("megatron", "mindrecord"):
         raise UsageError(f"no format {format!r}", where="--format", allowed="megatron, mindrecord")
+    for here, options, is_here in (
+        ("--format mindrecord", "overwrite", format == "mindrecord"),
+        ("--format megatron", "length records num_labels", format == "megatron"),
+        ("no --records", "num_labels", records is None),
+        ("--records", "append_eos json_key document_separator glob as_text", records is not None),
+    ):
+        for name in options.split() if is_here else ():
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise UsageError(f"has no effect with {here}", where=f"--{name.replace('_', '-')}")
 
 
 def _write_mindrecord(
@@ -84,9 +92,9 @@ def _write_mindrecord(
     tokenizer: str,
     output: str,
     length: int,
-    options: TextOptions,
     records: str | None,
     num_labels: int | None,
+    how: dict[str, Any],
 ) -> None:
     from pathlib import Path
 
@@ -94,15 +102,13 @@ def _write_mindrecord(
 
     path = Path(output if output.endswith(".mindrecord") else f"{output}.mindrecord")
     if records is None:
-        rows = mindrecord.write_text(inputs, tokenizer, path, length, options)
+        rows = mindrecord.write_text(inputs, tokenizer, path, length, **how)
     elif len(inputs) != 1:
         raise UsageError("one file of records at a time", where="INPUTS")
     else:
-        fields = {"format": records, "skip_bad": options.skip_bad}
-        data = Path(inputs[0])
-        rows = mindrecord.write_classes(
-            data, tokenizer, path, length, fields, num_labels, lambda line: say(line, err=True)
-        )
+        fields = {"format": records, "skip_bad": how["options"].skip_bad}
+        given = (Path(inputs[0]), tokenizer, path, length, fields, num_labels)
+        rows = mindrecord.write_classes(*given, how["on_problem"])
     say(f"{path}: {_count(rows, 'row')} of {length} tokens")
 
 

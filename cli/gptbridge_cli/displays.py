@@ -163,6 +163,8 @@ def _start(event: Event) -> list[str]:
         f"steps    {steps}",
         f"run      {event['run']}",
     ]
+    if classes := event.get("classes"):
+        lines.insert(3, "classes  " + ", ".join(f"{name}: {number:,}" for name, number in classes.items()))
     if origin := event.get("origin"):
         lines.append(f"began    with the weights of {origin['path']}, {origin['dialect']}")
     return lines

@@ -90,6 +90,8 @@ def _read(file: str) -> str:
 
     from gptbridge.errors import BadInput
 
+    if Path(file).is_fifo() and not file.startswith("/dev/"):  # where none may ever write
+        raise BadInput("is a FIFO", where=file, hint="--prompt-file - reads what comes through a pipe")
     try:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return content.decode().removesuffix("\n").removesuffix("\r")

@@ -111,7 +111,8 @@ def _as_override(option: str) -> str | None:
 
     name = option.lstrip("-").replace("-", "_")
     found = [row for row in describe_fields(RunSpec) if name in (row.name, row.name.rpartition(".")[2])]
-    return f"-o {found[0].name}={found[0].default or 'VALUE'}" if found else None
+    example = {"false": "true", "null": "VALUE", "": "VALUE"}  # what nobody types, who wants it otherwise
+    return f"-o {found[0].name}={example.get(found[0].default, found[0].default)}" if found else None
 
 
 def _unexpected(error: Exception) -> str:

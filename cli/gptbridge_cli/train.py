@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gptbridge.errors import UsageError
 from gptbridge_cli.hint_options import HINTS
 from gptbridge_cli.lines import say
 from gptbridge_cli.passing import passing
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from gptbridge.training.run import Outcome
     from gptbridge.training.start import RunPlan
 
+_SKIP_BAD = "task.records.skip_bad=true"
+
 
 @passing(HINTS, MACHINES)
 def train(
@@ -56,7 +60,7 @@ def train(
     from gptbridge.training.start import require_data
     from gptbridge_cli.displays import choose_display
 
-    changed = [*(overrides or ()), *(["task.records.skip_bad=true"] if skip_bad else [])]
+    changed = [*(overrides or ()), *([_SKIP_BAD] if skip_bad else [])]
     plan = _plan(spec, changed, run, resume, init_from, words)
     if backend is not None:
         load_backend(backend).check(plan.spec)
@@ -83,8 +87,15 @@ def _plan(
     from gptbridge.training.start import Devices, resolve
 
     machines = Devices(**{name: words.pop(name) for name in MACHINES})
+    if init_from is None:
+        for name in (name for name, value in words.items() if value is not None):
+            option = (HINTS[name][1].param_decls or [f"--{name.replace('_', '-')}"])[0]
+            raise UsageError("says what the weights of --init-from do not, and none are given", where=option)
     beginning = Beginning(init_from, hints_of(**words)) if init_from is not None else None
-    return resolve(spec, overrides, run, resume, beginning, machines)
+    plan = resolve(spec, overrides, run, resume, beginning, machines)
+    if _SKIP_BAD in overrides and plan.spec.task.name == "language_modeling":
+        raise UsageError("leaves out records of a task, and this run reads tokens", where="--skip-bad")
+    return plan
 
 
 def _run(plan: RunPlan, backend: str, display: list[Observer], *, force: bool, tensorboard: bool) -> Outcome:
@@ -109,10 +120,11 @@ def _say_next(done: Outcome, max_steps: int) -> None:
     """Say where the checkpoint is and what can be typed now."""
     from gptbridge.training.run_folder import RunFolder
 
-    run = done.run
-    longer = f"--run {run.with_name(f'{run.resolve().name}-longer')} -o training.max_steps={2 * max_steps}"
+    run = shlex.quote(str(done.run))
+    other = shlex.quote(str(done.run.with_name(f"{done.run.resolve().name}-longer")))
+    longer = f"--run {other} -o training.max_steps={2 * max_steps}"
     for line in (
-        f"checkpoint  {RunFolder(run).store.path(done.step)}",
+        f"checkpoint  {RunFolder(done.run).store.path(done.step)}",
         f"next        gptbridge generate {run} --prompt TEXT",
         f"            gptbridge convert {run} FOLDER --to torch",
         f"            gptbridge train --resume {run}" + (f" {longer}" if done.reason == "complete" else ""),

@@ -15,6 +15,10 @@ MANIFEST_FILE = "manifest.json"
 
 Entry = dict[str, Any]
 
+# Begin the names of what is read of a checkpoint; an adapter is the user's to lay beside it.
+_WEIGHTS = ("config.", "state.", "model.safetensors", "model-", "optimizer")
+_TOKENIZER = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens")
+
 
 def write_manifest(folder: Path, known: Mapping[str, Entry] | None = None) -> None:
     """Push every file of `folder` to the disk, then list them all; those in `known` need no reading."""
@@ -30,11 +34,14 @@ def entry_of(path: Path) -> Entry:
 
 
 def verify(folder: Path) -> None:
-    """Raise BadInput naming the first file of `folder` that is not what its manifest says."""
+    """Raise BadInput naming the first file of `folder` that its manifest leaves out or has otherwise."""
     manifest = folder / MANIFEST_FILE
     files = read_json(manifest).get("files")
     if not isinstance(files, dict) or not files:
         raise BadInput("lists no files", where=manifest)
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((*_WEIGHTS, *_TOKENIZER)) and path.name not in files:
+            raise BadInput(f"is not in {MANIFEST_FILE}, so nothing vouches for it", where=path)
     facts = {name: _facts(manifest, name, entry) for name, entry in files.items()}
     # Sizes first: a file cut short is found without reading the others.
     for name, (size, _) in facts.items():

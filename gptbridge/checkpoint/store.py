@@ -7,14 +7,13 @@ process, a folder called step-00001000 is complete.
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gptbridge.checkpoint.manifest import Entry, verify, write_manifest
 from gptbridge.errors import BadInput, BridgeError, RunFailed
-from gptbridge.files import identity, sync_folder
+from gptbridge.files import discard, identity, sync_folder
 from gptbridge_specs.run import CheckpointSpec
 
 MOVED = "the run's folder was renamed or removed while it trained"
@@ -87,7 +86,7 @@ class CheckpointStore:
                 final.rename(final.with_name(_REPLACED + final.name))
             saving.rename(final)
             sync_folder(self.folder)
-        shutil.rmtree(final.with_name(_REPLACED + final.name), ignore_errors=True)
+        _forget(final.with_name(_REPLACED + final.name))
         return final
 
     def prune(self, spec: CheckpointSpec, best: int | None = None) -> None:
@@ -108,14 +107,14 @@ class CheckpointStore:
         while newer and self.path(newer[-1]).name != good.name:
             damaged = self.path(newer.pop())
             aside = damaged.with_name("damaged-" + damaged.name)
-            shutil.rmtree(aside, ignore_errors=True)
+            _forget(aside)
             damaged.rename(aside)
 
     def clean(self) -> None:
         """Remove what a killed save or removal left behind. Only the run's one trainer may."""
         for prefix in (_SAVING, _REPLACED, _REMOVING):
             for left in self.folder.glob(prefix + "*"):
-                shutil.rmtree(left, ignore_errors=True)
+                _forget(left)
 
     def _link_best(self, name: str) -> None:
         made = self.folder / (_SAVING + BEST)
@@ -128,16 +127,21 @@ class CheckpointStore:
         # Renamed first: a half-deleted folder must not look like a damaged checkpoint.
         removing = self.folder / (_REMOVING + self.path(step).name)
         self.path(step).rename(removing)
-        shutil.rmtree(removing, ignore_errors=True)
+        _forget(removing)
+
+
+def _forget(path: Path) -> None:
+    with suppress(OSError):
+        discard(path)
 
 
 @contextmanager
 def _all_or_nothing(saving: Path, final: Path) -> Iterator[None]:
     try:
-        shutil.rmtree(saving, ignore_errors=True)
+        _forget(saving)
         yield
     except BaseException as error:
-        shutil.rmtree(saving, ignore_errors=True)
+        _forget(saving)
         refused = error if isinstance(error, OSError) else error.__cause__
         if isinstance(refused, OSError):
             raise RunFailed(

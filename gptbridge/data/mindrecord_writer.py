@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gptbridge.errors import UsageError
+from gptbridge.errors import RunFailed, UsageError
 
 _HEADER, _SMALLEST_PAGE, _LARGEST_PAGE = 1 << 14, 1 << 15, 1 << 28  # bytes; MindSpore reads no larger page
 _EMPTY = (5).to_bytes(8, "little") + b"\x81\xa2id\x00"  # what MindSpore keeps of a row without other fields
@@ -31,19 +31,23 @@ def write_mindrecord(
 ) -> int:
     """Write `rows`, which all have the same fields of int32, and the database beside them.
 
-    Return their number. `description` is the schema's. UsageError where a file of this name is there, and for
-    more rows than one can hold.
+    Return their number. `description` is the schema's. UsageError where a file of this name is there, before
+    any row is asked for, and for more rows than one can hold; RunFailed where the disk does not take it.
     """
     database = path.with_name(f"{path.name}.db")
     for file in (path, database):
         if os.path.lexists(file):
             raise UsageError("exists already", where=file, hint="Give another --output")
-    with ExitStack() as unless_whole:
-        unless_whole.callback(path.unlink, missing_ok=True)
-        unless_whole.callback(database.unlink, missing_ok=True)
-        ends = _write_rows(path, rows, description)
-        _write_index(database, path.name, ends)
-        unless_whole.pop_all()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as unless_whole:
+            unless_whole.callback(path.unlink, missing_ok=True)
+            unless_whole.callback(database.unlink, missing_ok=True)
+            ends = _write_rows(path, rows, description)
+            _write_index(database, path.name, ends)
+            unless_whole.pop_all()
+    except OSError as error:
+        raise RunFailed(f"cannot be written: {error.strerror}", where=path) from error
     return len(ends) - 1
 
 

@@ -192,20 +192,19 @@ class PartialDataset:
         content = line[9:].removesuffix(b"\n")
         if line != _sealed(content):
             return None
-        entry = json.loads(content)
         before = self.done
-        tokens, documents, empty = entry["counts"]
-        added = [(tokens - before.tokens) * self._token_size, (documents - before.documents) * 4]
-        if [_crc(f, n) for f, n in zip((self._tokens, self._lengths), added, strict=True)] != entry["crc32"]:
-            return None
-        return Done(
-            Position(*entry["position"]),
-            tokens,
-            documents,
-            empty,
-            Counter(entry["problems"]),
-            before.digests + entry["digests"],
-        )
+        with suppress(ValueError, TypeError, LookupError):  # sealed, and yet not what `commit` writes
+            entry = json.loads(content)
+            tokens, documents, empty = entry["counts"]
+            added = [(tokens - before.tokens) * self._token_size, (documents - before.documents) * 4]
+            if min(*added, *entry["position"]) < 0:
+                return None
+            crcs = [_crc(f, n) for f, n in zip((self._tokens, self._lengths), added, strict=True)]
+            if crcs == entry["crc32"]:
+                at, problems = Position(*entry["position"]), Counter(entry["problems"])
+                digests = before.digests + entry["digests"]
+                return Done(at, tokens, documents, empty, problems, digests)
+        return None
 
 
 def is_published(folder: Path, plan: dict[str, Any]) -> bool:
@@ -230,7 +229,7 @@ def _foreign(folder: Path) -> Path | None:
         known = {_LOCK, f"{_PLAN}.new"} | ({_PLAN, _PUBLISHED, *_APPENDED} if planned else set())
         for entry in entries:
             own = entry.name in known or (planned and entry.name.startswith(MADE))
-            if not own or not _is_plain(entry):
+            if not own or not _is_plain(entry, may_be_folder=entry.name.startswith(MADE)):
                 return entry
     return None
 
@@ -239,10 +238,12 @@ def _is_plan(content: object) -> bool:
     return isinstance(content, dict) and {"version", "tokenizer", "options", "sources"} == content.keys()
 
 
-def _is_plain(path: Path) -> bool:
+def _is_plain(path: Path, *, may_be_folder: bool) -> bool:
     """Tell whether `path` is a file with this one name, or a folder: no link leads anywhere else."""
     status = path.lstat()
-    return stat.S_ISDIR(status.st_mode) or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
+    if stat.S_ISDIR(status.st_mode):
+        return may_be_folder
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
 
 def _sealed(content: bytes) -> bytes:

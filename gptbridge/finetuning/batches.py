@@ -24,6 +24,7 @@ from gptbridge.data.sampling import SPLITS, Permutation, Split, split_bounds
 from gptbridge.data.tokenizers import Tokenizer, load_tokenizer
 from gptbridge.errors import UsageError
 from gptbridge.finetuning.packing import Filled, alone, packed
+from gptbridge.finetuning.rows import class_names
 from gptbridge.finetuning.table import Numbers, RowTable, read_table
 from gptbridge.session import Batch
 from gptbridge_specs import RunSpec
@@ -57,7 +58,16 @@ class RecordData(Replica):
             "data_digest": self.digest,
             "training_tokens": int(self.table.lengths[self.rows.records].sum()),
             "samples_per_epoch": len(self.rows),
+            **self._balance(),
         }
+
+    def _balance(self) -> dict[str, Any]:
+        """Return how many records of each class are trained on."""
+        if self.spec.task.name != "classification" or self.spec.task.regression:
+            return {}
+        names, last = class_names(self.spec), self.table.offsets[1:] - 1
+        said = self.table.labels[last[self.rows.records]]
+        return {"classes": dict(zip(names, np.bincount(said, minlength=len(names)).tolist(), strict=True))}
 
     @cached_property
     def rows(self) -> Filled:

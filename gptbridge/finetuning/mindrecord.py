@@ -24,24 +24,26 @@ from gptbridge_specs.run import RunSpec
 Fields = Mapping[str, NDArray[Any] | list[int]]
 
 
-def write_text(inputs: list[str], tokenizer: str, output: Path, length: int, options: TextOptions) -> int:
+def write_text(
+    inputs: list[str], tokenizer: str, output: Path, length: int, options: TextOptions, **how: Any
+) -> int:
     """Write rows of `length` tokens, which follow one another in the text; return their number.
 
-    What is left of the text after the last whole row is not written. Errors as `prepare` has them.
+    What is left of the text after the last whole row is not written. `how` and errors as `prepare` has them.
     """
-    with TemporaryDirectory(dir=output.parent) as folder:
-        prefix = Path(folder) / "text"
-        prepare(inputs, tokenizer, prefix, options)
-        dataset = open_dataset(str(prefix))
-        if dataset.tokens < length:
-            raise BadInput(f"{dataset.tokens} tokens are less than one row of {length}", where=inputs[0])
 
-        def rows() -> Iterator[Fields]:
+    def rows() -> Iterator[Fields]:
+        with TemporaryDirectory(dir=output.parent) as folder:
+            prefix = Path(folder) / "text"
+            prepare(inputs, tokenizer, prefix, options, **how)
+            dataset = open_dataset(str(prefix))
+            if dataset.tokens < length:
+                raise BadInput(f"{dataset.tokens} tokens are less than one row of {length}", where=inputs[0])
             for start in range(0, dataset.tokens - length + 1, length):
                 ids = dataset.source.read(start, start + length)
                 yield {"input_ids": ids, "attention_mask": [1] * length, "labels": ids}
 
-        return write_mindrecord(output, rows(), "lm-schema")
+    return write_mindrecord(output, rows(), "lm-schema")
 
 
 def write_classes(
@@ -68,9 +70,9 @@ def write_classes(
     spec = build(RunSpec, {"model": model, "task": task, "training": {"seq_length": length}})
     if spec.task.regression:
         raise UsageError("the schema has whole numbers alone", where="--records", allowed="classes")
-    table = read_table(data, spec, words, warn)
 
     def rows() -> Iterator[Fields]:
+        table = read_table(data, spec, words, warn)
         for begin, end in pairwise(table.offsets.tolist()):
             ids, rest = table.inputs[begin:end], length - (end - begin)
             yield {

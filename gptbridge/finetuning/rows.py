@@ -85,7 +85,7 @@ class Rows:
         if self._records.format == "mindrecord":
             ids, label = _tokenized(fields, self._spec.model.vocab_size)
         else:
-            ids = self._encoded(_filled(self._records.source or _pair_of(fields), fields), "text")
+            ids = self._encoded(_text(self._records.source, _pair_of(fields), fields), "text")
             label = _filled(self._records.target or "{label}", fields, (str, int, float)).strip()
         most = self._spec.training.seq_length
         if len(ids) > most and self._records.too_long == "refuse":
@@ -108,10 +108,10 @@ class Rows:
         records = self._records
         if records.format == "alpaca":
             prompt = _ALPACA if fields.get("input") else _ALPACA_ALONE
-            return _filled(records.source or prompt, fields), _filled(records.target or "{output}", fields)
-        source, target = records.source or "{src_txt}", records.target or "{tgt_txt}"
-        has_target = all(name in fields for name in _FIELD.findall(target))
-        return _filled(source, fields), _filled(target, fields) if has_target else None
+            return _text(records.source, prompt, fields), _text(records.target, "{output}", fields)
+        names = _FIELD.findall(records.target or "{tgt_txt}")
+        target = _text(records.target, "{tgt_txt}", fields) if all(name in fields for name in names) else None
+        return _text(records.source, "{src_txt}", fields), target
 
     def _encoded(self, text: str, what: str) -> list[int]:
         try:
@@ -139,7 +139,12 @@ def _tokenized(fields: Fields, vocab_size: int) -> tuple[list[int], str]:
     return ids[:length].tolist(), str(int(labels[0]))
 
 
-def _filled(template: str, fields: Fields, kinds: tuple[type, ...] = (str, int)) -> str:
+def _text(template: str | None, usual: str, fields: Fields) -> str:
+    """Return a user's template filled, in which numbers are texts too; else the usual one, of texts alone."""
+    return _filled(template, fields, (str, int)) if template else _filled(usual, fields, (str,))
+
+
+def _filled(template: str, fields: Fields, kinds: tuple[type, ...]) -> str:
     """Return a template with the fields of a record in the places of their names."""
 
     def value(match: re.Match[str]) -> str:

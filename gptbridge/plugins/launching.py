@@ -253,5 +253,6 @@ def _started(command: Sequence[str], log: Path, ranks: int) -> subprocess.Popen[
 def _put(path: Path, content: str) -> None:
     """Make a file that appears whole."""
     new = path.with_name(f".{path.name}.new")
+    discard(new)  # which may be a link
     new.write_text(content)
     new.replace(path)

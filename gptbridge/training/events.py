@@ -114,10 +114,18 @@ def read_events(path: Path) -> list[dict[str, Any]]:
                 event = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise BadInput(f"line {number} is not JSON: {printable(error)}", where=path) from error
-            if not isinstance(event, dict) or "event" not in event:
+            if not _is_event(event):
                 raise BadInput(f"line {number} is no event", where=path)
             events.append(event)
     return events
+
+
+def _is_event(event: object) -> bool:
+    """Tell whether `event` has the fields that those who read it back go by."""
+    if not isinstance(event, dict) or not isinstance(kind := event.get("event"), str):
+        return False
+    step = event.get("step", None if kind in ("step", "resume", "evaluate") else 0)
+    return isinstance(step, int) and isinstance(event.get("time", 0), (int, float))
 
 
 def history(events: Iterable[Event]) -> list[Event]:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gptbridge.errors import BridgeError, Interrupted
-from gptbridge.files import read_json, write_json
+from gptbridge.errors import BridgeError, Interrupted, UsageError
+from gptbridge.files import discard, read_json, write_json
 from gptbridge.hookspecs import Launch
 from gptbridge.hub import fetched
 from gptbridge.plan.fitting import require_devices_here, require_room
@@ -78,6 +78,7 @@ def print_command(plan: RunPlan, backend: str, *, force: bool = False) -> str:
     request = (_folder(plan) / "request.json").absolute()
     launch = _launch(plan)
     fields = asdict(replace(_request(plan, backend, force), logs=str(launch.logs)))
+    discard(request)  # which may be a link
     write_request(request, train_rank, fields, supervised=False)
     return shlex.join(command_of(load_backend(backend), launch, request))
 
@@ -158,6 +159,8 @@ def _lead(
 def _folder(plan: RunPlan) -> Path:
     """Return where this machine's ranks have their records and logs."""
     folder = plan.run / RANKS
+    if folder.is_symlink():
+        raise UsageError("is a link, and nothing is written through one", where=folder)
     return folder if plan.devices.nodes == 1 else folder / f"node-{plan.devices.node_rank}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from gptbridge.checkpoint.state import TrainingState
 from gptbridge.errors import UsageError
+from gptbridge.rules.dropout import drops_out
 from gptbridge_specs import RunSpec
 
 # A field or a whole section -> what its change means for the numbers of the steps to come. A field
@@ -21,7 +22,7 @@ MAY_CHANGE = {
     "training.compile": FREE,
     "training.log_interval": FREE,
     "training.new_positions": FREE,  # of a run that begins
-    "training.micro_batch_size": CHANGES_THE_CURVE,
+    "training.micro_batch_size": FREE,  # what it and the layout come to is compared instead
     "data.path": FREE,  # the content is compared instead
     "data.validation_path": FREE,
     "task.records": FREE,  # what they come to is compared instead
@@ -91,22 +92,18 @@ def allow_resume(state: TrainingState, spec: RunSpec, *, digest: str, tokenizer:
     if refused:
         refused[-1] += ". A resumed run keeps these: leave them out of -o and leave SPEC away"
         raise UsageError("\n".join(refused))
-    return [
-        f"changed on resume, so the curve differs from an uninterrupted run's: {change}"
-        for change in found
-        if change.meaning == CHANGES_THE_CURVE and not _is_harmless(change, spec)
-    ]
+    curve = [c for c in found if c.meaning == CHANGES_THE_CURVE and not _is_harmless(c, spec)]
+    micro = Change("training.micro_batch_size", state.spec.micro_batch_size, spec.micro_batch_size)
+    if micro.now != micro.before and drops_out(spec.model, spec.task):
+        curve.append(micro)  # it decides which samples share a dropout
+    return [f"changed on resume, so the curve differs from an uninterrupted run's: {c}" for c in curve]
 
 
 def _is_harmless(change: Change, spec: RunSpec) -> bool:
     """Tell whether a change leaves the curve as it is in this run.
 
-    With a schedule that has its own length, more steps only make the run longer; micro-batches decide
-    nothing but which samples share a dropout.
+    With a schedule that has its own length, more steps only make the run longer.
     """
-    model = spec.model
-    if change.field == "training.micro_batch_size":
-        return not (model.hidden_dropout_prob or model.attention_probs_dropout_prob)
     schedule = spec.schedule
     endless = schedule.name in ("noam", "constant") and schedule.warmup_steps is not None
     return change.field == "training.max_steps" and (schedule.decay_steps is not None or endless)

@@ -58,7 +58,7 @@ def locked(path: Path) -> Iterator[RunFolder]:
     """Make `path` and keep every other trainer out of it.
 
     UsageError where one is at work, where `path` is a file, or lies where another run's checkpoints do, or
-    where its checkpoints/ is a link; RunFailed where no folder can be made.
+    where its checkpoints/ is a link or a file; RunFailed where no folder can be made.
     """
     try:
         _require_own_place(path)
@@ -88,8 +88,11 @@ def _require_own_place(path: Path) -> None:
             raise UsageError("this is a checkpoint, no place for a run", where=place, hint=hint)
         if place.name == CHECKPOINTS and (place.parent / SPEC_FILE).exists():
             raise UsageError("here are the checkpoints of another run", where=place, hint=hint)
-    if (path / CHECKPOINTS).is_symlink():
-        raise UsageError("is a link, and nothing is written or removed through one", where=path / CHECKPOINTS)
+    checkpoints = path / CHECKPOINTS
+    if checkpoints.is_symlink():
+        raise UsageError("is a link, and nothing is written or removed through one", where=checkpoints)
+    if checkpoints.exists() and not checkpoints.is_dir():
+        raise UsageError("this is a file, checkpoints need a folder", where=checkpoints, hint=hint)
 
 
 def _lock(handle: int, path: Path) -> None:

@@ -66,8 +66,8 @@ class TensorBoard:
     def _draw(self, event: Event) -> None:
         kind = event["event"]
         for name in _SCALARS.get(kind, ()):
-            if event.get(name) is not None:
-                self._writer.add_scalar(f"{kind}/{name}", event[name], event["step"], event["time"])
+            if isinstance(value := event.get(name), (int, float)):  # null is no number
+                self._writer.add_scalar(f"{kind}/{name}", value, event["step"], event.get("time"))
 
 
 def draw_again(run: Path) -> int:

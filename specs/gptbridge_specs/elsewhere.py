@@ -24,11 +24,12 @@ _FIELDS = {
     "training.device=gpu": "device cuda gpu place",
     "training.device=ascend": "device_target npu",
     "training.epochs=1": "epochs epoch num_epochs num_train_epochs max_epochs",
-    "parallel.data=1": "gpus devices num_gpus dp_degree nproc_per_node",
+    "parallel.data=1": "dp_degree",
     "parallel.tensor=1": "mp_degree tensor_parallel tensor_model_parallel_size model_parallel",
     "parallel.pipeline=1": "pp_degree pipeline_parallel pipeline_stage",
     "optimizer.clip_grad_norm=1.0": "grad_clip max_grad_norm clip_norm clip_grad",
-    "precision.compute=bf16": "dtype amp fp16 bf16 use_amp precision",
+    "precision.compute=bf16": "dtype amp bf16 use_amp precision",
+    "precision.compute=fp16": "fp16 half",
     "checkpoint.interval=100": "save_steps save_interval save_checkpoint_steps",
     "evaluation.interval=100": "eval_steps eval_interval eval_freq",
     "data.path=PREFIX": "input_dir dataset data_path dataset_dir train_data data_dir",
@@ -49,7 +50,8 @@ _ADVICE = {
     "The command says it: gptbridge train, generate or convert": "run_mode",
     "The spec stands by itself: gptbridge train FILE.yaml": "config c spec",
     "--run FOLDER names the run's folder": "output_dir output",
-    "--resume FOLDER goes on from a checkpoint": "resume_from_checkpoint",
+    "--devices N trains on N devices of this machine": "gpus devices num_gpus nproc_per_node",
+    "--resume FOLDER goes on from a checkpoint": "resume_from_checkpoint resume_from",
     "--init-from FOLDER begins with its weights": "load_checkpoint ckpt_dir model_name_or_path",
 }
 _TYPED = {name: f"-o {ours}" for name, ours in _inverted(_FIELDS).items()} | _inverted(_ADVICE)
@@ -79,10 +81,13 @@ _OUT_OF_RANGE = {
 _MODELS = {
     "gpt2": "gpt2-small",
     "gpt2-small-en": "paddlenlp-gpt2-small-en",
-    "gpt2-medium-en": "gpt2-medium",
+    "gpt2-medium-en": "fleetx-345m",
     "gpt2-large-en": "gpt2-large",
     "gpt2-xl-en": "gpt2-xl",
+    "gpt3-1.3b-en": "fleetx-1.3b",
+    "gpt3-13b-en": "paddlenlp-gpt3-13b",
     "gpt-cpm-large-cn": "cpm-large",
+    "gpt-cpm-small-cn-distill": "cpm-small-distill",
     "gpt": "gpt2-small",
     "gpt3": "modelscope-gpt3-1.3b",
 }
@@ -145,6 +150,7 @@ _ALONE = {
     "init_class": "PaddleNLP",
     "architectures": "Hugging Face",
 }
+_TYPES = {"gpt": "PaddleNLP", "gpt3": "ModelScope"}  # of a model_type that is one's alone
 
 
 def system_of(content: Mapping[str, Any]) -> str | None:
@@ -153,6 +159,8 @@ def system_of(content: Mapping[str, Any]) -> str | None:
     def score(system: tuple[str, str]) -> int:
         return len(set(system[1].split()) & content.keys())
 
+    if own := _TYPES.get(str(content.get("model_type"))):
+        return own
     best = max(_SYSTEMS, key=score)
     model = content.get("model")
     keys = content.keys() | (model.keys() if isinstance(model, Mapping) else set())

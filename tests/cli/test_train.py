@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from gptbridge.training.run import Outcome
 from gptbridge.training.tensorboard import TensorBoard
 from gptbridge.weights.architecture import count_parameters
 from gptbridge_cli.displays import choose_display, describe
+from gptbridge_cli.train import _say_next
 from gptbridge_specs import load_run
 from tests.data.test_readers_hostile import write_prepared
 from tests.training.conftest import TINY, gptbridge, options
@@ -106,6 +109,10 @@ def test_a_dry_run_says_all_and_launches_nothing(tmp_path: Path) -> None:
         (("--lr", "1e-4"), 2, "Did you mean -o schedule.max_lr=1e-4?"),
         (("--device", "cuda"), 2, "Did you mean -o training.device=gpu?"),
         (("--training.max_steps", "3"), 2, "Did you mean -o training.max_steps=300?"),
+        (("--keep-best",), 2, "Did you mean -o checkpoint.keep_best=true?"),
+        (("--model", "gpt2-xl"), 2, "--model: says what the weights of --init-from do not"),
+        (("--from", "torch"), 2, "--from: says what the weights of --init-from do not"),
+        (("--skip-bad",), 2, "--skip-bad: leaves out records"),
         (("-c", "a.yaml"), 2, "The spec stands by itself: gptbridge train FILE.yaml."),
         (("--output_dir", "x"), 2, "--output_dir. --run FOLDER names the run's folder."),
         (
@@ -266,3 +273,10 @@ def drawn(run: Path) -> list[int]:
         steps += [event.step for value in event.summary.value if value.tag.endswith("loss")]
         data = data[16 + size :]
     return steps
+
+
+def test_what_is_to_be_typed_next_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    _say_next(Outcome(Path("my runs/a"), 3, "complete"), 3)
+    typed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert all("my runs/a" in words for words in typed)
+    assert "my runs/a-longer" in typed[-1]

@@ -117,6 +117,16 @@ def test_links_in_the_partial_folder_are_not_followed(
     assert precious.read_text() == "precious"
 
 
+@pytest.mark.parametrize("name", ["lock", "plan.json.new", "tokens.bin"])
+def test_a_folder_where_a_file_goes_is_not_a_preparations(text: str, prefix: Path, name: str) -> None:
+    leave_partial(text, prefix)
+    place = prefix.with_name("my.partial") / name
+    place.unlink(missing_ok=True)
+    place.mkdir()
+    with pytest.raises(UsageError, match="--overwrite"):
+        prepare([text], "byte", prefix)
+
+
 @pytest.mark.parametrize("ending", ["partial", "tokenizer", "bin", "json"])
 def test_an_output_that_is_a_link_is_not_followed(
     text: str, prefix: Path, tmp_path: Path, ending: str

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from gptbridge.data.blocks import PlainTexts, Position, read_blocks
+from gptbridge.data.partial import _sealed
 from gptbridge.data.prepare import TextOptions, prepare
 from gptbridge.data.sources import find_sources
 from gptbridge.errors import BadInput, RunFailed, UsageError
@@ -183,6 +184,25 @@ def test_damage_to_what_was_kept_is_noticed(
         "gone": b"",
     }
     path.write_bytes(edited[damage])
+    prepare(inputs, "byte", tmp_path / "out", OPTIONS)
+    assert dataset(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        [1],
+        {"counts": [1], "position": [0, 0, 1], "crc32": [0, 0]},
+        {"counts": [-9, -9, 0], "position": [0, 0, 1], "problems": {}, "digests": [], "crc32": [0, 0]},
+        {"counts": [0, 0, 0], "position": [0, -5, 1], "problems": {}, "digests": [], "crc32": [0, 0]},
+    ],
+)
+def test_a_sealed_line_that_says_something_else_is_cut_off(
+    inputs: list[str], expected: dict[str, bytes], tmp_path: Path, entry: object
+) -> None:
+    leave_unfinished(inputs, tmp_path / "out")
+    (tmp_path / "out.partial" / "journal.jsonl").write_bytes(_sealed(json.dumps(entry).encode()))
     prepare(inputs, "byte", tmp_path / "out", OPTIONS)
     assert dataset(tmp_path / "out") == expected
 

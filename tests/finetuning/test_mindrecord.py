@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from gptbridge.data.dataset import open_dataset
 from gptbridge.data.mindrecord_writer import encode_integers, write_mindrecord
 from gptbridge.data.prepare import TextOptions
 from gptbridge.data.readers.mindrecord import decode_integers
 from gptbridge.data.tokenizers import load_tokenizer
-from gptbridge.errors import BadInput, UsageError
+from gptbridge.errors import BadInput, RunFailed, UsageError
 from gptbridge.finetuning.mindrecord import write_classes, write_text
 from gptbridge.finetuning.table import read_table
+from gptbridge_cli.data import app
 from tests.finetuning.test_tables import spec_of
 
 LINES = ["sentence\tlabel", "good\t1", "rather poor\t0", "fine\t1"]
@@ -100,3 +102,31 @@ def test_bad_rows_are_named_and_files_are_not_replaced(written: Path) -> None:
     assert "3 of 4 records are bad" in heard[0]
     with pytest.raises(UsageError, match="exists already"):
         write_mindrecord(path, rows, "")
+    with pytest.raises(UsageError, match="exists already"):  # before the text is read, which is not there
+        write_text([str(written / "nowhere.txt")], "byte", path, 9, TextOptions())
+
+
+def test_folders_are_made_and_what_cannot_be_written_is_told(written: Path) -> None:
+    rows = [{"input_ids": [5, 6]}]
+    assert write_mindrecord(written / "new" / "folder" / "a.mindrecord", rows, "") == 1
+    with pytest.raises(RunFailed, match="cannot be written"):
+        write_mindrecord(written / "text.txt" / "a.mindrecord", rows, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["--records", "sst2"], "--records"),
+        (["--length", "9"], "--length"),
+        (["--format", "mindrecord", "--overwrite"], "--overwrite"),
+        (["--format", "mindrecord", "--num-labels", "3"], "--num-labels"),
+        (["--format", "mindrecord", "--records", "sst2", "--json-key", "x"], "--json-key"),
+        (["--format", "mindrecord", "--records", "sst2", "--document-separator", ""], "--document-separator"),
+    ],
+)
+def test_an_option_that_says_nothing_is_refused(written: Path, words: list[str], option: str) -> None:
+    given = [str(written / "text.txt"), "--tokenizer", "byte", "--output", str(written / "no"), *words]
+    result = CliRunner().invoke(app, ["prepare", *given])
+    assert isinstance(result.exception, UsageError)
+    assert result.exception.where == option
+    assert not list(written.glob("no*"))

@@ -85,6 +85,7 @@ def test_templates_name_fields_and_alpaca_has_its_own() -> None:
 BAD: dict[str, tuple[str, str]] = {
     "missing": ('{"text": "x"}', "no field 'src_txt'"),
     "type": ('{"src_txt": 1.5, "tgt_txt": "b"}', "src_txt is '1.5', not a text"),
+    "number": ('{"src_txt": 12, "tgt_txt": "b"}', "src_txt is '12', not a text"),
     "empty": ('{"src_txt": "", "tgt_txt": "b"}', "its source is empty"),
     "long": ('{"src_txt": "aaaaaaaa", "tgt_txt": "b"}', "10 tokens, more than training.seq_length + 1 = 8"),
     "kind": ('{"src_txt": "a"}', "has a source alone, those before it a source and a target"),

@@ -8,6 +8,7 @@ import pytest
 
 from gptbridge.data.tokenizers import load_tokenizer
 from gptbridge.errors import BadInput, UsageError
+from gptbridge.finetuning.batches import open_records
 from gptbridge.finetuning.lines import LABELS
 from gptbridge.finetuning.table import read_table
 from gptbridge_specs import RunSpec
@@ -112,3 +113,12 @@ def test_classes_may_have_names_of_their_own(tmp_path: Path) -> None:
     assert table.labels[-1] == 1
     with pytest.raises(UsageError, match=r"task\.num_labels: 2, but there are 3 classes"):
         read_table(file, spec_of("jsonl", labels=("a", "b", "c")), load_tokenizer("byte"), pytest.fail)
+
+
+def test_a_run_says_how_many_records_of_each_class_it_trains_on(tmp_path: Path) -> None:
+    file = tmp_path / "file.tsv"
+    file.write_text("".join(f"text {n}\t{int(n > 2)}\n" for n in range(8)))
+    given = spec_of("sst2").model_dump(exclude_unset=True)
+    given["data"] = {"path": str(file), "split": [6, 2, 0]}
+    with open_records(RunSpec.model_validate(given), pytest.fail) as data:
+        assert data.facts()["classes"] == {"0": 3, "1": 3}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -147,6 +148,7 @@ def test_a_hugging_face_folder_is_enough(run: Path, tmp_path: Path) -> None:
         (("{run}", "-p", "x", "--json", "--stream"), 2, "--json and --stream exclude each other"),
         (("{run}", "--prompt-file", "no.txt"), 5, "no.txt: no such file or directory"),
         (("{run}", "--prompt-file", "{run}"), 5, "is a directory"),
+        (("{run}", "--prompt-file", "{run}/fifo"), 5, "fifo: is a FIFO"),
         (("{run}", "--prompt-file", "{run}/latin.txt"), 5, "latin.txt: is not UTF-8 at byte 1"),
         (("{run}", "-p", "x", "--preset", "gpt"), 2, "preset='gpt': paddlenlp, fleetx"),
         (("{run}", "-p", "x" * 17, "-o", "generation.long_prompts=refuse"), 2, "prompt 1 has 17 tokens"),
@@ -159,6 +161,8 @@ def test_a_hugging_face_folder_is_enough(run: Path, tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_line(run: Path, words: tuple[str, ...], code: int, named: str) -> None:
     (run / "latin.txt").write_bytes(b"a\xe4")
+    (run / "fifo").unlink(missing_ok=True)
+    os.mkfifo(run / "fifo")
     result = gptbridge("generate", *(word.format(run=run) for word in words))
     assert result.returncode == code, result.stderr
     assert len([line for line in result.stderr.splitlines() if line.startswith("error")]) == 1

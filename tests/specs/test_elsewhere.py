@@ -51,6 +51,15 @@ def test_a_configuration_of_another_system_is_named(tmp_path: Path, system: str,
     assert typed in line
 
 
+@pytest.mark.parametrize(
+    ("kind", "system"), [("gpt", "PaddleNLP"), ("gpt3", "ModelScope"), ("gpt2", "Hugging Face")]
+)
+def test_the_kind_of_a_model_says_whose_its_configuration_is(tmp_path: Path, kind: str, system: str) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"architectures": ["X"], "model_type": kind, "hidden_act": "gelu"}))
+    assert f"configuration of {system}" in refusal(str(path))
+
+
 def test_our_own_files_are_nobody_elses(tmp_path: Path) -> None:
     for text in ("model: {num_layers: 2}", "optimizer: {beta1: 0.9}\ntask: {}\ndata: {}\n"):
         (tmp_path / "spec.yaml").write_text(text)
@@ -94,7 +103,8 @@ def test_other_words_are_answered(override: str, said: str) -> None:
         ("gpt2", "gpt2-small"),
         ("openai/gpt2", "gpt2-small"),
         ("gpt2-en", "paddlenlp-gpt2-en"),
-        ("gpt2-medium-en", "gpt2-medium"),
+        ("gpt2-medium-en", "fleetx-345m"),
+        ("gpt3-1.3B-en", "fleetx-1.3b"),
         ("fleetx-345m-singl-card", "fleetx-345m-single-card"),
         ("gpt3-1.3b-poetry", "modelscope-gpt3-1.3b-poetry"),
         ("gpt3-1.3b", "modelscope-gpt3-1.3b"),

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from gptbridge.errors import RunFailed, UsageError
+from gptbridge.errors import BadInput, RunFailed, UsageError
 from gptbridge.files import write_synced
-from gptbridge.training.events import EventLog
+from gptbridge.training.events import EventLog, read_events
+from gptbridge.training.launch import print_command
 from gptbridge.training.run_folder import RunFolder, locked
+from gptbridge.training.start import Devices, RunPlan
 from gptbridge.training.tensorboard import TensorBoard
-from gptbridge_specs import RunSpec
+from gptbridge_specs import RunSpec, load_run
 
 LINKS: dict[str, Callable[[Path, Path], object]] = {
     "symbolic": lambda path, target: path.symlink_to(target),
@@ -91,6 +93,50 @@ def test_checkpoints_behind_a_link_are_not_touched(precious: Path) -> None:
     with locked(run) as folder:
         folder.store.clean()
     assert not any((run / "checkpoints").iterdir())
+
+
+def test_ranks_behind_a_link_are_not_written(precious: Path) -> None:
+    run = precious.parent / "run"
+    (run / "ranks").symlink_to(precious.parent)
+    spec = load_run("gpt2-tiny", ["parallel.data=2", "training.device=cpu"])
+    with pytest.raises(UsageError, match="link"):
+        print_command(RunPlan(spec, run, devices=Devices(2)), "torch")
+    assert not (precious.parent / "request.json").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"[]",
+        b"{}",
+        b'{"event": ["step"], "step": 1}',
+        b'{"event": "resume"}',
+        b'{"event": "step", "step": "1"}',
+        b'{"event": "end", "time": "now"}',
+    ],
+)
+def test_a_line_that_is_no_event_is_named(tmp_path: Path, line: bytes) -> None:
+    (tmp_path / "events.jsonl").write_bytes(b'{"event": "end"}\n' + line + b"\n")
+    with pytest.raises(BadInput, match="line 2 is no event"):
+        read_events(tmp_path / "events.jsonl")
+
+
+def test_a_file_where_the_checkpoints_go_is_refused_before_a_step(precious: Path) -> None:
+    run = precious.parent / "run"
+    precious.rename(run / "checkpoints")
+    with pytest.raises(UsageError, match="is a file"), locked(run):
+        pass
+
+
+def test_links_among_the_checkpoints_are_removed_and_not_followed(precious: Path) -> None:
+    folder = precious.parent / "run" / "checkpoints"
+    folder.mkdir()
+    for left in (".saving-step-00000004", ".replaced-step-00000004", ".removing-step-00000001"):
+        (folder / left).symlink_to(precious.parent)
+    with locked(folder.parent) as run:
+        run.store.clean()
+    assert not any(folder.iterdir())
+    assert precious.exists()
 
 
 def replaced(run: Path) -> None:

@@ -105,7 +105,27 @@ def test_another_micro_batch_is_announced_where_dropout_goes_by_it() -> None:
     wet = load_run("gpt2-tiny", ["model.hidden_dropout_prob=0.1"])
     cut = load_run("gpt2-tiny", ["model.hidden_dropout_prob=0.1", "training.micro_batch_size=2"])
     (warning,) = allow_resume(state(wet), cut, digest="d" * 64, tokenizer="t" * 64)
-    assert "training.micro_batch_size" in warning
+    assert "training.micro_batch_size: 2, the checkpoint has 8" in warning
+
+
+LORA = ["task.lora.rank=2", "task.lora.dropout=0.1"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "announced"),
+    [
+        (["model.hidden_dropout_prob=0.1"], ["training.micro_batch_size=8"], 0),  # as it was, by another name
+        (["model.attention_probs_dropout_prob=0.1"], ["parallel.data=2"], 1),
+        (["model.attention_probs_dropout_prob=0.1"], ["parallel.data=2", "training.micro_batch_size=4"], 1),
+        (["model.attention_probs_dropout_prob=0.1"], ["parallel.tensor=2"], 0),
+        (LORA, ["training.micro_batch_size=2"], 1),
+        (LORA[:1], ["training.micro_batch_size=2"], 0),
+    ],
+)
+def test_what_the_micro_batch_comes_to_counts(before: list[str], now: list[str], announced: int) -> None:
+    first, then = (load_run("gpt2-tiny", words) for words in (before, before + now))
+    warnings = allow_resume(state(first), then, digest="d" * 64, tokenizer="t" * 64)
+    assert len(warnings) == announced
 
 
 def test_the_table_names_real_fields() -> None:

@@ -92,12 +92,12 @@ def _read(path: Path, theirs: Sequence[str]) -> tuple[System, dict[str, Any], in
     content = apply_overrides(read_with_bases(path) if is_yaml else read_json_mapping(path), theirs)
     title = system_of(content)
     if {"init_class", "init_args"} & content.keys() or (
-        title == _HUGGING_FACE and content.get("model_type") == "gpt"
+        title == "PaddleNLP" and {"architectures", "hidden_act"} & content.keys()
     ):
         return paddlenlp.MODEL, paddlenlp.flat_model(content, path), None
     if title == "PaddleNLP":
         return paddlenlp.SYSTEM, _as_flags(flattened(content, path)), None
-    if title == "ModelScope" or content.get("model_type") == "gpt3":
+    if title == "ModelScope":
         return modelscope.SYSTEM, modelscope.beside(path, content), None
     if title is None or title not in _YAML:
         if said := foreign_file(content, path) if title == _HUGGING_FACE else None:

@@ -74,6 +74,21 @@ def test_a_checkpoint_that_is_named_is_compared_with_its_manifest(
     assert run("inspect", step / named)[0] == 5
 
 
+@pytest.mark.parametrize("left_out", ["optimizer.safetensors", "tokenizer.json", "state.json"])
+def test_a_manifest_vouches_for_every_file_that_is_used(
+    left_out: str, run: Callable[..., Outcome], run_folder: Path, tmp_path: Path
+) -> None:
+    step = run_folder / "checkpoints" / "step-00000020"
+    (step / "notes.txt").write_text("the user's own")
+    assert run("inspect", step)[0] == 0
+    manifest = step / "manifest.json"
+    content = json.loads(manifest.read_text())
+    del content["files"][left_out]
+    manifest.write_text(json.dumps(content))
+    outcome = run("convert", step, tmp_path / "out", "--to", "torch")
+    assert_refused(outcome, 5, f"{left_out}: is not in manifest.json", tmp_path)
+
+
 def test_another_folder_called_checkpoints_makes_no_run(original: Path, tmp_path: Path) -> None:
     folder = converted(original, tmp_path / "paddle", "paddle")
     (folder / "checkpoints" / "model_1000").mkdir(parents=True)
