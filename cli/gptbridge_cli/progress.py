@@ -56,18 +56,17 @@ def _bar(what: str) -> Iterator[ShowBytes]:
 
 def _lines(what: str) -> ShowBytes:
     what = printable(what)
-    start = shown = time.monotonic()
-    first: int | None = None
+    shown = time.monotonic()
+    first: tuple[int, float] | None = None
 
     def report(done: int, total: int, note: str) -> None:
         nonlocal shown, first
         now = time.monotonic()
-        # what was done before this run began must not count as its speed
-        first = done if first is None else first
-        if now - shown < LINE_SECONDS:
+        first = first or (done, now)  # what was done before this run began must not count as its speed
+        if now - shown < LINE_SECONDS or done == first[0]:
             return
         shown = now
-        rate = max(done - first, 1) / (now - start)
+        rate = (done - first[0]) / (now - first[1])
         left = (total - done) / rate
         amount = f"{done / 1e6:.1f} of {total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
         typer.echo(f"{what}: {amount}, {left:.0f} s left, {note}", err=True)
