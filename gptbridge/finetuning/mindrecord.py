@@ -15,7 +15,7 @@ from gptbridge.data.dataset import open_dataset
 from gptbridge.data.mindrecord_writer import write_mindrecord
 from gptbridge.data.prepare import TextOptions, prepare
 from gptbridge.data.tokenizers import load_tokenizer
-from gptbridge.errors import BadInput, UsageError
+from gptbridge.errors import BadInput, Interrupted, UsageError
 from gptbridge.finetuning.lines import LABELS
 from gptbridge.finetuning.table import read_table
 from gptbridge_specs.loading import build
@@ -35,7 +35,10 @@ def write_text(
     def rows() -> Iterator[Fields]:
         with TemporaryDirectory(dir=output.parent) as folder:
             prefix = Path(folder) / "text"
-            prepare(inputs, tokenizer, prefix, options, **how)
+            try:
+                prepare(inputs, tokenizer, prefix, options, **how)
+            except Interrupted as stop:  # what it kept goes with the folder
+                raise Interrupted("stopped; nothing is kept", exit_code=stop.exit_code) from stop
             dataset = open_dataset(str(prefix))
             if dataset.tokens < length:
                 raise BadInput(f"{dataset.tokens} tokens are less than one row of {length}", where=inputs[0])

@@ -15,6 +15,7 @@ from gptbridge.data.batches import samples_of
 from gptbridge.data.dataset import open_dataset
 from gptbridge.data.tokenizers import load_tokenizer
 from gptbridge.errors import BackendMissing, BadInput, UsageError, from_checkout
+from gptbridge.files import nearby
 from gptbridge.finetuning.batches import count_rows
 from gptbridge.plugins.backend import load_plugin
 from gptbridge.plugins.finding import backend_names, missing_framework
@@ -116,6 +117,8 @@ def resolve(
             where=f"--resume {resume}",
         )
     source = Path(resume) if resume is not None and resume != AUTO else None
+    if source is not None and not os.path.lexists(source):
+        raise BadInput("no such file or folder", where=source, hint=nearby(source))
     name = _UNNAMED if isinstance(named, RunSpec) else Path(named or DEFAULT_RUN).stem
     try:
         folder = run or (source and _run_of(source)) or RUNS / name

@@ -106,6 +106,7 @@ def test_a_dry_run_says_all_and_launches_nothing(tmp_path: Path) -> None:
         (("-o", "parallel.data=3"), 2, "parallel.data"),
         (("--backend", "troch"), 3, "Did you mean 'torch'"),
         (("--resume", "nowhere"), 5, "nowhere: no such file or folder"),
+        (("--resume", "nowhere", "--dry-run"), 5, "nowhere: no such file or folder"),
         (("--lr", "1e-4"), 2, "Did you mean -o schedule.max_lr=1e-4?"),
         (("--device", "cuda"), 2, "Did you mean -o training.device=gpu?"),
         (("--training.max_steps", "3"), 2, "Did you mean -o training.max_steps=300?"),
