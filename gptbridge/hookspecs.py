@@ -45,6 +45,7 @@ class MemoryUse:
     """
 
     process: int = 350 << 20  # bytes of a process with the framework loaded
+    recomputing: int = 0  # bytes more of it where layers are recomputed, such as a compiler
     per_layer: int = 0  # bytes of what describes a layer, such as a compiled graph
     core: Kept = field(default_factory=dict)
     attention: Kept = field(default_factory=lambda: {"m g d": 2, "m d": 2})

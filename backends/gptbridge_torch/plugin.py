@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # Measured by benchmarks/memory.py. Attention with dropout is computed in steps on a CPU, each of them kept.
 MEMORY = MemoryUse(
-    process=340 << 20,  # 290 to 420, by how much of the libraries the kernel maps at once
+    process=330 << 20,  # 280 to 360, by how much of the libraries the kernel maps at once
+    recomputing=70 << 20,  # its checkpoint imports the compiler
     core_dropped={"m g t": 3, "m g d": 1, "m d": 1},
     block_dropped={"i": 2},
     working=0.45,

@@ -67,6 +67,8 @@ def estimate_training(spec: RunSpec, use: MemoryUse) -> Estimate:
     waste = use.waste if spec.training.recompute == "none" else 1.0
     step = int(waste * max(activations + before, kept + working + gradients))
     process = use.process + use.per_layer * held.layers
+    if spec.training.recompute != "none":
+        process += use.recomputing
     peak = process + weights + moments + max(step, int(_LOADING * held.matrix))
     saving = process + weights + gradients + 2 * moments + held.trained // sharded[2]
     return Estimate(weights, gradients, moments, activations, process, peak, saving)

@@ -117,10 +117,10 @@ def resolve(
             where=f"--resume {resume}",
         )
     source = Path(resume) if resume is not None and resume != AUTO else None
-    if source is not None and not os.path.lexists(source):
-        raise BadInput("no such file or folder", where=source, hint=nearby(source))
     name = _UNNAMED if isinstance(named, RunSpec) else Path(named or DEFAULT_RUN).stem
     try:
+        if source is not None and not source.exists():
+            raise BadInput("no such file or folder", where=source, hint=nearby(source))
         folder = run or (source and _run_of(source)) or RUNS / name
         goes_on = resume is not None and (folder / SPEC_FILE).is_file()
         if beginning is not None and (named is not None or not goes_on):
