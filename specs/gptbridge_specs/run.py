@@ -65,7 +65,8 @@ class DataSpec(Part):
     def _mixture_as_text(cls, value: Any) -> Any:
         """Take Megatron's form too: `0.7 data/a 0.3 data/b`."""
         words = value.split() if isinstance(value, str) else value
-        if not words or not all(isinstance(word, str) for word in words):
+        several = isinstance(words, (list, tuple)) and all(isinstance(word, str) for word in words)
+        if not words or not several:
             return () if words in ("", None, []) else words
         if len(words) % 2:
             raise ValueError("a weight before each path: 0.7 data/a 0.3 data/b")

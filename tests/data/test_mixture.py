@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from gptbridge.data.batches import open_data
 from gptbridge.data.prepare import TextOptions, prepare
@@ -201,3 +202,9 @@ def test_what_a_mixture_needs_is_named(letters: dict[str, str], tmp_path: Path) 
         open_data(spec_of({"mixture": f"1 {letters['a']} 1 {tmp_path / 'gone'}"})),
     ):
         pytest.fail("opened")
+
+
+@pytest.mark.parametrize("value", [3, 0.5, {"a": 1}, [["x"]]])
+def test_what_is_no_mixture_names_its_field(value: object) -> None:
+    with pytest.raises(ValidationError, match=r"data\.mixture"):
+        RunSpec.model_validate({"data": {"mixture": value}})
