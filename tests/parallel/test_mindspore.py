@@ -21,7 +21,7 @@ class TestMindSpore(LayoutTests):
         "adapted": ({"model": SHALLOW, "task": TASK}, CLOSE),
     }
     LAYOUTS: ClassVar[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
-        "dp": ({"data": 2}, ("adapted",)),
+        "dp": ({"data": 2}, ("dropped", "adapted")),
         "tp": ({"tensor": 2}, ()),
         "tp-sequence": ({"tensor": 2, "sequence": True}, ("dropped",)),
         "pp": ({"pipeline": 2}, ()),
@@ -38,6 +38,6 @@ class TestMindSpore(LayoutTests):
         "gradients of columns": ("tp", "gptbridge_mindspore.parts:enter=tests.parallel.passed:Passed"),
     }
     READ: ClassVar[frozenset[str] | None] = frozenset(
-        {"tp-sequence-dropped", "pp-virtual-deep", "sharding-3-dropped"}
+        {"dp-dropped", "tp-sequence-dropped", "pp-virtual-deep", "sharding-3-dropped"}
         | {f"alone-{variant}" for variant in ("sgd", "dropped", "deep")}
     )
