@@ -20,7 +20,7 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes that encode; the ou
 AppendEos = Annotated[bool, typer.Option("--append-eos", help="End each document with its token.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Count bad documents, go on.")]
 Format = Annotated[str, typer.Option(help="megatron, or mindrecord as MindFormers' scripts write it.")]
-Length = Annotated[int | None, typer.Option(min=2, help="mindrecord: tokens of a row, or 1025.")]
+Length = Annotated[int | None, typer.Option(min=2, help="mindrecord: tokens of a row; absent: 1025.")]
 Records = Annotated[
     str | None, typer.Option(metavar="FORMAT", help="mindrecord: texts with classes, such as sst2 or jsonl.")
 ]
@@ -64,9 +64,9 @@ def prepare(
             "on_problem": lambda line: say(line, err=True),
         }
         if format == "mindrecord":
-            _write_mindrecord(inputs, tokenizer, output, length or 1025, records, num_labels, how)
-            return
-        content = preparing.prepare(inputs, tokenizer, output, overwrite=overwrite, **how)
+            content = _write_mindrecord(inputs, tokenizer, output, length or 1025, records, num_labels, how)
+        else:
+            content = preparing.prepare(inputs, tokenizer, output, overwrite=overwrite, **how)
     for line in [json.dumps(content, indent=2)] if as_json else _made(output, content):
         (typer.echo if as_json else say)(line)
 
@@ -79,7 +79,7 @@ def _require_used(context: typer.Context, format: str, records: str | None) -> N
         ("--format mindrecord", "overwrite", format == "mindrecord"),
         ("--format megatron", "length records num_labels", format == "megatron"),
         ("no --records", "num_labels", records is None),
-        ("--records", "append_eos json_key document_separator glob as_text", records is not None),
+        ("--records", "append_eos json_key document_separator glob as_text workers", records is not None),
     ):
         for name in options.split() if is_here else ():
             source = context.get_parameter_source(name)
@@ -95,7 +95,7 @@ def _write_mindrecord(
     records: str | None,
     num_labels: int | None,
     how: dict[str, Any],
-) -> None:
+) -> dict[str, Any]:
     from pathlib import Path
 
     from gptbridge.finetuning import mindrecord
@@ -109,11 +109,13 @@ def _write_mindrecord(
         fields = {"format": records, "skip_bad": how["options"].skip_bad}
         given = (Path(inputs[0]), tokenizer, path, length, fields, num_labels)
         rows = mindrecord.write_classes(*given, how["on_problem"])
-    say(f"{path}: {_count(rows, 'row')} of {length} tokens")
+    return {"path": str(path), "rows": rows, "length": length}
 
 
 def _made(output: str, content: Mapping[str, Any]) -> list[str]:
     """Return the lines that say what a preparation has made."""
+    if "rows" in content:  # of a MindRecord
+        return [f"{content['path']}: {_count(content['rows'], 'row')} of {content['length']} tokens"]
     documents, tokens = _count(content["documents"], "document"), _count(content["tokens"], "token")
     lines = [f"{output}: {documents}, {tokens} ({content['dtype']})"]
     bad = sum(content["bad_documents"].values())

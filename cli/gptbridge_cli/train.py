@@ -88,14 +88,20 @@ def _plan(
 
     machines = Devices(**{name: words.pop(name) for name in MACHINES})
     if init_from is None:
-        for name in (name for name, value in words.items() if value is not None):
-            option = (HINTS[name][1].param_decls or [f"--{name.replace('_', '-')}"])[0]
-            raise UsageError("says what the weights of --init-from do not, and none are given", where=option)
+        _refuse_hints(words)
     beginning = Beginning(init_from, hints_of(**words)) if init_from is not None else None
     plan = resolve(spec, overrides, run, resume, beginning, machines)
     if _SKIP_BAD in overrides and plan.spec.task.name == "language_modeling":
         raise UsageError("leaves out records of a task, and this run reads tokens", where="--skip-bad")
     return plan
+
+
+def _refuse_hints(words: dict[str, Any]) -> None:
+    """Raise UsageError where one was given, there being nothing that it is a hint on."""
+    given = next((name for name, value in words.items() if value is not None), None)
+    if given is not None:
+        option = (HINTS[given][1].param_decls or [f"--{given.replace('_', '-')}"])[0]
+        raise UsageError("says what the weights of --init-from do not, and none are given", where=option)
 
 
 def _run(plan: RunPlan, backend: str, display: list[Observer], *, force: bool, tensorboard: bool) -> Outcome:

@@ -10,14 +10,14 @@ from typing import Any
 
 from gptbridge.errors import BadInput, printable
 from gptbridge.files import read_json, require_regular_file, write_json
+from gptbridge.weights.conversion.companions import TOKENIZER_FILES
 
 MANIFEST_FILE = "manifest.json"
 
 Entry = dict[str, Any]
 
-# Begin the names of what is read of a checkpoint; an adapter is the user's to lay beside it.
-_WEIGHTS = ("config.", "state.", "model.safetensors", "model-", "optimizer")
-_TOKENIZER = ("tokenizer", "vocab", "merges", "added_tokens", "special_tokens")
+# Begin the names of what is read of a checkpoint beside its tokenizer; an adapter is the user's to lay there.
+_READ = ("config.", "state.", "model.safetensors", "model-", "optimizer")
 
 
 def write_manifest(folder: Path, known: Mapping[str, Entry] | None = None) -> None:
@@ -40,7 +40,8 @@ def verify(folder: Path) -> None:
     if not isinstance(files, dict) or not files:
         raise BadInput("lists no files", where=manifest)
     for path in sorted(folder.iterdir()):
-        if path.name.startswith((*_WEIGHTS, *_TOKENIZER)) and path.name not in files:
+        is_read = path.name.startswith(_READ) or path.name in TOKENIZER_FILES
+        if is_read and path.name not in files:
             raise BadInput(f"is not in {MANIFEST_FILE}, so nothing vouches for it", where=path)
     facts = {name: _facts(manifest, name, entry) for name, entry in files.items()}
     # Sizes first: a file cut short is found without reading the others.

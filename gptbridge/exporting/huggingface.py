@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gptbridge.exporting.draft import Draft
-from gptbridge.weights.conversion.companions import TOKENIZER_FILES
+from gptbridge.weights.conversion.companions import COPIED
 from gptbridge.weights.conversion.convert import Conversion, convert_checkpoint
 
 
@@ -17,7 +17,7 @@ def write_huggingface(draft: Draft, folder: Path) -> None:
         Conversion(draft.opened.path, apart, "torch", draft.hints, dtype=draft.dtype, merge_lora=adapted)
     )
     for file in apart.iterdir():
-        if file.name not in TOKENIZER_FILES:
+        if file.name not in COPIED:
             file.rename(folder / file.name)
         else:
             file.unlink()

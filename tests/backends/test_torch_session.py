@@ -36,6 +36,7 @@ from tests.backends.sessions import (
 
 START = """
 import sys
+import torch
 from gptbridge.plugins.backend import load_backend
 from tests.backends.sessions import make_batch, make_spec
 
@@ -43,7 +44,7 @@ for recompute in ("none", "full"):
     trainer, _, _ = load_backend("torch").open_trainer(make_spec(training={"recompute": recompute}))
     trainer.step(make_batch(), 0.0)
     trainer.logits(make_batch().inputs[0])
-    print("torch._dynamo" in sys.modules)
+    print("torch._dynamo" in sys.modules, torch.are_deterministic_algorithms_enabled())
 """
 
 
@@ -78,7 +79,7 @@ def test_a_run_starts_without_the_compiler() -> None:
     run = subprocess.run(
         [sys.executable, "-c", START], capture_output=True, text=True, timeout=60, check=True
     )
-    assert run.stdout.split() == ["False", "True"]
+    assert run.stdout.split() == ["False", "True", "True", "True"]
 
 
 class TestTorch(KeptBytesTests):
@@ -210,6 +211,7 @@ def test_compile_trains_the_same_model() -> None:
     small = {"num_layers": 1}
     plain = open_trainer(make_spec(model=small))
     compiled = open_trainer(make_spec(model=small, training={"compile": True}))
+    assert torch._inductor.config.deterministic
     for step in (1, 2):
         expected, result = plain.step(make_batch(step), 1e-2), compiled.step(make_batch(step), 1e-2)
         assert result.loss == pytest.approx(expected.loss, rel=1e-5)

@@ -121,6 +121,7 @@ def test_folders_are_made_and_what_cannot_be_written_is_told(written: Path) -> N
         (["--format", "mindrecord", "--overwrite"], "--overwrite"),
         (["--format", "mindrecord", "--num-labels", "3"], "--num-labels"),
         (["--format", "mindrecord", "--records", "sst2", "--json-key", "x"], "--json-key"),
+        (["--format", "mindrecord", "--records", "sst2", "--workers", "2"], "--workers"),
         (["--format", "mindrecord", "--records", "sst2", "--document-separator", ""], "--document-separator"),
     ],
 )
@@ -130,3 +131,20 @@ def test_an_option_that_says_nothing_is_refused(written: Path, words: list[str],
     assert isinstance(result.exception, UsageError)
     assert result.exception.where == option
     assert not list(written.glob("no*"))
+
+
+def test_what_was_written_is_told_as_json(written: Path) -> None:
+    words = [
+        "--tokenizer",
+        "byte",
+        "--output",
+        str(written / "rows"),
+        "--format",
+        "mindrecord",
+        "--length",
+        "5",
+    ]
+    result = CliRunner().invoke(app, ["prepare", str(written / "text.txt"), *words, "--json", "--quiet"])
+    told = json.loads(result.stdout)
+    assert (told["path"], told["length"]) == (str(written / "rows.mindrecord"), 5)
+    assert told["rows"] == (written / "text.txt").stat().st_size // 5 > 0

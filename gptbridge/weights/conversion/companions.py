@@ -27,8 +27,8 @@ TOKENIZER_FILES = (
     "sentencepiece.model",
     "spiece.model",
     "tokenizer.model",
-    "generation_config.json",
 )
+COPIED = (*TOKENIZER_FILES, "generation_config.json")
 _MAX_TOKENIZER_BYTES = 64 << 20
 
 
@@ -44,7 +44,7 @@ def write_companions(source: Opened, target: Target, files: Sequence[TargetFile]
     adapters = target.dialect.adapters
     if target.lora is not None and adapters is not None and not holds_lora(target.layout):
         written += adapters.write(target.lora, target.model, target.dtypes, folder)
-    for name in TOKENIZER_FILES:
+    for name in COPIED:
         if name not in written and _is_plain(source.folder / name):
             write_synced(folder / name, (source.folder / name).read_bytes())
             written.append(name)

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from gptbridge import convert, inspect
+from gptbridge.checkpoint.manifest import verify
 from gptbridge.checkpoint.store import CheckpointStore
+from gptbridge.errors import BadInput
 from gptbridge.testing.cases import weights
 from gptbridge.weights.conversion.facts import CheckpointFacts
 from tests.checkpoint.conftest import spec_of, writer
@@ -87,6 +89,16 @@ def test_a_manifest_vouches_for_every_file_that_is_used(
     manifest.write_text(json.dumps(content))
     outcome = run("convert", step, tmp_path / "out", "--to", "torch")
     assert_refused(outcome, 5, f"{left_out}: is not in manifest.json", tmp_path)
+
+
+@pytest.mark.parametrize("laid", ["sentencepiece.model", "encoder.json", "model-00001-of-00002.safetensors"])
+def test_a_file_that_would_be_used_and_is_laid_beside_is_damage(laid: str, run_folder: Path) -> None:
+    step = run_folder / "checkpoints" / "step-00000020"
+    (step / "generation_config.json").write_text("{}")
+    verify(step)
+    (step / laid).write_bytes(b"")
+    with pytest.raises(BadInput, match=f"{laid}: is not in manifest.json"):
+        verify(step)
 
 
 def test_another_folder_called_checkpoints_makes_no_run(original: Path, tmp_path: Path) -> None:
