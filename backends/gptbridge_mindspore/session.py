@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -37,16 +37,19 @@ ALONE = World()
 class MindSporeMemory:
     """How MindSpore's tensors are reached from the host: a `gptbridge.weights.shards.Memory`.
 
-    The tensors hold `factor` times what they stand for.
+    The tensors hold `factor` times what they stand for. `shared` are those whose memory the host shares: asking
+    a tensor for it waits for all that is queued, so it is asked for now, before a step queues more.
     """
 
-    def __init__(self, factor: float = 1.0) -> None:
+    def __init__(self, factor: float = 1.0, shared: Iterable[Tensor] = ()) -> None:
         self._factor = np.float32(factor)
+        self._shared = {id(tensor): tensor.asnumpy() for tensor in shared if tensor.dtype == ms.float32}
 
     def download(self, tensor: Tensor) -> NDArray[np.float32]:
         """Return the tensor as float32; on a CPU it may share the tensor's memory."""
-        whole = tensor if tensor.dtype == ms.float32 else tensor.astype(ms.float32)
-        array: NDArray[np.float32] = whole.asnumpy()
+        array: NDArray[np.float32] | None = self._shared.get(id(tensor))
+        if array is None:
+            array = (tensor if tensor.dtype == ms.float32 else tensor.astype(ms.float32)).asnumpy()
         return array if self._factor == 1 else array / self._factor
 
     def upload(self, tensor: Tensor, array: NDArray[np.float32]) -> None:
@@ -81,7 +84,7 @@ class MindSporeModel:
         self._place = world.place
         self._groups: Groups = world.handle or Groups()
         self._dtype = COMPUTE[spec.precision.compute]
-        self._kernels = KERNELS[device.kind]
+        self._kernels, self._on_host = KERNELS[device.kind], device.kind == "cpu"
         self._cut = cut_of(spec.model, self._place, self._groups)
         self._head = self._new_head()
         self._token_losses, self._logits = ms.jit(self._head.token_losses), ms.jit(self._head.logits)
@@ -118,8 +121,8 @@ class MindSporeModel:
 
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
-        spec, tensors, memory = self._spec, self._tensors(kind), MindSporeMemory(self._kept(kind))
-        trained = kind != "weight"
+        spec, tensors, trained = self._spec, self._tensors(kind), kind != "weight"
+        memory = MindSporeMemory(self._kept(kind), tensors.values() if self._on_host else ())
         if not self._sliced(kind):
             return shards_of(
                 spec.model, LAYOUT, tensors, memory, self._place, task=spec.task, trained=trained

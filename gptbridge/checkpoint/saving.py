@@ -1,4 +1,6 @@
-"""Saving beside the steps: a copy of what this rank owns, which a thread writes while training goes on.
+"""Saving beside the steps: a thread copies what this rank owns, and writes the copy while training goes on.
+
+A copy is taken beside the gradients of the next step, which waits for it before it changes the weights.
 
 The ranks of a run write one checkpoint. They agree through files in its hidden folder, never through
 collectives, which belong to the steps: rank 0 makes the folder and marks it `ready`; each rank marks what it
@@ -46,14 +48,26 @@ class Saved:
 
 
 class Saver:
-    """The checkpoints of one rank of `ranks`, one at a time; a context manager that waits for the last."""
+    """The checkpoints of one rank of `ranks`, one at a time."""
 
     def __init__(
-        self, store: CheckpointStore, keep: CheckpointSpec, room: Callable[[], int], rank: int, ranks: int
+        self,
+        store: CheckpointStore,
+        keep: CheckpointSpec,
+        room: Callable[[], int],
+        rank: int,
+        ranks: int,
+        *,
+        asked: bool = False,
     ) -> None:
-        """`room` tells how many bytes a copy may take; a run that needs more waits for the writing."""
+        """`room` tells how many bytes a copy may take; a run that needs more waits for the writing.
+
+        `asked` promises that `wait_for_copy` is called before a tensor changes: `begin` need not wait.
+        """
         self._store, self._keep, self._room = store, keep, room
-        self._rank, self._ranks = rank, ranks
+        self._rank, self._ranks, self._asked = rank, ranks, asked
+        self._copied = threading.Event()
+        self._copied.set()
         self._thread = ThreadPoolExecutor(1, "gptbridge-save")
         self._writer: int | None = None  # the thread, while it writes beside the steps
         self._pending: Future[Saved] | None = None
@@ -78,15 +92,20 @@ class Saver:
             for kind in kinds_of(state)
         }
         nbytes = sum(4 * int(np.prod(shard.shape)) for held in owned.values() for shard in held)
-        if beside := not wait and nbytes <= self._room():
-            owned = {kind: [_copied(shard) for shard in held] for kind, held in owned.items()}
         content = Content(state, tokenizer, owned)
-        if beside:
+        if not wait and nbytes <= self._room():
+            self._copied.clear()
             self._pending = self._thread.submit(self._save_beside, content, started)
+            if not self._asked:
+                self.wait_for_copy()
         else:
             self._pending = Future()
             self._pending.set_result(self._save(content, started))
         return before
+
+    def wait_for_copy(self) -> None:
+        """Return once no tensor of the trainer is read any more."""
+        self._copied.wait()
 
     def done(self) -> Saved | None:
         """Return the checkpoint that has become whole since the last question; RunFailed where it failed."""
@@ -104,11 +123,15 @@ class Saver:
         self._thread.shutdown()
 
     def _save_beside(self, content: Content, started: float) -> Saved:
-        """Save where the steps leave a core idle."""
+        """Copy, then save where the steps leave a core idle."""
+        try:
+            copies = {kind: [_copied(shard) for shard in held] for kind, held in content.shards.items()}
+        finally:
+            self._copied.set()
         self._writer = threading.get_native_id()
         _set_niceness(self._writer, _NICENESS)
         try:
-            return self._save(content, started)
+            return self._save(replace(content, shards=copies), started)
         finally:
             self._writer = None
 

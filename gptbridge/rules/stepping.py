@@ -22,9 +22,13 @@ T = TypeVar("T")  # the framework's scalar, perhaps still being computed
 
 
 class Stepper(ABC, Generic[T]):
-    """`step`, `accumulate` and `state` of `gptbridge.session.Trainer`."""
+    """`step`, `accumulate` and `state` of `gptbridge.session.Trainer`.
+
+    `before_update` is called in each step before a weight or a moment changes: a save may be reading them.
+    """
 
     state: TrainerState
+    before_update: Callable[[], object] = staticmethod(lambda: None)
 
     def __init__(self, spec: RunSpec) -> None:
         self._precision = spec.precision
@@ -89,6 +93,7 @@ class Stepper(ABC, Generic[T]):
         # Only an fp16 step must be seen before it is applied; otherwise the update is queued first.
         overflowed = scale is not None and not all(map(math.isfinite, measured()))
         if not overflowed:
+            self.before_update()
             self.update(learning_rate, self.state.updates + 1)
         self.state = after_step(self.state, self._precision, overflowed=overflowed)
         loss, grad_norm = measured()

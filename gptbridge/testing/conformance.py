@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ from gptbridge import reference
 from gptbridge.errors import BridgeError, UsageError
 from gptbridge.hookspecs import API_VERSION
 from gptbridge.plugins.finding import backend_names, hardware_names
-from gptbridge.session import MOMENTS, LanguageModel, StepResult, Trainer, TrainerState
+from gptbridge.rules.stepping import Stepper
+from gptbridge.session import MOMENTS, Kind, LanguageModel, StepResult, Trainer, TrainerState
 from gptbridge.testing import cases, mistakes
 from gptbridge.testing.comparison import require, require_equal_bits
 from gptbridge.testing.decoding import DecoderTests
@@ -33,6 +35,7 @@ from gptbridge.testing.harness import (
 )
 from gptbridge.testing.sharding import ShardTests
 from gptbridge.testing.tasks import TaskTests
+from gptbridge.weights.shards import arrays
 
 LEARNING_RATE = 0.5
 
@@ -279,6 +282,32 @@ class BackendConformance(ShardTests, DecoderTests, DropoutTests, TaskTests):
             other = resume(moments, 5)[0]
             require(other.loss != expected[0].loss, "dropout does not depend on the step")
         second.close()
+
+    def test_a_save_reads_beside_the_gradients(self) -> None:
+        """A thread reads, while a step computes its gradients, the weights and moments of the step before."""
+        spec = self._spec("gelu_erf-untied")
+        weights, moments = cases.weights(spec.model), cases.moments(spec.model)
+        trainer = self._start(spec, weights)
+        if not isinstance(trainer, Stepper):
+            return  # what it holds is copied before the step
+        fill_moments(trainer, spec.model, moments)
+        trainer.state = TrainerState(updates=4)
+        kinds: tuple[Kind, ...] = ("weight", *MOMENTS)
+        for step in (1, 2):  # the first step compiles where there is something to compile
+            kept = [{**arrays(trainer.shards(kind))} for kind in kinds]
+            shards = [trainer.shards(kind) for kind in kinds]
+            with ThreadPoolExecutor(1) as thread:
+                copies = thread.submit(lambda shards=shards: list(map(arrays, shards)))
+                trainer.before_update = copies.result
+                trainer.step(cases.batch(spec.model, step=step), LEARNING_RATE)
+                for kind, found, expected, owners in zip(kinds, copies.result(), kept, shards, strict=True):
+                    require_equal_bits(f"{kind} before the update", found, expected)
+                    moved = arrays(owners)
+                    require(
+                        any(not np.array_equal(moved[name], array) for name, array in expected.items()),
+                        f"a step leaves every {kind} unchanged",
+                    )
+            trainer.before_update = bool
 
     # What is refused
 

@@ -12,6 +12,7 @@ from typing import Any
 from gptbridge.checkpoint.resuming import RunCheckpoint, open_run_checkpoint
 from gptbridge.checkpoint.saving import Saver
 from gptbridge.checkpoint.state import Origin
+from gptbridge.checkpoint.store import CheckpointStore
 from gptbridge.data.batches import RunData, open_data
 from gptbridge.errors import BridgeError, Interrupted, UsageError
 from gptbridge.finetuning.batches import RecordData, open_records
@@ -21,6 +22,7 @@ from gptbridge.plugins.backend import Backend, load_backend
 from gptbridge.process.signals import StopRequest
 from gptbridge.process.world import World
 from gptbridge.rules.loss_scale import continued, initial_state
+from gptbridge.rules.stepping import Stepper
 from gptbridge.session import Device, Trainer
 from gptbridge.training.advice import advise
 from gptbridge.training.beginning import BegunWeights, advise_beginning, origin_of
@@ -149,7 +151,7 @@ def begin(
         facts |= environment
         heard = [*_log(stack, plan, ready.folder, environment), plugin.notify, *observers]
     events = Events(heard)
-    saver = Saver(store, spec.checkpoint, partial(_room_for_copies, world.size), world.rank, world.size)
+    saver = _saver(trainer, store, spec, world)
     stack.callback(saver.close)
     with _end_told(events), StopRequest(words) as stop:
         watch = Watch(spec.evaluation, ready.checkpoint.state.best if ready.checkpoint is not None else None)
@@ -179,6 +181,15 @@ def _fill(trainer: Trainer, plan: RunPlan, ready: Ready, *, leads: bool) -> tupl
     if ready.checkpoint is not None:
         return _go_on(trainer, plan.spec, ready.checkpoint), ready.checkpoint.state.origin
     return 0, _begin(trainer, plan, ready.data.tokenizer.identity, ready.warnings, leads=leads)
+
+
+def _saver(trainer: Trainer, store: CheckpointStore, spec: RunSpec, world: World) -> Saver:
+    """Return what saves the run; a trainer that is no Stepper may change its weights at any time."""
+    asks, room = isinstance(trainer, Stepper), partial(_room_for_copies, world.size)
+    saver = Saver(store, spec.checkpoint, room, world.rank, world.size, asked=asks)
+    if isinstance(trainer, Stepper):
+        trainer.before_update = saver.wait_for_copy
+    return saver
 
 
 def _room_for_copies(ranks: int) -> int:

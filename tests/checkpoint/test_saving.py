@@ -147,3 +147,31 @@ def test_training_goes_on_while_a_copy_is_written(tmp_path: Path) -> None:
     with opened_run(tmp_path / "beside" / "step-00000020") as opened:
         name, box = "wte.weight", {"v": (0, 29), "i": (0, 12)}
         assert np.array_equal(opened.weights.read(name, box), reads_of(SPEC, 20)["weight"](name, box))
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_copy_is_taken_beside_what_waits_for_it(tmp_path: Path, *, asked: bool) -> None:
+    """A saver that is asked before tensors change lets a step begin before it has read them."""
+    held, read = held_by(Place(), SPEC, 20, sliced=False), threading.Event()
+
+    def slow(kind: Kind) -> list[Shard]:
+        return [
+            replace(shard, read=lambda shard=shard: read.wait(30) and shard.read())  # type: ignore[misc]
+            for shard in held(kind)
+        ]
+
+    saver = Saver(CheckpointStore(tmp_path), CheckpointSpec(), lambda: 1 << 30, 0, 1, asked=asked)
+    with ThreadPoolExecutor(2) as threads:
+        begun = threads.submit(saver.begin, state_of(SPEC, 20), TOKENIZER, slow)
+        if asked:
+            begun.result(30)
+        waited = threads.submit(saver.wait_for_copy) if asked else begun
+        with pytest.raises(TimeoutError):
+            waited.result(0.2)
+        read.set()
+        waited.result(30)
+    assert saver.finish() is not None
+    saver.close()
+    with opened_run(tmp_path / "step-00000020") as opened:
+        name, box = "wte.weight", {"v": (0, 29), "i": (0, 12)}
+        assert np.array_equal(opened.weights.read(name, box), reads_of(SPEC, 20)["weight"](name, box))
