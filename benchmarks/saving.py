@@ -1,10 +1,11 @@
 """What a save costs the steps beside it: `saving.py [BACKEND] [ROUNDS] [SAMPLES]`.
 
-Trains a small model in this process on SAMPLES of 256 tokens a step, and prints what the steps beside a save take
-longer than those after them: in seconds, and in CPU seconds without those of the thread that writes, which
-other programs on the machine do not change. 32 samples are the 8,192 tokens of the smallest recipes; with 2, a
-checkpoint is a hundred times as large beside its steps. Where a framework keeps every core busy, the steps lose what
-a save computes, about 0.3 s for each 100 MiB: with OMP_NUM_THREADS=1 on two cores, torch and paddle leave it one.
+Trains a small model in this process on SAMPLES of 256 tokens a step, and prints what the steps beside a
+save take longer than those after them: in seconds, and in CPU seconds without those of the thread that
+writes, which other programs on the machine do not change. 32 samples are the 8,192 tokens of the smallest
+recipes; with 2, the checkpoint is large beside its steps. Where a framework keeps every core busy, the steps
+lose what a save computes, about 0.3 s for each 100 MiB; with OMP_NUM_THREADS=1 on two cores, torch and paddle
+leave it a core.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -37,23 +37,23 @@ ALONE = World()
 class MindSporeMemory:
     """How MindSpore's tensors are reached from the host: a `gptbridge.weights.shards.Memory`.
 
-    The tensors hold `factor` times what they stand for. `shared` are those whose memory the host shares: asking
-    a tensor for it waits for all that is queued, so it is asked for now, before a step queues more.
+    The tensors hold `factor` times what they stand for. `known` has the arrays that share the memory of some
+    of them, by their `id`, until these change.
     """
 
-    def __init__(self, factor: float = 1.0, shared: Iterable[Tensor] = ()) -> None:
-        self._factor = np.float32(factor)
-        self._shared = {id(tensor): tensor.asnumpy() for tensor in shared if tensor.dtype == ms.float32}
+    def __init__(self, factor: float, known: dict[int, NDArray[np.float32]]) -> None:
+        self._factor, self._known = np.float32(factor), known
 
     def download(self, tensor: Tensor) -> NDArray[np.float32]:
         """Return the tensor as float32; on a CPU it may share the tensor's memory."""
-        array: NDArray[np.float32] | None = self._shared.get(id(tensor))
+        array = self._known.get(id(tensor))
         if array is None:
             array = (tensor if tensor.dtype == ms.float32 else tensor.astype(ms.float32)).asnumpy()
         return array if self._factor == 1 else array / self._factor
 
     def upload(self, tensor: Tensor, array: NDArray[np.float32]) -> None:
         """Fill the tensor from a float32 array of its shape."""
+        self._known.pop(id(tensor), None)
         content = np.ascontiguousarray(array * self._factor, np.float32)
         ops.assign(
             tensor, Tensor(content).astype(tensor.dtype)
@@ -84,11 +84,12 @@ class MindSporeModel:
         self._place = world.place
         self._groups: Groups = world.handle or Groups()
         self._dtype = COMPUTE[spec.precision.compute]
-        self._kernels, self._on_host = KERNELS[device.kind], device.kind == "cpu"
+        self._kernels = KERNELS[device.kind]
         self._cut = cut_of(spec.model, self._place, self._groups)
         self._head = self._new_head()
         self._token_losses, self._logits = ms.jit(self._head.token_losses), ms.jit(self._head.logits)
         self._weights = self._open()
+        self._known: dict[int, NDArray[np.float32]] = {}
 
     def _open(self) -> dict[str, Parameter]:
         """Build the graphs that read the model; return the weights that this rank holds."""
@@ -122,7 +123,7 @@ class MindSporeModel:
     def shards(self, kind: Kind = "weight") -> list[Shard]:
         """Return what this rank holds of each tensor of `kind`."""
         spec, tensors, trained = self._spec, self._tensors(kind), kind != "weight"
-        memory = MindSporeMemory(self._kept(kind), tensors.values() if self._on_host else ())
+        memory = MindSporeMemory(self._kept(kind), self._known)
         if not self._sliced(kind):
             return shards_of(
                 spec.model, LAYOUT, tensors, memory, self._place, task=spec.task, trained=trained
@@ -239,6 +240,7 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         self._between = cut_of(spec.model, self._place, self._groups, sequence=spec.parallel.sequence)
         self._prepare()
         self._gradients: dict[str, Tensor] = {}
+        self._shares_memory = device.kind == "cpu"
 
     def _prepare(self) -> None:
         """Build the graphs that train."""
@@ -251,6 +253,16 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
         head = self._new_head(frozen=not trained.head.requires_grad)
         graph = LossAndGradients(spec, trained, head, self._dropout)
         self._loss_and_gradients = ms.jit(graph)
+
+    def shards(self, kind: Kind = "weight") -> list[Shard]:
+        """Return what this rank holds of each tensor of `kind`.
+
+        To ask a tensor for its memory waits for all that is queued, and a save reads beside a step: so
+        weights and moments are asked now, where their memory is the host's.
+        """
+        if self._shares_memory and kind != "gradient":
+            self._known |= {id(tensor): tensor.asnumpy() for tensor in self._tensors(kind).values()}
+        return super().shards(kind)
 
     def clear_gradients(self) -> None:
         """Drop every gradient."""
@@ -324,6 +336,7 @@ class MindSporeTrainer(MindSporeModel, Stepper[Tensor]):
 
     def update(self, learning_rate: float, count: int) -> None:
         """Change the weights by their gradients."""
+        self._known.clear()
         if self._slices:
             self._slices.take()
         self._optimizer.update(list(self._gradients.values()), self._factor, learning_rate, count)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from contextlib import suppress
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -94,7 +95,8 @@ def _lines(error: Exception) -> list[str]:
     if takes_fields and (option := getattr(error, "option_name", None)):
         from gptbridge_specs.elsewhere import typed_instead
 
-        meant = typed_instead(option) or _as_override(option)
+        value = _value_of(option)
+        meant = typed_instead(option, value) or _as_override(option, value)
         words += (
             f". Did you mean {meant}?" if meant and meant.startswith("-o ") else f". {meant}" if meant else ""
         )
@@ -104,15 +106,25 @@ def _lines(error: Exception) -> list[str]:
     )  # a command without arguments has printed its help
 
 
-def _as_override(option: str) -> str | None:
-    """Return the -o that sets the field which `option` names, if one does."""
+def _value_of(option: str) -> str | None:
+    """Return what was typed as the value of an option, if anything was."""
+    for word, after in pairwise([*sys.argv, "--"]):
+        if word.partition("=")[0] == option:
+            value = word.partition("=")[2] or after
+            return None if value.startswith("--") else value
+    return None
+
+
+def _as_override(option: str, value: str | None) -> str | None:
+    """Return the -o that sets the field which `option` names, if one does, to its `value` or an example."""
     from gptbridge_specs.fields import describe_fields
     from gptbridge_specs.run import RunSpec
 
     name = option.lstrip("-").replace("-", "_")
     found = [row for row in describe_fields(RunSpec) if name in (row.name, row.name.rpartition(".")[2])]
     example = {"false": "true", "null": "VALUE", "": "VALUE"}  # what nobody types, who wants it otherwise
-    return f"-o {found[0].name}={example.get(found[0].default, found[0].default)}" if found else None
+    usual = [example.get(row.default, row.default) for row in found]
+    return f"-o {found[0].name}={value or usual[0]}" if found else None
 
 
 def _unexpected(error: Exception) -> str:

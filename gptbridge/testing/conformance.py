@@ -297,7 +297,7 @@ class BackendConformance(ShardTests, DecoderTests, DropoutTests, TaskTests):
             kept = [{**arrays(trainer.shards(kind))} for kind in kinds]
             shards = [trainer.shards(kind) for kind in kinds]
             with ThreadPoolExecutor(1) as thread:
-                copies = thread.submit(lambda shards=shards: list(map(arrays, shards)))
+                copies = thread.submit(list, map(arrays, shards))
                 trainer.before_update = copies.result
                 trainer.step(cases.batch(spec.model, step=step), LEARNING_RATE)
                 for kind, found, expected, owners in zip(kinds, copies.result(), kept, shards, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -56,6 +57,8 @@ _ADVICE = {
 }
 _TYPED = {name: f"-o {ours}" for name, ours in _inverted(_FIELDS).items()} | _inverted(_ADVICE)
 
+_NUMBER = re.compile(r"\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE)
+
 # The choice that is meant by values that are none.
 _VALUES = _inverted(
     {
@@ -93,9 +96,14 @@ _MODELS = {
 }
 
 
-def typed_instead(name: str) -> str | None:
-    """Return what to type instead of a field or option that another system calls `name`; None: unknown."""
-    return _TYPED.get(name.lstrip("-").replace("-", "_").lower())
+def typed_instead(name: str, value: object = None) -> str | None:
+    """Return what to type instead of a field or option that another system calls `name`; None: unknown.
+
+    A number that was given as its `value` takes the place of the example's.
+    """
+    typed = _TYPED.get(name.lstrip("-").replace("-", "_").lower())
+    field, _, example = (typed or "").partition("=")
+    return f"{field}={value}" if all(_NUMBER.fullmatch(str(x)) for x in (example, value)) else typed
 
 
 def value_instead(value: object, allowed: Iterable[str]) -> str:

@@ -142,7 +142,8 @@ def _read(name_or_file: str, kind: Kind, chain: tuple[str, ...]) -> dict[str, An
     elif Path(name_or_file).suffix in (".yaml", ".yml") or _is_file(name_or_file):
         content = _read_file(Path(name_or_file))
     elif "=" in name_or_file:
-        typed = typed_instead(name_or_file.partition("=")[0]) or f"-o {name_or_file}"
+        name, _, value = name_or_file.partition("=")
+        typed = typed_instead(name, value) or f"-o {name_or_file}"
         raise SpecError([f"{name_or_file}: a field is set with -o. Did you mean {typed}?"])
     else:
         names = [*preset_names(kind), *preset_names("models")]
@@ -195,7 +196,7 @@ def _explain(spec: type[BaseModel], problem: dict[str, Any]) -> str:
     place = [str(part) for part in problem["loc"]]
     field = ".".join(place)
     if problem["type"] == "extra_forbidden":
-        return f"{field}: unknown key.{_nearest_key(spec, place)}"
+        return f"{field}: unknown key.{_nearest_key(spec, place, problem['input'])}"
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{field}: {message}" if place else message
@@ -209,13 +210,13 @@ def _explain(spec: type[BaseModel], problem: dict[str, Any]) -> str:
     return f"{field}: {shown}: {message[:1].lower()}{message[1:]}{meant}"
 
 
-def _nearest_key(spec: type[BaseModel], place: Sequence[str]) -> str:
+def _nearest_key(spec: type[BaseModel], place: Sequence[str], value: object) -> str:
     """Return the key that was meant: a sibling, the same key of another section, or what there is."""
     *outer, name = place
     section = "".join(f"{part}." for part in outer)
     siblings = _fields_at(spec, outer)
     homes = [f"{part}.{name}" for part in _fields_at(spec, []) if name in _fields_at(spec, [part])]
-    if not homes and (typed := typed_instead(name)):
+    if not homes and (typed := typed_instead(name, value)):
         return f" {typed}" if " " in typed.removeprefix("-o ") else f" Did you mean {typed}?"
     if near := suggestion(name, siblings):
         return near.replace("mean ", f"mean {section}", 1)

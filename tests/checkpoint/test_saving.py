@@ -6,12 +6,14 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from gptbridge.checkpoint.manifest import verify
 from gptbridge.checkpoint.saving import Saver
@@ -155,10 +157,11 @@ def test_a_copy_is_taken_beside_what_waits_for_it(tmp_path: Path, *, asked: bool
     held, read = held_by(Place(), SPEC, 20, sliced=False), threading.Event()
 
     def slow(kind: Kind) -> list[Shard]:
-        return [
-            replace(shard, read=lambda shard=shard: read.wait(30) and shard.read())  # type: ignore[misc]
-            for shard in held(kind)
-        ]
+        return [replace(shard, read=partial(read_late, shard)) for shard in held(kind)]
+
+    def read_late(shard: Shard) -> NDArray[np.float32]:
+        assert read.wait(30)
+        return shard.read()
 
     saver = Saver(CheckpointStore(tmp_path), CheckpointSpec(), lambda: 1 << 30, 0, 1, asked=asked)
     with ThreadPoolExecutor(2) as threads:
