@@ -25,6 +25,7 @@ from gptbridge.plugins.backend import Backend, load_backend
 from gptbridge.plugins.launching import Job, free_port, launched, remove_secrets
 from gptbridge.process.line import Array, Line, Listener, connected
 from gptbridge.process.records import OwnRecord
+from gptbridge.process.signals import unwinding
 from gptbridge.session import Decoder, Kind, LanguageModel, Shard
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 from gptbridge.weights.shards import load
@@ -57,7 +58,8 @@ def open_on_ranks(
     }
     try:
         with (
-            launched(backend, launch, read_rank, fields, folder, hang_seconds) as job,
+            unwinding(),
+            launched(backend, launch, read_rank, fields, folder, hang_seconds, passing=True) as job,
             closing(RanksModel(job, folder / _SOCKET)) as model,
         ):
             yield model

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gptbridge.hookspecs import Launch
-from gptbridge.plugins.capabilities import MANY_DEVICES
 from gptbridge.process import groups
 from gptbridge.process.place import Place
 from gptbridge.process.world import World, has_others
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from gptbridge_specs.run import ParallelSpec
 
 
-LIMITS = MANY_DEVICES
 # A CPU's collective gives up after some minutes, and a rank may compile, read or save for longer than others.
 # Who hangs is for the command above to say (--hang-timeout): the rank that gives up would be blamed.
 PATIENCE = {"MS_CPU_COMM_OP_TIMEOUT": str(24 * 3600)}  # seconds

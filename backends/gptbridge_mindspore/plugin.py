@@ -42,7 +42,6 @@ INFO = BackendInfo(
 
 # training.compile is not here: this backend compiles its model always, asked or not.
 LIMITS = (
-    *parallel.LIMITS,
     *WHOLE_TASKS,
     Limit(
         "training.seq_length",

@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from gptbridge.hookspecs import Launch
-from gptbridge.plugins.capabilities import MANY_DEVICES
 from gptbridge.process import groups
 from gptbridge.process.place import Place
 from gptbridge.process.world import World, has_others
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from gptbridge.session import Device
     from gptbridge_paddle.groups import Group
     from gptbridge_specs import RunSpec
-
-
-LIMITS = MANY_DEVICES
 
 
 @dataclass(frozen=True, slots=True)

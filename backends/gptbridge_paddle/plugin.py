@@ -39,7 +39,6 @@ INFO = BackendInfo(
 _LARGEST_EPSILON = 0.001
 
 LIMITS = (
-    *parallel.LIMITS,
     *WHOLE_TASKS,
     Limit(
         "precision.compute",

@@ -9,7 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from gptbridge.hookspecs import Launch
-from gptbridge.plugins.capabilities import MANY_DEVICES, Limit
+from gptbridge.plugins.capabilities import Limit
 from gptbridge.process import groups
 from gptbridge.process.place import Place
 from gptbridge.process.world import World, has_others
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from gptbridge_specs import RunSpec
 
 LIMITS = (
-    *MANY_DEVICES,
     Limit(
         "training.compile",
         lambda spec, _: (

@@ -33,40 +33,7 @@ SINGLE_DEVICE = (
     Limit("parallel.tensor", lambda spec, _: spec.parallel.tensor > 1, ONE_DEVICE),
     Limit("parallel.pipeline", lambda spec, _: spec.parallel.pipeline > 1, ONE_DEVICE),
     Limit("parallel.sharding", lambda spec, _: spec.parallel.sharding > 1, ONE_DEVICE),
-    Limit("parallel.sharding_stage", lambda spec, _: spec.parallel.sharding_stage > 0, ONE_DEVICE),
-    Limit("parallel.sequence", lambda spec, _: spec.parallel.sequence, ONE_DEVICE),
 )
-
-# What no layout of many devices can do.
-MANY_DEVICES = (
-    Limit(
-        "parallel.sequence",
-        lambda spec, _: spec.parallel.sequence and spec.parallel.tensor == 1,
-        "it is between parts of the model cut over tensor ranks that tokens are cut: parallel.tensor must be "
-        "more than 1",
-    ),
-    Limit(
-        "parallel.sharding_stage",
-        lambda spec, _: spec.parallel.sharding_stage > 0 and spec.parallel.sharding == 1,
-        "nothing is sharded over one rank: set parallel.sharding",
-    ),
-    Limit(
-        "parallel.virtual_pipeline",
-        lambda spec, _: (
-            spec.parallel.virtual_pipeline > 1
-            and spec.parallel.pipeline_schedule == "1f1b"
-            and _micro_batches(spec) % spec.parallel.pipeline > 0
-        ),
-        "interleaved stages take micro-batches by the round: parallel.pipeline must divide the number of "
-        "micro-batches of a step, or pipeline_schedule be gpipe",
-    ),
-)
-
-
-def _micro_batches(spec: RunSpec) -> int:
-    replicas = spec.parallel.data * spec.parallel.sharding
-    return spec.training.global_batch_size // (replicas * spec.micro_batch_size)
-
 
 LANGUAGE_MODELING_ONLY = (
     Limit("task.name", lambda spec, _: spec.task.name != "language_modeling", LANGUAGE_MODELING),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from gptbridge.plugins.rank import RankTask
 from gptbridge.plugins.verdict import Losses, Patience, blame, has_failed, is_lost
 from gptbridge.process.cores import usable_cores
 from gptbridge.process.records import Record, Seen, seen_in
-from gptbridge.process.signals import StopRequest
+from gptbridge.process.signals import StopRequest, in_the_end
 from gptbridge.process.watching import ASK_FILE, STOP_FILE
 
 _LOOK_SECONDS = 0.1
@@ -46,9 +48,13 @@ def command_of(backend: Backend, launch: Launch, request: Path) -> list[str]:
     return backend.launch_command(launch, [sys.executable, "-m", "gptbridge.plugins.rank", str(request)])
 
 
-def write_request(path: Path, task: RankTask, fields: Mapping[str, Any], *, supervised: bool) -> None:
-    """Write what the ranks read, all on their own or `supervised` by a process that locks this file."""
-    content = {"task": [task.__module__, task.__name__], "supervised": supervised, **fields}
+def write_request(path: Path, task: RankTask, fields: Mapping[str, Any], private: Path | None = None) -> None:
+    """Write what the ranks read: all on their own, or with a supervisor, which locks this file.
+
+    Where the supervisor is killed, the ranks remove its `private` folder.
+    """
+    named = None if private is None else str(private)
+    content = {"task": [task.__module__, task.__name__], "private": named, **fields}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
 
@@ -102,25 +108,27 @@ def launched(
     folder: Path,
     hang_seconds: float,
     advice: str = "",
+    *,
+    passing: bool = False,
 ) -> Iterator[Job]:
     """Start the ranks of this machine on `task`; none of the processes is left in the end.
 
-    `folder` gets the records and what each rank prints. The job's `done` raises RunFailed, which names the
-    rank that failed first, or the one that has done nothing for `hang_seconds`; `advice` ends its hint.
+    `folder` gets the records and what each rank prints; it is `passing` where it is for this launch alone.
+    The job's `done` raises RunFailed, which names the rank that failed first, or the one that has done
+    nothing for `hang_seconds`; `advice` ends its hint.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for left in [path for pattern in _LEFT for path in folder.glob(pattern)]:
         discard(left)
     request = folder / f"request-{time.time_ns()}.json"
-    with tempfile.TemporaryDirectory(prefix="gptbridge-") as logs, _locked(request):
-        write_request(request, task, {**fields, "logs": logs}, supervised=True)
-        command = command_of(backend, replace(launch, logs=Path(logs)), request)
+    logs = Path(tempfile.mkdtemp(prefix="gptbridge-", dir=folder if passing else None))
+    with in_the_end(partial(shutil.rmtree, logs, ignore_errors=True)), _locked(request):
+        write_request(request, task, {**fields, "logs": str(logs)}, folder if passing else logs)
+        command = command_of(backend, replace(launch, logs=logs), request)
         launcher = _started(command, folder / "launcher.log", launch.processes)
-        job = Job(launch, folder, Path(logs), launcher, Patience(hang_seconds), advice)
-        try:
+        job = Job(launch, folder, logs, launcher, Patience(hang_seconds), advice)
+        with in_the_end(job.end):
             yield job
-        finally:
-            job.end()
 
 
 @dataclass
@@ -161,13 +169,16 @@ class Job:
         ended = [one for one in own if one.record.exit_code is not None]
         if len(ended) == self.launch.processes and not broken:
             return True
-        if self.failed_at is not None and time.monotonic() - self.failed_at > _LAST_WORDS_SECONDS:
-            raise self._failure(seen)
-        alone = self.launcher.poll() is not None and len(own) < self.launch.processes
-        if self.failed_at is None and (broken or alone):
-            self.failed_at = time.monotonic()
-        if self.failed_at is None:
+        # A launcher that got the signal which we have received may go before its ranks have saved.
+        living = received is None and len(ended) < len(own)
+        alone = self.launcher.poll() is not None and (living or len(own) < self.launch.processes)
+        if not broken and not alone:
+            self.failed_at = None
             self._require_life([one for one in own if one.record.exit_code is None])
+        elif self.failed_at is None:
+            self.failed_at = time.monotonic()
+        elif time.monotonic() - self.failed_at > _LAST_WORDS_SECONDS:
+            raise self._failure(seen)
         return False
 
     def end(self) -> None:
@@ -185,7 +196,9 @@ class Job:
     def _failure(self, seen: Sequence[Seen]) -> RunFailed:
         first = self.losses.first_failure(seen)
         if first is None:
-            return self._error(f"the launcher ended before its ranks: {self._last_words()}")
+            code = self.launcher.returncode
+            words = f"killed by {signal.Signals(-code).name}" if code < 0 else self._last_words()
+            return self._error(f"the launcher (process {self.launcher.pid}) ended before its ranks: {words}")
         if has_failed(first):
             return self._error(f"{first.name}: {first.message.rstrip('.')}", first.exit_code)
         return self._error(

@@ -10,8 +10,10 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 _ALWAYS = (signal.SIGINT, signal.SIGTERM)
 # Unless ignored, as under nohup, or the program's that calls us.
@@ -21,6 +23,7 @@ _ONE_REQUEST = 0.1
 _SHOW_CURSOR = b"\x1b[?25h"  # a progress bar hides it
 
 
+_last_acts: list[Callable[[], None]] = []  # also where a second signal ends this process
 asked: signal.Signals | None = None  # what the command above a rank has got: for all of its ranks
 
 
@@ -77,6 +80,9 @@ class StopRequest:
                 _tell(f"{self._words}; once more to stop at once\n".encode())
             elif now - first > _ONE_REQUEST:
                 _tell(_SHOW_CURSOR if os.isatty(2) else b"")
+                for last in _last_acts:
+                    with suppress(Exception):
+                        last()
                 os._exit(128 + number)  # all that is kept appears whole: nothing is half written
         os.close(reader)
 
@@ -84,6 +90,48 @@ class StopRequest:
     def exit_code(self) -> int:
         """128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for SIGHUP, 138 for SIGUSR1."""
         return 128 + (self.received or 0)
+
+
+@contextmanager
+def in_the_end(act: Callable[[], None]) -> Iterator[None]:
+    """Do `act` in the end, uninterrupted: also where a second signal ends this process at once."""
+    _last_acts.insert(0, act)
+    try:
+        yield
+    finally:
+        with _handled(lambda handler: True, signal.SIG_IGN):
+            _last_acts.remove(act)
+            act()
+
+
+@contextmanager
+def unwinding() -> Iterator[None]:
+    """While entered, let SIGTERM and SIGHUP end this process as an error does, with 128 + their number.
+
+    What is open is then closed. One that is ignored, or that the program which calls us handles, is not ours.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    with _handled(lambda handler: handler == signal.SIG_DFL, leave):
+        yield
+
+
+@contextmanager
+def _handled(ours: Callable[[Any], bool], handler: Any) -> Iterator[None]:
+    """While entered, let `handler` get each signal that ends a process and whose handler is `ours`."""
+    before = {number: signal.getsignal(number) for number in (*_ALWAYS, signal.SIGHUP)}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+    taken = {number: was for number, was in before.items() if was is not None and ours(was)}
+    try:
+        for number in taken:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, was in taken.items():
+            signal.signal(number, was)
 
 
 def heed_signals() -> None:

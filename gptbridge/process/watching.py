@@ -20,20 +20,31 @@ _SECONDS = 0.3
 
 
 def watch(request: Path, record: OwnRecord, private: Path | None) -> None:
-    """Begin to watch. Where the command that made `request` supervises its ranks, `private` is its folder.
-
-    It holds a lock on `request` while it lives, and where it was killed, the ranks remove that folder.
-    """
-    if private is not None:
-        _leave_if_alone(request, private)
+    """Begin to watch. Where the command that made `request` supervises its ranks, `private` is its folder."""
+    _leave_if_alone(request, private)
     threading.Thread(target=_watch, args=(request, record, private), daemon=True).start()
+
+
+def clean_if_alone(request: Path, private: Path | None) -> bool:
+    """Tell whether the command that supervises this rank has gone, and no longer holds a lock on `request`.
+
+    Where it was killed, so that the file is still there, what is `private` to it is removed.
+    """
+    if private is None:
+        return False
+    try:
+        alone = is_free(request)
+    except FileNotFoundError:
+        return True
+    if alone:
+        shutil.rmtree(private, ignore_errors=True)
+    return alone
 
 
 def _watch(request: Path, record: OwnRecord, private: Path | None) -> None:
     while record.record.exit_code is None:
         record.beat()
-        if private is not None:
-            _leave_if_alone(request, private)
+        _leave_if_alone(request, private)
         stop = request.with_name(STOP_FILE)
         if signals.asked is None and stop.exists():
             signals.asked = signal.Signals(int(stop.read_text()))
@@ -42,15 +53,10 @@ def _watch(request: Path, record: OwnRecord, private: Path | None) -> None:
         time.sleep(_SECONDS)
 
 
-def _leave_if_alone(request: Path, private: Path) -> None:
+def _leave_if_alone(request: Path, private: Path | None) -> None:
     """End this process where nobody is left who would end it: what is kept appears whole."""
-    try:
-        alone = is_free(request)
-    except FileNotFoundError:
-        alone = True
-    if alone:
+    if clean_if_alone(request, private):
         print("the command that started this rank has gone", file=sys.stderr, flush=True)  # noqa: T201
-        shutil.rmtree(private, ignore_errors=True)
         os._exit(1)
 
 

@@ -45,7 +45,6 @@ REFUSABLE: dict[str, dict[str, Any]] = {
     "parallel.tensor": {"parallel": {"tensor": 3}, "model": {"ffn_hidden_size": 54}},
     "parallel.pipeline": {"parallel": {"pipeline": 2}, "training": {"micro_batch_size": 1}},
     "parallel.sharding": {"parallel": {"sharding": 2}},
-    "parallel.sequence": {"parallel": {"sequence": True}},
 }
 
 IMPORT_CHECK = """

@@ -79,7 +79,7 @@ def print_command(plan: RunPlan, backend: str, *, force: bool = False) -> str:
     launch = _launch(plan)
     fields = asdict(replace(_request(plan, backend, force), logs=str(launch.logs)))
     discard(request)  # which may be a link
-    write_request(request, train_rank, fields, supervised=False)
+    write_request(request, train_rank, fields)
     return shlex.join(command_of(load_backend(backend), launch, request))
 
 
@@ -166,11 +166,11 @@ def _folder(plan: RunPlan) -> Path:
 
 def _launch(plan: RunPlan) -> Launch:
     devices = plan.devices
-    host, _, port = (devices.master or f"127.0.0.1:{free_port()}").rpartition(":")
+    host, port = devices.meeting or ("127.0.0.1", free_port())
     return Launch(
         processes=devices.processes(plan.spec.parallel),
         logs=_folder(plan).absolute(),
-        port=int(port),
+        port=port,
         master=host,
         nodes=devices.nodes,
         node_rank=devices.node_rank,

@@ -51,9 +51,23 @@ class Devices:
         """How many devices there are in all, if that was said."""
         return self.here and self.here * self.nodes
 
+    @property
+    def meeting(self) -> tuple[str, int] | None:
+        """The host and port where the ranks meet, if that was said; UsageError where it is no such pair."""
+        if self.master is None:
+            return None
+        host, _, port = self.master.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port[:6]) < 1 << 16:
+            raise UsageError(
+                "is no HOST:PORT with a port from 1 to 65535",
+                where=f"--master {self.master}",
+                hint="Give the first machine's name and a port that is free there: --master first:29500",
+            )
+        return host, int(port)
+
     def processes(self, parallel: ParallelSpec) -> int:
         """Return how many ranks this machine starts; UsageError where machines cannot share them alike."""
-        if self.nodes > 1 and self.master is None:
+        if self.meeting is None and self.nodes > 1:
             raise UsageError("machines need a place to meet", where="--nodes", hint="Give --master HOST:PORT")
         if not 0 <= self.node_rank < self.nodes:
             raise UsageError(f"is not below --nodes {self.nodes}", where=f"--node-rank {self.node_rank}")

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from gptbridge_specs.base import Part
+from gptbridge_specs.parallel import divisors, next_to
 
 Activation = Literal["gelu_tanh", "gelu_erf", "quick_gelu"]
 
@@ -46,9 +47,10 @@ class ModelSpec(Part):
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:
         if self.hidden_size % self.num_attention_heads:
+            near = next_to(self.num_attention_heads, divisors(self.hidden_size))
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} does not divide "
-                f"hidden_size={self.hidden_size}"
+                f"hidden_size={self.hidden_size}: {near}"
             )
         return self
 

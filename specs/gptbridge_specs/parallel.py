@@ -34,8 +34,8 @@ def laid_out(content: dict[str, Any], devices: int | None) -> dict[str, Any]:
     words = " x ".join(f"{name} {degree}" for name, degree in degrees.items())
     left, rest = divmod(devices, others)
     if data is None and rest:
-        near = " or ".join(str(n * others) for n in (left, left + 1) if n)
-        raise SpecError([f"parallel.data: {devices} devices / ({words}) is no whole number: {near} would be"])
+        near = multiples(devices, others)
+        raise SpecError([f"parallel.data: {devices} devices / ({words}) is no whole number: {near}"])
     if data is not None and data * others != devices:
         near = f"parallel.data={left}" if left and not rest else f"{data * others} devices"
         product = f"data {data} x {words} = {data * others} devices"
@@ -80,47 +80,81 @@ def _degrees(given: Mapping[str, int], model: ModelSpec, devices: int) -> Mappin
     largest = math.gcd(devices, model.num_attention_heads, model.ffn_size)
     ((name, degree),) = given.items() or (("tensor", largest),)
     if devices % degree:
-        near = _near(degree, _divisors(devices))
+        near = next_to(degree, divisors(devices))
         raise SpecError([f"parallel.{name}: {devices} devices / {name} {degree} is no whole number: {near}"])
     return {name: degree, {"tensor": "pipeline", "pipeline": "tensor"}[name]: devices // degree}
 
 
 def broken_equations(spec: RunSpec) -> Iterator[str]:
     """Yield a line for each equation that a layout breaks: its field, why, what would fit."""
-    parallel, layers = spec.parallel, spec.model.num_layers
-    tensor, virtual = parallel.tensor, parallel.virtual_pipeline
+    parallel, tensor = spec.parallel, spec.parallel.tensor
     cut = {"num_attention_heads": spec.model.num_attention_heads, "ffn_hidden_size": spec.model.ffn_size}
-    near = _near(tensor, _divisors(math.gcd(*cut.values())))
+    rows = spec.model.vocab_size
+    fits = [n for n in divisors(math.gcd(*cut.values())) if n <= rows]
+    near = next_to(tensor, fits)
     for field, size in cut.items():
         if size % tensor:
             yield f"parallel.tensor: model.{field} {size} / tensor {tensor} is no whole number: {near}"
-    if virtual > 1 and parallel.pipeline == 1:
-        yield "parallel.virtual_pipeline: one stage has nothing to take turns with: 1, or parallel.pipeline=2"
-    elif layers % (parallel.pipeline * virtual):
-        near = _near(parallel.pipeline, [n for n in _divisors(layers) if layers % (n * virtual) == 0])
-        divisor = f"(pipeline {parallel.pipeline} x virtual_pipeline {virtual})"
+    if rows < tensor:
+        yield f"parallel.tensor: model.vocab_size {rows} / tensor {tensor} is less than 1: {near}"
+    if parallel.sequence and tensor == 1:
+        near = "false" + "".join(f", or parallel.tensor={n}" for n in fits[1:2])
+        yield f"parallel.sequence: one tensor rank shares its tokens with nobody: {near}"
+    if parallel.sharding_stage and parallel.sharding == 1:
+        yield (
+            f"parallel.sharding_stage: {parallel.sharding_stage} shares nothing at sharding 1: 0, or "
+            "parallel.sharding=2"
+        )
+    yield from list(_whole_stages(spec)) or _enough_micro_batches(spec)
+
+
+def _whole_stages(spec: RunSpec) -> Iterator[str]:
+    layers, stages, turns = spec.model.num_layers, spec.parallel.pipeline, spec.parallel.virtual_pipeline
+    fits = [n for n in divisors(layers) if layers % (n * turns) == 0 and (n > 1 or turns == 1)]
+    if turns > 1 and stages == 1:
+        near = "1" + "".join(f", or parallel.pipeline={n}" for n in fits[:1])
+        yield f"parallel.virtual_pipeline: one stage has nothing to take turns with: {near}"
+    elif layers % (stages * turns):
+        near = next_to(stages, fits)
+        if not fits:
+            turning = [n for n in divisors(layers) if layers % (stages * n) == 0]
+            alone = f"{next_to(stages, divisors(layers))}, with virtual_pipeline 1"
+            near = f"virtual_pipeline {next_to(turns, turning)}" if turning else alone
+        divisor = f"(pipeline {stages} x virtual_pipeline {turns})"
         yield f"parallel.pipeline: model.num_layers {layers} / {divisor} is no whole number: {near}"
-    yield from _enough_micro_batches(spec)
 
 
 def _enough_micro_batches(spec: RunSpec) -> Iterator[str]:
     stages, replicas = spec.parallel.pipeline, spec.parallel.data * spec.parallel.sharding
     batch, micro = spec.training.global_batch_size, spec.micro_batch_size
     share = batch // replicas
-    if share // micro < stages:
-        fits = [n for n in _divisors(share) if share // n >= stages]
-        near = f"training.micro_batch_size={fits[-1]}" if fits else f"global_batch_size={stages * replicas}"
+    rounds = spec.parallel.virtual_pipeline > 1 and spec.parallel.pipeline_schedule == "1f1b"
+    if share // micro < stages or (rounds and share // micro % stages):
+        fits = [n for n in divisors(share) if share // n >= stages and not (rounds and share // n % stages)]
+        near = f"training.micro_batch_size={fits[-1]}" if fits else _more_samples(share, stages, replicas)
+        need = "interleaved 1f1b stages need a multiple of as many" if rounds else "stages need as many"
         yield (
-            f"parallel.pipeline: {stages} stages need as many micro-batches; a step has {batch} samples / "
+            f"parallel.pipeline: {stages} {need} micro-batches; a step has {batch} samples / "
             f"({replicas} replicas x micro_batch_size {micro}) = {share // micro}: {near} would do"
         )
 
 
-def _divisors(number: int) -> list[int]:
+def _more_samples(share: int, stages: int, replicas: int) -> str:
+    samples = max(round(share / stages), 1) * stages * replicas
+    return f"training.global_batch_size={samples} with training.micro_batch_size=1"
+
+
+def multiples(size: int, unit: int) -> str:
+    """Return the multiples of `unit` next to `size`, in words."""
+    return " or ".join(str(n * unit) for n in (size // unit, size // unit + 1) if n) + " would be"
+
+
+def divisors(number: int) -> list[int]:
+    """Return all that divide a number, the smallest first."""
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
-def _near(degree: int, fits: list[int]) -> str:
+def next_to(degree: int, fits: list[int]) -> str:
     """Return the fitting numbers next to `degree`."""
     below, above = [n for n in fits if n < degree][-1:], [n for n in fits if n > degree][:1]
     return " or ".join(map(str, [*below, *above])) + " would be" if below or above else "none is"

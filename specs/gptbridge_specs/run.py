@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from gptbridge_specs.base import Part
 from gptbridge_specs.generation import GenerationSpec
 from gptbridge_specs.model import ModelSpec
-from gptbridge_specs.parallel import AUTO, broken_equations
+from gptbridge_specs.parallel import AUTO, broken_equations, divisors, multiples, next_to
 from gptbridge_specs.records import RecordsSpec
 
 
@@ -271,8 +271,9 @@ class TrainingSpec(Part):
     def _micro_divides_global(self) -> Self:
         micro = self.micro_batch_size
         if micro is not None and self.global_batch_size % micro:
+            near = next_to(micro, divisors(self.global_batch_size))
             raise ValueError(
-                f"micro_batch_size={micro} does not divide global_batch_size={self.global_batch_size}"
+                f"micro_batch_size={micro} does not divide global_batch_size={self.global_batch_size}: {near}"
             )
         return self
 
@@ -353,9 +354,10 @@ class RunSpec(Part):
         replicas = self.parallel.data * self.parallel.sharding
         micro = self.training.micro_batch_size or 1
         if self.training.global_batch_size % (replicas * micro):
+            near = multiples(self.training.global_batch_size, replicas * micro * self.parallel.pipeline)
             raise ValueError(
                 f"training.global_batch_size={self.training.global_batch_size} is not a multiple of "
-                f"parallel.data x parallel.sharding x micro_batch_size = {replicas * micro}"
+                f"parallel.data x parallel.sharding x micro_batch_size = {replicas * micro}: {near}"
             )
         if broken := list(broken_equations(self)):
             raise ValueError("\n".join(broken))

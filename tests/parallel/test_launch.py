@@ -6,15 +6,19 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from gptbridge.api import train
-from gptbridge.errors import UsageError
-from gptbridge.plugins.verdict import Losses, blame
-from gptbridge.process.records import Record, Seen
+from gptbridge.errors import RunFailed, UsageError
+from gptbridge.hookspecs import Launch
+from gptbridge.plugins import launching
+from gptbridge.plugins.launching import Job
+from gptbridge.plugins.verdict import Losses, Patience, blame
+from gptbridge.process.records import OwnRecord, Record, Seen
 from gptbridge.training.events import read_events
 from gptbridge_specs import SpecError
 from tests.checkpoint.conftest import opened_run
@@ -123,6 +127,61 @@ def test_a_rank_that_dies_hangs_or_is_stopped(tmp_path: Path, spawn: Spawn, sign
         assert numbers_of(run)[step] == pytest.approx(numbers, rel=1e-5), step
 
 
+@pytest.mark.parametrize("received", [None, signal.SIGTERM])
+def test_a_launcher_that_is_killed_ends_its_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, received: signal.Signals | None
+) -> None:
+    """Unless it got the signal that the command has got too: then its ranks may save."""
+    monkeypatch.setattr(launching, "_LAST_WORDS_SECONDS", 0.0)
+    kept = OwnRecord(tmp_path, 0)
+    launcher = subprocess.Popen(["sleep", "60"])
+    job = Job(Launch(processes=1, logs=tmp_path, port=1), tmp_path, tmp_path, launcher, Patience(300), "")
+    assert not job.done(received)
+    assert not job.done(received)
+    launcher.kill()
+    launcher.wait()
+    assert not job.done(received)
+    if received is None:
+        with pytest.raises(RunFailed, match=r"the launcher \(process \d+\) .* killed by SIGKILL"):
+            job.done()
+    assert not job.done(signal.SIGTERM)
+    kept.end(0)
+    assert job.done(received)
+
+
+def test_what_must_be_done_in_the_end_is_done_by_whatever_ends_it(tmp_path: Path, spawn: Spawn) -> None:
+    """A first signal may be caught, and what is done in the end not be interrupted; a second one acts too."""
+    for number, (words, code) in enumerate(
+        (("signals.unwinding()", 143), ("signals.StopRequest('x')", 143), ("nullcontext()", -15))
+    ):
+        left = tmp_path / f"{number}"
+        left.touch()
+        process = spawn([sys.executable, "-c", IN_THE_END.format(words=words), left], env=ENVIRONMENT)
+        assert process.stdout is not None
+        process.stdout.readline()
+        for _ in range(2):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+        process.communicate(timeout=30)
+        assert (process.returncode, left.exists()) == (code, code < 0)
+
+
+IN_THE_END = """
+import sys, time
+from contextlib import nullcontext
+from pathlib import Path
+from gptbridge.process import signals
+
+def act():
+    time.sleep(0.5)
+    Path(sys.argv[1]).unlink()
+
+with {words}, signals.in_the_end(act):
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
 def test_ranks_end_with_a_command_that_is_killed(tmp_path: Path, spawn: Spawn) -> None:
     run = tmp_path / "run"
     process = launched(spawn, run, *options(SPEC))
@@ -167,7 +226,7 @@ def test_the_command_for_other_launchers_is_printed(tmp_path: Path) -> None:
     assert "--nnodes=2 --node-rank=1 --nproc-per-node=2 --master-addr=first" in result.stdout
     request = json.loads((run / "ranks/node-1/request.json").read_bytes())
     assert request["spec"]["parallel"]["data"] == 4
-    assert not request["supervised"]
+    assert request["private"] is None
 
 
 def seen(

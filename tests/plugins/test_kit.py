@@ -337,10 +337,10 @@ MUTANTS = {
     ),
     "the wrong field is blamed": (
         "test_unsupported_fields_are_refused",
-        ("parallel.sequence",),
-        "not one on parallel.sequence",
+        ("parallel.sharding",),
+        "not one on parallel.sharding",
         "from gptbridge.hookspecs import Problem\n@hookimpl\ndef gptbridge_check(spec):\n"
-        "    return [Problem('training.device', 'not on a Sunday')] if spec.parallel.sequence else []",
+        "    return [Problem('training.device', 'not on a Sunday')] if spec.parallel.sharding > 1 else []",
     ),
     "the plugin module imports its framework": (
         "test_plugin_module_imports_no_framework",

@@ -107,6 +107,52 @@ def test_wrong_override_is_explained(override: str, words: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("broken", "near"),
+    [
+        ("parallel.sequence=true", "false, or parallel.tensor=2"),
+        ("parallel.sharding_stage=2", "0, or parallel.sharding=2"),
+        ("parallel.virtual_pipeline=2", "1, or parallel.pipeline=2"),
+        ("parallel.virtual_pipeline=4 parallel.pipeline=2", "virtual_pipeline 2 would be"),
+        ("parallel.virtual_pipeline=3 parallel.pipeline=3", "2 or 4 would be, with virtual_pipeline 1"),
+        (
+            "parallel.virtual_pipeline=2 parallel.pipeline=2 training.global_batch_size=3 "
+            "training.micro_batch_size=1",
+            "training.global_batch_size=4 with training.micro_batch_size=1 would do",
+        ),
+        (
+            "parallel.pipeline=4 training.global_batch_size=2",
+            "training.global_batch_size=4 with training.micro_batch_size=1 would do",
+        ),
+        ("parallel.tensor=4 model.vocab_size=3", "2 would be"),
+        ("parallel.data=3", "6 or 9 would be"),
+        ("training.micro_batch_size=3", "2 or 4 would be"),
+        ("model.num_attention_heads=3", "2 or 4 would be"),
+    ],
+)
+def test_a_broken_equation_names_the_nearest_that_holds(broken: str, near: str) -> None:
+    (line,) = problems(*broken.split())
+    assert line.endswith(f": {near}")
+
+
+@pytest.mark.parametrize(
+    "mended",
+    [
+        "parallel.sequence=true parallel.tensor=2",
+        "parallel.sharding_stage=2 parallel.sharding=2",
+        "parallel.virtual_pipeline=2 parallel.pipeline=2 training.micro_batch_size=4",
+        "parallel.virtual_pipeline=2 parallel.pipeline=2 training.global_batch_size=4 "
+        "training.micro_batch_size=1",
+        "parallel.virtual_pipeline=2 parallel.pipeline=2 training.global_batch_size=3 "
+        "training.micro_batch_size=1 parallel.pipeline_schedule=gpipe",
+        "parallel.pipeline=4 training.global_batch_size=4 training.micro_batch_size=1",
+        "parallel.tensor=2 model.vocab_size=3",
+    ],
+)
+def test_the_nearest_that_holds_is_accepted(mended: str) -> None:
+    assert load_run("gpt2-tiny", mended.split()).parallel.world_size > 1
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("training: {max_steps: 1, max_steps: 2}", "stands twice"),

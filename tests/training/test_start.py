@@ -12,7 +12,7 @@ from gptbridge.checkpoint.state import write_state
 from gptbridge.errors import BadInput, RunFailed, UsageError
 from gptbridge.training.events import EventLog
 from gptbridge.training.run_folder import RunFolder, locked
-from gptbridge.training.start import AUTO, choose_backend, choose_checkpoint, resolve
+from gptbridge.training.start import AUTO, Devices, choose_backend, choose_checkpoint, resolve
 from gptbridge_specs import dump_yaml, load_run
 from tests.checkpoint.conftest import spec_of, state_of, writer
 
@@ -164,3 +164,15 @@ def test_a_command_that_fails_early_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="x"), locked(tmp_path / "run"):
         raise UsageError("x")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "master", ["first", "first:", ":29500", "first:port", "first:0", "first:65536", "first:" + "9" * 9999]
+)
+def test_a_meeting_place_is_a_host_and_a_port(master: str) -> None:
+    layout = spec_of().parallel
+    with pytest.raises(UsageError, match="--master") as refused:
+        Devices(master=master).processes(layout)
+    assert "a port from 1 to 65535" in str(refused.value)
+    here = Devices(master="first:65535")
+    assert (here.processes(layout), here.meeting) == (1, ("first", 65535))
