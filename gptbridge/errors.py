@@ -99,7 +99,7 @@ class BadInput(BridgeError):
 
 
 class Interrupted(BridgeError):
-    """A signal ended the run after its checkpoint was saved.
+    """A signal ended the run after its checkpoint was saved, or before there was anything to save.
 
     129 for SIGHUP, 130 for SIGINT, 143 for SIGTERM.
     """

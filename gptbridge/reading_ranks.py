@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 _SOCKET = "line"
 _LOOK_SECONDS = 0.1
+_GONE_SECONDS = 10.0
 _SHORT = 70  # of about 100 bytes that the name of a socket may have
 
 
@@ -81,6 +82,9 @@ def read_rank(
     with open_checkpoint(Path(checkpoint), Hints.of(hints)) as opened:
         load(model.shards(), opened.merged().read)
     _answer(connected(record.folder / _SOCKET), model, record)
+    time.sleep(
+        _GONE_SECONDS
+    )  # who asked has gone: the thread that watches for it cleans up and ends this rank
     return {}
 
 

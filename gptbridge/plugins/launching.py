@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gptbridge.errors import RunFailed, printable
+from gptbridge.errors import Interrupted, RunFailed, printable
 from gptbridge.files import discard, open_own
 from gptbridge.hookspecs import Launch
 from gptbridge.plugins.backend import Backend
@@ -158,12 +158,15 @@ class Job:
     def done(self, received: signal.Signals | None = None) -> bool:
         """Tell whether all ranks have ended as they should; RunFailed once it is clear why one has not.
 
-        The signal that was `received`, if any, is handed to every rank.
+        The signal that was `received`, if any, is handed to every rank; Interrupted where none has begun.
         """
         if received and not (self.folder / STOP_FILE).exists():
             _put(self.folder / STOP_FILE, str(int(received)))
         seen = list(seen_in(self.folder))
         own = self.own(seen)
+        if received and not own:  # the launcher may wait for another machine for long
+            words = f"stopped by {received.name} before a rank began"
+            raise Interrupted(words, exit_code=128 + received)
         self.losses.look(seen)
         broken = any(has_failed(one.record) or is_lost(one) for one in seen)
         ended = [one for one in own if one.record.exit_code is not None]

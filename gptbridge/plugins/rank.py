@@ -19,7 +19,7 @@ from gptbridge.errors import BridgeError
 from gptbridge.plugins.backend import load_backend
 from gptbridge.process.records import OwnRecord
 from gptbridge.process.signals import heed_signals
-from gptbridge.process.watching import clean_if_alone, watch
+from gptbridge.process.watching import watch
 
 RankTask = Callable[..., Mapping[str, Any]]
 
@@ -33,8 +33,8 @@ def main() -> NoReturn:
     if number is not None:
         _print_into(path.with_name(f"rank-{number}.log"))
     record = OwnRecord(path.parent, number)
-    private = Path(kept) if (kept := request.pop("private")) else None
-    watch(path, record, private)
+    private = request.pop("private")
+    watch(path, record, None if private is None else Path(private))
     heed_signals()
     try:
         result = getattr(import_module(module), function)(record, **request)
@@ -45,7 +45,6 @@ def main() -> NoReturn:
     except BaseException as error:
         record.end(1, f"{type(error).__name__}: {error}", foreseen=False)
         traceback.print_exc()
-    clean_if_alone(path, private)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(record.record.exit_code or 0)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
 from gptbridge.process import signals
@@ -20,25 +21,12 @@ _SECONDS = 0.3
 
 
 def watch(request: Path, record: OwnRecord, private: Path | None) -> None:
-    """Begin to watch. Where the command that made `request` supervises its ranks, `private` is its folder."""
+    """Begin to watch. Where the command that made `request` supervises its ranks, `private` is its folder.
+
+    It holds a lock on `request` while it lives, and where it was killed, the ranks remove that folder.
+    """
     _leave_if_alone(request, private)
     threading.Thread(target=_watch, args=(request, record, private), daemon=True).start()
-
-
-def clean_if_alone(request: Path, private: Path | None) -> bool:
-    """Tell whether the command that supervises this rank has gone, and no longer holds a lock on `request`.
-
-    Where it was killed, so that the file is still there, what is `private` to it is removed.
-    """
-    if private is None:
-        return False
-    try:
-        alone = is_free(request)
-    except FileNotFoundError:
-        return True
-    if alone:
-        shutil.rmtree(private, ignore_errors=True)
-    return alone
 
 
 def _watch(request: Path, record: OwnRecord, private: Path | None) -> None:
@@ -55,9 +43,14 @@ def _watch(request: Path, record: OwnRecord, private: Path | None) -> None:
 
 def _leave_if_alone(request: Path, private: Path | None) -> None:
     """End this process where nobody is left who would end it: what is kept appears whole."""
-    if clean_if_alone(request, private):
-        print("the command that started this rank has gone", file=sys.stderr, flush=True)  # noqa: T201
-        os._exit(1)
+    if private is None:
+        return
+    with suppress(FileNotFoundError):  # the command has ended by itself, and removed what it should
+        if not is_free(request):
+            return
+        shutil.rmtree(private, ignore_errors=True)
+    print("the command that started this rank has gone", file=sys.stderr, flush=True)  # noqa: T201
+    os._exit(1)
 
 
 def _stack() -> tuple[str, ...]:

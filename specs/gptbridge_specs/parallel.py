@@ -53,10 +53,10 @@ def cut_to_read(content: dict[str, Any], model: ModelSpec, devices: int | None) 
     parallel, training = content.get("parallel") or {}, content["training"]
     if not isinstance(parallel, Mapping) or not isinstance(training, Mapping):
         return content
-    for name in ("data", "sharding"):
-        if parallel.get(name, 1) not in (1, "1", AUTO):
+    for name, only in (("data", 1), ("sharding", 1), ("sharding_stage", 0)):
+        if parallel.get(name, only) not in (only, str(only), AUTO):
             words = "a model that is read is cut by parallel.tensor and parallel.pipeline alone"
-            raise SpecError([f"parallel.{name}: {words}: 1 would be"])
+            raise SpecError([f"parallel.{name}: {words}: {only} would be"])
     try:
         given = {name: int(parallel[name]) for name in ("tensor", "pipeline") if name in parallel}
         rows = int(training.get("global_batch_size", 1))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gptbridge.api import train
-from gptbridge.errors import RunFailed, UsageError
+from gptbridge.errors import Interrupted, RunFailed, UsageError
 from gptbridge.hookspecs import Launch
 from gptbridge.plugins import launching
 from gptbridge.plugins.launching import Job
@@ -133,9 +133,13 @@ def test_a_launcher_that_is_killed_ends_its_ranks(
 ) -> None:
     """Unless it got the signal that the command has got too: then its ranks may save."""
     monkeypatch.setattr(launching, "_LAST_WORDS_SECONDS", 0.0)
-    kept = OwnRecord(tmp_path, 0)
     launcher = subprocess.Popen(["sleep", "60"])
     job = Job(Launch(processes=1, logs=tmp_path, port=1), tmp_path, tmp_path, launcher, Patience(300), "")
+    if received is not None:
+        with pytest.raises(Interrupted, match="SIGTERM before a rank began") as stopped:
+            job.done(received)
+        assert stopped.value.exit_code == 143
+    kept = OwnRecord(tmp_path, 0)
     assert not job.done(received)
     assert not job.done(received)
     launcher.kill()

@@ -96,6 +96,7 @@ def runs(process: int) -> bool:
         (6, 4, ["parallel.tensor=3"], "parallel.tensor: 4 devices / tensor 3 is no whole number: 2 or 4"),
         (6, 2, ["parallel.tensor=1", "parallel.pipeline=1"], "parallel.pipeline: tensor 1 x pipeline 1 = 1"),
         (6, 2, ["parallel.data=2"], "parallel.data: a model that is read is cut by"),
+        (6, 2, ["parallel.sharding_stage=2"], "parallel.pipeline alone: 0 would be"),
         (6, 2, ["parallel.tensor=0"], "parallel.tensor: 0"),
         (6, 2, ["parallel=no"], "parallel: 'no' is not a section"),
     ],
