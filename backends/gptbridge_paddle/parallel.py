@@ -38,11 +38,13 @@ def rank() -> int | None:
 
 def launch_command(launch: Launch, command: Sequence[str]) -> list[str]:
     """Return paddle.distributed.launch around `command`."""
+    # It serves where it finds its own number in --master; by a name, all machines would wait for each other.
+    host = "127.0.0.1" if launch.node_rank == 0 else launch.master
     options = {
         "nnodes": launch.nodes,
         "rank": launch.node_rank,
         "nproc_per_node": launch.processes,
-        "master": f"{launch.master}:{launch.port}",
+        "master": f"{host}:{launch.port}",
         "log_dir": launch.logs,
         "log_level": "ERROR",
     }

@@ -16,6 +16,7 @@ from gptbridge.api import train
 from gptbridge.errors import Interrupted, RunFailed, UsageError
 from gptbridge.hookspecs import Launch
 from gptbridge.plugins import launching
+from gptbridge.plugins.backend import load_backend
 from gptbridge.plugins.launching import Job
 from gptbridge.plugins.verdict import Losses, Patience, blame
 from gptbridge.process.records import OwnRecord, Record, Seen
@@ -231,6 +232,15 @@ def test_the_command_for_other_launchers_is_printed(tmp_path: Path) -> None:
     request = json.loads((run / "ranks/node-1/request.json").read_bytes())
     assert request["spec"]["parallel"]["data"] == 4
     assert request["private"] is None
+
+
+@pytest.mark.parametrize(("node", "master"), [(0, "127.0.0.1:29500"), (1, "first:29500")])
+def test_the_first_machine_of_paddle_serves_by_whatever_name_it_has(
+    tmp_path: Path, node: int, master: str
+) -> None:
+    launch = Launch(processes=1, logs=tmp_path, port=29500, master="first", nodes=2, node_rank=node)
+    command = load_backend("paddle").launch_command(launch, ["rank"])
+    assert command[command.index("--master") + 1] == master
 
 
 def seen(
