@@ -109,13 +109,16 @@ def open_own(path: Path, flags: int = 0) -> int:
     A file that also has another name, by a link of either kind, is somebody else's: FileExistsError,
     as for what is no regular file.
     """
-    handle = os.open(
-        path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags, 0o666
-    )
+    others = FileExistsError(errno.EEXIST, "it is a link or no regular file", str(path))
+    mode = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | flags
+    try:
+        handle = os.open(path, mode, 0o666)
+    except OSError as error:
+        raise (others if error.errno == errno.ELOOP else error) from None
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(handle)
-        raise FileExistsError(errno.EEXIST, "it is a link or no regular file", str(path))
+        raise others
     return handle
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MEMORY = MemoryUse(
     process=530 << 20,  # 490 to 590, by how much of the libraries the kernel maps at once
     per_layer=49 << 20,
-    core={"m g d": 1, "m d": 2, "m g t": 1.4},
+    core={"m g d": 1, "m d": 2, "m g t": 1.2},
     attention={"m g d": 4.6},
     core_dropped={"m g t": 2},
     block={"f": 2.55},

@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 MEMORY = MemoryUse(
     process=330 << 20,  # 280 to 360, by how much of the libraries the kernel maps at once
     recomputing=70 << 20,  # its checkpoint imports the compiler
-    core_dropped={"m g t": 3, "m g d": 1, "m d": 1},
+    core_dropped={"m g t": 2, "m g d": 1, "m d": 1},
     block_dropped={"i": 2},
     working=0.45,
-    head=2.0,
     logits=2**22,
     waste=1.25,
 )

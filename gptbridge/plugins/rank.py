@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gptbridge.errors import BridgeError
+from gptbridge.files import open_own
 from gptbridge.plugins.backend import load_backend
 from gptbridge.process.records import OwnRecord
 from gptbridge.process.signals import heed_signals
@@ -52,7 +53,8 @@ def main() -> NoReturn:
 
 def _print_into(path: Path) -> None:
     """Let all that this process and its framework print go into a file."""
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+    log = open_own(path)
+    os.ftruncate(log, 0)
     for stream in (1, 2):
         os.dup2(log, stream)
     os.close(log)

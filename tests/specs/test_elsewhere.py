@@ -77,7 +77,7 @@ def test_what_is_to_be_typed_can_be_typed(typed: str) -> None:
     ("override", "said"),
     [
         ("lr=1e-4", "Did you mean -o schedule.max_lr=1e-4?"),
-        ("training.learning_rate=1", "Did you mean -o schedule.max_lr=1e-4?"),
+        ("training.learning_rate=1", "Did you mean -o schedule.max_lr=1?"),
         ("run_mode=train", "gptbridge train, generate or convert"),
         ("batch_size=8", "training.global_batch_size"),
         ("training.device=cuda", "Did you mean gpu?"),

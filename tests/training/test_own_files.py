@@ -11,6 +11,7 @@ import pytest
 
 from gptbridge.errors import BadInput, RunFailed, UsageError
 from gptbridge.files import write_synced
+from gptbridge.plugins.rank import _print_into
 from gptbridge.training.events import EventLog, read_events
 from gptbridge.training.launch import print_command
 from gptbridge.training.run_folder import RunFolder, locked
@@ -36,7 +37,7 @@ def precious(tmp_path: Path) -> Path:
 def test_a_link_in_a_run_folder_is_not_written_through(precious: Path, kind: str, name: str) -> None:
     run = precious.parent / "run"
     LINKS[kind](run / name, precious)
-    with pytest.raises(RunFailed, match="link"):
+    with pytest.raises(RunFailed, match="it is a link"):
         write_all(run)
     assert precious.read_text() == "precious, without an end of line"
 
@@ -93,6 +94,14 @@ def test_checkpoints_behind_a_link_are_not_touched(precious: Path) -> None:
     with locked(run) as folder:
         folder.store.clean()
     assert not any((run / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("kind", LINKS)
+def test_what_a_rank_prints_does_not_go_through_a_link(precious: Path, kind: str) -> None:
+    LINKS[kind](precious.parent / "run" / "rank-0.log", precious)
+    with pytest.raises(FileExistsError, match="it is a link"):
+        _print_into(precious.parent / "run" / "rank-0.log")
+    assert precious.read_text() == "precious, without an end of line"
 
 
 def test_ranks_behind_a_link_are_not_written(precious: Path) -> None:
