@@ -151,7 +151,8 @@ def multiples(size: int, unit: int) -> str:
 
 def divisors(number: int) -> list[int]:
     """Return all that divide a number, the smallest first."""
-    return [n for n in range(1, number + 1) if number % n == 0]
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return sorted({*small, *(number // n for n in small)})
 
 
 def next_to(degree: int, fits: list[int]) -> str:
