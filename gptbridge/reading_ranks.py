@@ -82,9 +82,8 @@ def read_rank(
     with open_checkpoint(Path(checkpoint), Hints.of(hints)) as opened:
         load(model.shards(), opened.merged().read)
     _answer(connected(record.folder / _SOCKET), model, record)
-    time.sleep(
-        _GONE_SECONDS
-    )  # who asked has gone: the thread that watches for it cleans up and ends this rank
+    # Who asked has gone: the thread that watches for that cleans up and ends this rank.
+    time.sleep(_GONE_SECONDS)
     return {}
 
 

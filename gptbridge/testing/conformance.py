@@ -19,7 +19,7 @@ from gptbridge.errors import BridgeError, UsageError
 from gptbridge.hookspecs import API_VERSION
 from gptbridge.plugins.finding import backend_names, hardware_names
 from gptbridge.rules.stepping import Stepper
-from gptbridge.session import MOMENTS, Kind, LanguageModel, StepResult, Trainer, TrainerState
+from gptbridge.session import MOMENTS, Batch, Kind, LanguageModel, StepResult, Trainer, TrainerState
 from gptbridge.testing import cases, mistakes
 from gptbridge.testing.comparison import require, require_equal_bits
 from gptbridge.testing.decoding import DecoderTests
@@ -283,7 +283,10 @@ class BackendConformance(ShardTests, DecoderTests, DropoutTests, TaskTests):
         second.close()
 
     def test_a_save_reads_beside_the_gradients(self) -> None:
-        """A thread reads, while a step computes its gradients, the weights and moments of the step before."""
+        """Until a step calls `before_update`, once, what it holds is what the step before left.
+
+        Read by another thread while the gradients are computed, and by the one that calls.
+        """
         spec = self._spec("gelu_erf-untied")
         weights, moments = cases.weights(spec.model), cases.moments(spec.model)
         trainer = self._start(spec, weights)
@@ -291,22 +294,8 @@ class BackendConformance(ShardTests, DecoderTests, DropoutTests, TaskTests):
             return  # what it holds is copied before the step
         fill_moments(trainer, spec.model, moments)
         trainer.state = TrainerState(updates=4)
-        kinds: tuple[Kind, ...] = ("weight", *MOMENTS)
         for step in (1, 2):  # the first step compiles where there is something to compile
-            kept = [{**arrays(trainer.shards(kind))} for kind in kinds]
-            shards = [trainer.shards(kind) for kind in kinds]
-            with ThreadPoolExecutor(1) as thread:
-                copies = thread.submit(list, map(arrays, shards))
-                trainer.before_update = copies.result
-                trainer.step(cases.batch(spec.model, step=step), LEARNING_RATE)
-                for kind, found, expected, owners in zip(kinds, copies.result(), kept, shards, strict=True):
-                    require_equal_bits(f"{kind} before the update", found, expected)
-                    moved = arrays(owners)
-                    require(
-                        any(not np.array_equal(moved[name], array) for name, array in expected.items()),
-                        f"a step leaves every {kind} unchanged",
-                    )
-            trainer.before_update = bool
+            _require_read_before_update(trainer, cases.batch(spec.model, step=step))
 
     # What is refused
 
@@ -331,6 +320,24 @@ class BackendConformance(ShardTests, DecoderTests, DropoutTests, TaskTests):
 def _rows(logits: NDArray[Any], at: NDArray[np.int32]) -> NDArray[Any]:
     picked: NDArray[Any] = np.take_along_axis(logits, at[..., None], 1)
     return picked
+
+
+def _require_read_before_update(trainer: Any, batch: Batch) -> None:
+    kinds: tuple[Kind, ...] = ("weight", *MOMENTS)
+    expected = [arrays(trainer.shards(kind)) for kind in kinds]
+    shards = [trainer.shards(kind) for kind in kinds]
+    read: list[list[dict[str, NDArray[np.float32]]]] = []
+    with ThreadPoolExecutor(1) as thread:
+        beside = thread.submit(list, map(arrays, shards))
+        trainer.before_update = lambda: read.extend((beside.result(), list(map(arrays, shards))))
+        trainer.step(batch, LEARNING_RATE)
+    require(len(read) == 2, f"a step calls before_update {len(read) // 2} times")
+    for kind, kept, *found, held in zip(kinds, expected, *read, shards, strict=True):
+        for copy in found:
+            require_equal_bits(f"{kind} before the update", copy, kept)
+        moved = arrays(held)
+        still = all(np.array_equal(moved[name], array) for name, array in kept.items())
+        require(not still, f"a step leaves every {kind} unchanged")
 
 
 def _change(new: Mapping[str, NDArray[Any]], old: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

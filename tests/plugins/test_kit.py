@@ -342,6 +342,30 @@ MUTANTS = {
         "from gptbridge.hookspecs import Problem\n@hookimpl\ndef gptbridge_check(spec):\n"
         "    return [Problem('training.device', 'not on a Sunday')] if spec.parallel.sharding > 1 else []",
     ),
+    "weights change before a save has been asked for": (
+        "test_a_save_reads_beside_the_gradients",
+        (),
+        "weight before the update: ",
+        """
+        def clip(self):
+            norm = super().clip()
+            super().update(0.5, self.state.updates + 1)
+            return norm
+
+        def update(self, learning_rate, count):
+            pass
+        """,
+    ),
+    "no save is asked for": (
+        "test_a_save_reads_beside_the_gradients",
+        (),
+        "a step calls before_update 0 times",
+        """
+        def step(self, batch, learning_rate):
+            self.before_update = bool
+            return super().step(batch, learning_rate)
+        """,
+    ),
     "the plugin module imports its framework": (
         "test_plugin_module_imports_no_framework",
         (),
