@@ -50,6 +50,18 @@ def require_regular_file(path: Path) -> int:
     return status.st_size
 
 
+def read_limited(path: Path, limit: int, what: str) -> bytes:
+    """Return the bytes of a regular file, which `what` names; BadInput for anything else or over `limit`."""
+    size = require_regular_file(path)
+    if size > limit:
+        raise BadInput(f"{size} bytes of {what}", where=path, allowed=f"at most {limit}")
+    try:
+        with path.open("rb") as file:
+            return file.read(size)  # of /proc, where all sizes are 0, a read may wait for ever
+    except OSError as error:
+        raise BadInput(f"cannot be read: {error.strerror}", where=path) from error
+
+
 def list_folder(folder: Path) -> list[str]:
     """Return the sorted names in a folder; BadInput for one that is absurdly full or cannot be read."""
     try:
@@ -67,13 +79,10 @@ def read_json(path: Path, *, limit: int = CONFIG_LIMIT) -> dict[str, Any]:
 
     BadInput for anything else: another type, bad UTF-8, a lone surrogate, a key twice, NaN, deep nesting.
     """
-    size = require_regular_file(path)
-    if size > limit:
-        raise BadInput(f"{size} bytes of JSON", where=path, allowed=f"at most {limit}")
+    content = read_limited(path, limit, "JSON")
     try:
-        with path.open("rb") as file:
-            return decode_object(file.read(size))  # of /proc, a read may wait for ever
-    except (OSError, ValueError) as error:
+        return decode_object(content)
+    except ValueError as error:
         raise BadInput(f"not readable as JSON: {printable(error)}", where=path) from error
 
 

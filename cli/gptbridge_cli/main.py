@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from gptbridge import __version__
-from gptbridge.errors import BadInput, require_posix
+from gptbridge.errors import BadInput, RunFailed, require_posix
 from gptbridge_cli import (
     backends,
     convert,
@@ -76,6 +76,10 @@ def main() -> None:
             raise
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             error = BadInput("File name too long", where=error.filename)
+        elif isinstance(error, MemoryError):
+            error = RunFailed(
+                "there is not enough memory for this", hint="Is a limit set? ulimit -v shows it"
+            )
         exit_code = getattr(error, "exit_code", None)
         with suppress(OSError):  # a terminal that hung up: the exit code says it all the same
             for line in _lines(error) if exit_code else [_unexpected(error)]:

@@ -17,7 +17,7 @@ from gptbridge.data.readers.nanogpt import may_hold_tokens, open_nanogpt
 from gptbridge.data.readers.paddlenlp import open_paddlenlp, open_paddlenlp_npz
 from gptbridge.data.tokens import ChainedTokens, TokenDataset, offsets_of
 from gptbridge.errors import BadInput
-from gptbridge.files import nearby
+from gptbridge.files import list_folder, nearby
 
 __all__ = ["TokenDataset", "is_dataset", "joined", "open_dataset"]
 
@@ -107,11 +107,8 @@ def _find(path: Path) -> list[_Found]:
 
 def _datasets_in(folder: Path) -> Iterator[_Found]:
     """Yield the datasets of a folder, sorted by name; a .bin is raw only where no .idx goes with it."""
-    try:
-        names = {entry.name for entry in folder.iterdir()}
-    except (OSError, ValueError):
-        return
-    for name in sorted(names):
+    names = dict.fromkeys(list_folder(folder) if folder.is_dir() else ())
+    for name in names:
         for format_ in _FORMATS:
             match = format_.file.fullmatch(name)
             if match and not (format_.open is open_nanogpt and f"{match[1]}.idx" in names):

@@ -25,13 +25,14 @@ from isal.isal_zlib import crc32
 
 from gptbridge.data.blocks import Position
 from gptbridge.data.encoding import Encoded
-from gptbridge.errors import BadInput, UsageError
-from gptbridge.files import discard, read_json, sync_folder, write_json
+from gptbridge.errors import BadInput, RunFailed, UsageError
+from gptbridge.files import discard, identity, read_json, sync_folder, write_json
 
 MADE = "dataset."  # begins the names of what `publish` gives a name
 _PLAN, _PUBLISHED, _LOCK = "plan.json", "published.json", "lock"
 _APPENDED = ("tokens.bin", "lengths.bin", "journal.jsonl")
 _PLAN_LIMIT = 1 << 30  # it names every source
+_LINE_LIMIT = 64 << 20  # bytes of one of the journal
 
 
 @dataclass(slots=True)
@@ -58,7 +59,7 @@ class PartialDataset:
     def __init__(self, folder: Path, plan: dict[str, Any], token_size: int, *, replace: bool = False) -> None:
         self.folder = folder
         self.tokens, self.lengths, journal = (folder / name for name in _APPENDED)
-        self._token_size = token_size
+        self._token_size, self._sources = token_size, len(plan["sources"])
         if replace and _foreign(folder):
             discard(folder)
         if foreign := _foreign(folder):
@@ -68,6 +69,7 @@ class PartialDataset:
                 hint="Move it away, give another --output, or add --overwrite to remove it",
             )
         folder.mkdir(parents=True, exist_ok=True)
+        self._itself = identity(folder)
         self._lock = (folder / _LOCK).open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,7 +109,10 @@ class PartialDataset:
         self._new_digests += 1
 
     def commit(self) -> None:
-        """Make all that was appended survive a kill."""
+        """Make all that was appended survive a kill.
+
+        RunFailed where the folder was renamed or removed: whatever has its name now is somebody else's.
+        """
         for file in (self._tokens, self._lengths):
             file.flush()
             os.fsync(file.fileno())
@@ -122,6 +127,8 @@ class PartialDataset:
         self._journal.write(_sealed(json.dumps(line).encode()))
         self._journal.flush()
         os.fsync(self._journal.fileno())
+        if identity(self.folder) != self._itself:
+            raise RunFailed("was renamed or removed while it was written", where=self.folder)
         self._crcs = [0, 0]
         self._new_digests = 0
 
@@ -174,7 +181,7 @@ class PartialDataset:
     def _replay(self) -> None:
         """Go through the journal as far as files and checksums agree with it; cut off the rest."""
         held = 0
-        for line in self._journal:
+        for line in iter(lambda: self._journal.readline(_LINE_LIMIT), b""):
             done = self._followed(line)
             if done is None:
                 break
@@ -193,17 +200,18 @@ class PartialDataset:
         if line != _sealed(content):
             return None
         before = self.done
-        with suppress(ValueError, TypeError, LookupError):  # sealed, and yet not what `commit` writes
+        with suppress(ValueError, TypeError, LookupError, AttributeError):
             entry = json.loads(content)
-            tokens, documents, empty = entry["counts"]
+            (tokens, documents, empty), at = entry["counts"], Position(*entry["position"])
+            digests, problems = before.digests + entry["digests"], entry["problems"]
             added = [(tokens - before.tokens) * self._token_size, (documents - before.documents) * 4]
-            if min(*added, *entry["position"]) < 0:
-                return None
+            numbers = (tokens, documents, empty, *entry["position"], *problems.values())
+            whole = all(type(number) is int for number in numbers) and min(*numbers, *added) >= 0
+            if not whole or not at.source == len(digests) <= self._sources:
+                return None  # sealed, and yet not what `commit` writes
             crcs = [_crc(f, n) for f, n in zip((self._tokens, self._lengths), added, strict=True)]
-            if crcs == entry["crc32"]:
-                at, problems = Position(*entry["position"]), Counter(entry["problems"])
-                digests = before.digests + entry["digests"]
-                return Done(at, tokens, documents, empty, problems, digests)
+            if crcs == entry["crc32"] and all(isinstance(digest, str) for digest in digests):
+                return Done(at, tokens, documents, empty, Counter(problems), digests)
         return None
 
 

@@ -25,6 +25,7 @@ from gptbridge.process.signals import StopRequest
 _ENDINGS = ("tokenizer", "bin", "idx", "json")  # PREFIX.json says that the others are whole
 _KEEPING = "stopping, and keeping what is done"
 COMMIT_TOKENS = 16 << 20  # what a kill may cost
+_EMPTY_LIMIT = 1 << 20  # empty and bad documents beyond the tokens: a few bytes unpack to a thousand million
 # Bytes read of the sources as they lie on the disk, bytes in all, documents so far.
 Progress = Callable[[int, int, int], None]
 
@@ -253,6 +254,7 @@ def _collect(
                 raise BadInput(str(problem), where=where, hint="Mend it, or add --skip-bad")
             on_problem(str(BadInput(f"skipped: {problem}", where=where)))
         partial.append(result, block.end)
+        _require_content(partial.done, job.sources[block.source])
         if block.digest is not None:
             partial.finish_source(block.digest)
         on_progress(block.consumed, total, partial.done.documents)
@@ -267,3 +269,14 @@ def _collect(
     partial.commit()
     if not partial.done.documents:
         raise BadInput("no document in the input", where=", ".join(str(s.path) for s in job.sources[:3]))
+
+
+def _require_content(done: Done, source: Source) -> None:
+    """Refuse text that is next to nothing but empty and bad documents."""
+    without = done.empty + done.problems.total()
+    if without > _EMPTY_LIMIT + done.tokens:
+        raise BadInput(
+            f"{without} documents that are empty or bad, and {done.tokens} tokens in all",
+            where=source.path,
+            allowed=f"at most {_EMPTY_LIMIT} such documents more than tokens",
+        )

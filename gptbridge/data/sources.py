@@ -29,6 +29,7 @@ CHUNK = 1 << 20
 
 # Text shrinks to a third, logs to a hundredth: what grows beyond this was made to fill a disk.
 _EXPANSION, _EXPANSION_FREE = 1000, 64 << 20
+_XZ_MEMORY_LIMIT = 256 << 20  # bytes: xz -9 takes 65 MiB
 _NAMED = 5  # names in a notice
 
 FORMATS = {".txt": "text", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -43,7 +44,7 @@ _OPENERS: tuple[tuple[tuple[bytes, ...], str, Callable[[Any], Any]], ...] = (
         zstd.ZstdFile,
     ),
     ((b"BZh",), "bzip2", bz2.BZ2File),
-    ((b"\xfd7zXZ\x00",), "xz", lzma.LZMAFile),
+    ((b"\xfd7zXZ\x00",), "xz", lambda file: _XzFile(file)),
 )
 _DAMAGE = (gzip.BadGzipFile, zlib.error, zstd.ZstdError, lzma.LZMAError)
 
@@ -123,16 +124,21 @@ def find_sources(inputs: Iterable[str], selection: Selection | None = None) -> F
 def _walk(folder: Path) -> list[str]:
     """Return the files in a folder, and the links to folders, which are not followed."""
     names: list[str] = []
-    for parent, folders, files in os.walk(folder):
-        # what belongs to a dataset that was written here before is no text
-        folders[:] = [name for name in folders if not name.endswith((".tokenizer", ".partial"))]
-        links = [name for name in folders if Path(parent, name).is_symlink()]
-        names += [Path(parent, name).relative_to(folder).as_posix() for name in [*files, *links]]
+    try:
+        for parent, folders, files in os.walk(folder):
+            # what belongs to a dataset that was written here before is no text
+            folders[:] = [name for name in folders if not name.endswith((".tokenizer", ".partial"))]
+            links = [name for name in folders if Path(parent, name).is_symlink()]
+            names += [Path(parent, name).relative_to(folder).as_posix() for name in [*files, *links]]
+    except RecursionError as error:
+        raise BadInput("its folders lie too deep in each other", where=folder) from error
     return sorted(names)
 
 
 def _source(path: Path, selection: Selection) -> Source:
     size = require_regular_file(path)
+    if os.fsencode(path) != str(path).encode(errors="replace"):
+        raise BadInput("its name is not UTF-8", where=path, hint="Rename it: the dataset says what it is of")
     format_name = selection.format(path)
     if format_name is None:
         raise BadInput("not known as text by its name", where=path, allowed=_allowed(selection))
@@ -235,17 +241,51 @@ class SourceStream:
             raise BadInput(f"damaged {self._kind} data: {error}", where=self._path) from error
         except OSError as error:
             raise BadInput(error.strerror or str(error), where=self._path) from error
+        except MemoryError as error:
+            raise BadInput(f"{self._kind} data that ask for too much memory", where=self._path) from error
 
     def close(self) -> None:
         """Close the file."""
         self._raw.close()
 
 
+class _XzFile:
+    """What xz streams unpack to, one after the other; for LZMAFile no dictionary is too large."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        self._file = file
+        self._begin()
+
+    def _begin(self) -> None:
+        self._unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY_LIMIT)
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes; nothing at the end. EOFError where a stream has none."""
+        data = b""
+        while not data:
+            packed = b""
+            if self._unpacker.eof:
+                if not (packed := self._next_stream()):
+                    break
+                self._begin()
+            elif self._unpacker.needs_input and not (packed := self._file.read(CHUNK)):
+                raise EOFError
+            data = self._unpacker.decompress(packed, size)
+        return data
+
+    def _next_stream(self) -> bytes:
+        """Return how the next stream begins, behind the zeros that may pad one; nothing at the end."""
+        packed = self._unpacker.unused_data.lstrip(b"\0")
+        while not packed and (more := self._file.read(CHUNK)):
+            packed = more.lstrip(b"\0")
+        return packed
+
+
 class _DigestingFile(io.RawIOBase):
     """A file that takes the digest of what is read from it; BLAKE2b is twice as fast as SHA-256."""
 
     def __init__(self, path: Path) -> None:
-        require_regular_file(path)
+        self._empty = not require_regular_file(path)  # of /proc, where all sizes are 0, a read may wait
         self._file = path.open("rb", buffering=0)
         self.digest = hashlib.blake2b(digest_size=32)
         self.consumed = 0
@@ -254,7 +294,7 @@ class _DigestingFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer) or 0
+        count = 0 if self._empty else self._file.readinto(buffer) or 0
         self.digest.update(memoryview(buffer)[:count])
         self.consumed += count
         return count

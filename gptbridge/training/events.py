@@ -12,13 +12,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gptbridge.checkpoint.store import FOLLOW, MOVED
 from gptbridge.errors import BadInput, BridgeError, RunFailed, printable
 from gptbridge.files import identity, open_own, require_regular_file
 
 EVENTS_FILE = "events.jsonl"
+_LINE_LIMIT = 16 << 20  # bytes
+_LAST_STEP = (1 << 63) - 1
 
 Event = Mapping[str, Any]
 Observer = Callable[[Event], None]
@@ -54,7 +56,7 @@ class EventLog:
         self._path = path
         with _must_write(path):
             self._file = os.fdopen(open_own(path, os.O_APPEND), "a+b")
-            self._drop_torn_line()
+            self._file.truncate(_end_of_lines(self._file, path))
         self._identity = identity(path)
 
     def __call__(self, event: Event) -> None:
@@ -70,21 +72,16 @@ class EventLog:
         """Close the file."""
         self._file.close()
 
-    def _drop_torn_line(self) -> None:
-        self._file.seek(0)
-        whole = 0
-        for line in self._file:
-            if line.endswith(b"\n"):
-                whole += len(line)
-        self._file.truncate(whole)
-
 
 class Follower:
     """Shows observers the events that another process appends to events.jsonl, from now on."""
 
     def __init__(self, path: Path, observers: Sequence[Observer]) -> None:
         self._path, self._observers = path, Events(observers)
-        self._read = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+        self._read = 0
+        if path.exists():
+            with path.open("rb") as file:
+                self._read = _end_of_lines(file, path)
         self.open = False  # a run has begun and not ended
 
     def read(self) -> None:
@@ -102,12 +99,25 @@ class Follower:
             self._observers.show(event)
 
 
+def _end_of_lines(file: IO[bytes], path: Path) -> int:
+    """Return where the last whole line ends; BadInput where what follows is longer than any event."""
+    start = max(0, file.seek(0, os.SEEK_END) - _LINE_LIMIT)
+    file.seek(start)
+    end = file.read(_LINE_LIMIT).rfind(b"\n") + 1
+    if start and not end:
+        raise BadInput("its last line is too long", where=path, allowed=f"below {_LINE_LIMIT} bytes")
+    return start + end
+
+
 def read_events(path: Path) -> list[dict[str, Any]]:
     """Return every event of an events.jsonl, as written. A last line cut short is left out."""
     require_regular_file(path)
     events = []
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        lines = iter(lambda: file.readline(_LINE_LIMIT), b"")
+        for number, line in enumerate(lines, start=1):
+            if len(line) == _LINE_LIMIT:
+                raise BadInput(f"line {number} is too long", where=path, allowed=f"below {_LINE_LIMIT} bytes")
             if not line.endswith(b"\n"):
                 break
             try:
@@ -125,7 +135,7 @@ def _is_event(event: object) -> bool:
     if not isinstance(event, dict) or not isinstance(kind := event.get("event"), str):
         return False
     step = event.get("step", None if kind in ("step", "resume", "evaluate") else 0)
-    return isinstance(step, int) and isinstance(event.get("time", 0), (int, float))
+    return type(step) is int and 0 <= step <= _LAST_STEP and isinstance(event.get("time", 0), (int, float))
 
 
 def history(events: Iterable[Event]) -> list[Event]:

@@ -154,6 +154,10 @@ def test_what_nobody_foresaw_is_one_line_too(tmp_path: Path) -> None:
         "error: OverflowError: too large. gptbridge --debug COMMAND shows where; please report it"
     ]
     assert "Traceback" in run("--debug", "broken").stderr
+    script = script.replace("OverflowError('too\\nlarge')", "MemoryError")
+    assert run("broken").stderr == (
+        "error: there is not enough memory for this. Is a limit set? ulimit -v shows it\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from gptbridge.data import partial
 from gptbridge.data.blocks import PlainTexts, Position, read_blocks
 from gptbridge.data.partial import _sealed
 from gptbridge.data.prepare import TextOptions, prepare
@@ -196,6 +197,11 @@ def test_damage_to_what_was_kept_is_noticed(
         {"counts": [1], "position": [0, 0, 1], "crc32": [0, 0]},
         {"counts": [-9, -9, 0], "position": [0, 0, 1], "problems": {}, "digests": [], "crc32": [0, 0]},
         {"counts": [0, 0, 0], "position": [0, -5, 1], "problems": {}, "digests": [], "crc32": [0, 0]},
+        {"counts": [0, 0, 0], "position": [1 << 70, 0, 1], "problems": {}, "digests": [], "crc32": [0, 0]},
+        {"counts": [0, 0, 0], "position": [0, 0.5, 1], "problems": {}, "digests": [], "crc32": [0, 0]},
+        {"counts": [0, 0, 0], "position": [0, 0, 1], "problems": {"x": "y"}, "digests": [], "crc32": [0, 0]},
+        {"counts": [0, 0, 0], "position": [1, 0, 1], "problems": {}, "digests": [5], "crc32": [0, 0]},
+        {"counts": [0, 0, 0], "position": [0, 0, 1], "problems": {}, "digests": ["x"], "crc32": [0, 0]},
     ],
 )
 def test_a_sealed_line_that_says_something_else_is_cut_off(
@@ -205,6 +211,31 @@ def test_a_sealed_line_that_says_something_else_is_cut_off(
     (tmp_path / "out.partial" / "journal.jsonl").write_bytes(_sealed(json.dumps(entry).encode()))
     prepare(inputs, "byte", tmp_path / "out", OPTIONS)
     assert dataset(tmp_path / "out") == expected
+
+
+def test_a_journal_of_one_endless_line_costs_no_memory(
+    inputs: list[str], expected: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partial, "_LINE_LIMIT", 1 << 20)
+    leave_unfinished(inputs, tmp_path / "out")
+    os.truncate(tmp_path / "out.partial" / "journal.jsonl", 1 << 40)
+    prepare(inputs, "byte", tmp_path / "out", OPTIONS)
+    assert dataset(tmp_path / "out") == expected
+
+
+def test_a_folder_that_is_renamed_meanwhile_is_left_to_whom_it_belongs(
+    inputs: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "out.partial"
+
+    def replace(*progress: int) -> None:
+        if not (tmp_path / "moved").exists():
+            folder.rename(tmp_path / "moved")
+            folder.mkdir()
+
+    with pytest.raises(RunFailed, match=r"out\.partial: was renamed or removed"):
+        prepare(inputs, "byte", tmp_path / "out", OPTIONS, on_progress=replace)
+    assert not any(folder.iterdir())
 
 
 def test_what_was_kept_is_not_done_again(inputs: list[str], tmp_path: Path) -> None:

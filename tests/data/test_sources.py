@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import lzma
+import os
 import random
+import struct
+import zlib
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from backports import zstd
 
+from gptbridge.data import prepare as prepare_module
 from gptbridge.data import sources
 from gptbridge.data.prepare import TextOptions, prepare
 from gptbridge.data.sources import Selection, Source, SourceStream, find_sources
@@ -131,6 +136,74 @@ def test_a_small_file_of_endless_blank_lines_is_refused(
     with pytest.raises(BadInput, match=rf"{name}: Zstandard data that unpack to more than 1000 times"):
         prepare([str(tmp_path / name)], "byte", tmp_path / "out", options)
     assert [entry.name for entry in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("line", [b'{"text": ""}\n', b'{"text": 5}\n'])
+def test_a_small_file_of_endless_empty_records_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: bytes
+) -> None:
+    monkeypatch.setattr(prepare_module, "_EMPTY_LIMIT", 1000)
+    text = b'{"text": "seven bytes"}\n'
+    (tmp_path / "in.jsonl").write_bytes(text + line * 1000)
+    options = TextOptions(skip_bad=True)
+    assert prepare([str(tmp_path / "in.jsonl")], "byte", tmp_path / "control", options)["documents"] == 1
+    (tmp_path / "in.jsonl").write_bytes(text + line * 1100)
+    with pytest.raises(BadInput, match=r"in\.jsonl: 1100 documents that are empty or bad, and 11 tokens"):
+        prepare([str(tmp_path / "in.jsonl")], "byte", tmp_path / "out", options)
+
+
+XZ_TEXT = b'{"text": "one"}\n'
+
+
+def packed_with_dictionary(size: int) -> bytes:
+    """An xz stream that says that it needs a dictionary of 2^size bytes; `size` is even."""
+    data = lzma.compress(XZ_TEXT)
+    header = bytearray(data[12 : 12 + 4 * (data[12] + 1)])
+    header[header.index(b"\x21\x01") + 2] = 2 * (size - 12)
+    header[-4:] = struct.pack("<I", zlib.crc32(header[:-4]))
+    return data[:12] + bytes(header) + data[12 + len(header) :]
+
+
+def test_xz_asks_for_no_memory_by_itself(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl.xz"
+    path.write_bytes(packed_with_dictionary(26))
+    assert prepare([str(path)], "byte", tmp_path / "control")["documents"] == 1
+    path.write_bytes(packed_with_dictionary(30))
+    with pytest.raises(BadInput, match=r"in\.jsonl\.xz: .*Memory usage limit"):
+        prepare([str(path)], "byte", tmp_path / "out")
+
+
+@pytest.mark.parametrize("padding", [0, 4, (1 << 20) + 4])
+def test_several_xz_streams_are_read_with_what_pads_them(tmp_path: Path, padding: int) -> None:
+    path = tmp_path / "in.jsonl.xz"
+    path.write_bytes((lzma.compress(XZ_TEXT) + bytes(padding)) * 3)
+    assert prepare([str(path)], "byte", tmp_path / "out")["documents"] == 3
+
+
+def test_a_file_of_the_system_that_may_never_end_is_not_waited_for(tmp_path: Path) -> None:
+    """All sizes in /proc are 0, and reading some of it (kmsg) waits for what may come."""
+    (tmp_path / "in.txt").symlink_to("/proc/self/environ")
+    with pytest.raises(BadInput, match=r"in\.txt: no document"):
+        prepare([str(tmp_path / "in.txt")], "byte", tmp_path / "out")
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/\xff.txt"))
+    path.write_text("text")
+    with pytest.raises(BadInput, match="its name is not UTF-8") as caught:
+        prepare([str(path)], "byte", tmp_path / "out")
+    assert str(caught.value).isprintable()
+    path.rename(tmp_path / "\xe9.txt")
+    assert prepare([str(tmp_path / "\xe9.txt")], "byte", tmp_path / "out")["documents"] == 1
+
+
+def test_folders_without_end_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def walk(path: Path) -> None:
+        walk(path)  # as Python 3.11 does, a call a level
+
+    monkeypatch.setattr(os, "walk", walk)
+    with pytest.raises(BadInput, match="too deep"):
+        find_sources([str(folder)])
 
 
 def test_text_that_packs_well_is_read(tmp_path: Path) -> None:

@@ -121,6 +121,8 @@ def test_ranks_behind_a_link_are_not_written(precious: Path) -> None:
         b'{"event": ["step"], "step": 1}',
         b'{"event": "resume"}',
         b'{"event": "step", "step": "1"}',
+        b'{"event": "step", "step": 9223372036854775808}',
+        b'{"event": "step", "step": true}',
         b'{"event": "end", "time": "now"}',
     ],
 )
@@ -128,6 +130,17 @@ def test_a_line_that_is_no_event_is_named(tmp_path: Path, line: bytes) -> None:
     (tmp_path / "events.jsonl").write_bytes(b'{"event": "end"}\n' + line + b"\n")
     with pytest.raises(BadInput, match="line 2 is no event"):
         read_events(tmp_path / "events.jsonl")
+
+
+def test_a_line_without_end_costs_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b'{"event": "end"}\n{"ev')
+    EventLog(path).close()  # the control: what a kill leaves
+    assert path.read_bytes() == b'{"event": "end"}\n'
+    os.truncate(path, 1 << 40)
+    for read in (read_events, EventLog):
+        with pytest.raises(BadInput, match="too long"):
+            read(path)
 
 
 def test_a_file_where_the_checkpoints_go_is_refused_before_a_step(precious: Path) -> None:

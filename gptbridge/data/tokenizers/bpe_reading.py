@@ -13,7 +13,7 @@ import orjson
 from gptbridge.data.tokenizers.bpe_files import BpeDefinition, byte_symbols
 from gptbridge.data.tokenizers.interface import END_OF_TEXT
 from gptbridge.errors import BadInput, printable
-from gptbridge.files import require_regular_file
+from gptbridge.files import read_limited
 
 FILE_LIMIT = 64 << 20
 
@@ -73,7 +73,7 @@ def read_vocab_and_merges(files: tuple[Path, Path]) -> BpeDefinition:
     vocabulary = _checked_ids(_read_object(files[0]), files[0])
     path = files[1]
     try:
-        lines = _read_limited(path).decode().split("\n")
+        lines = read_limited(path, FILE_LIMIT, "a tokenizer").decode().split("\n")
     except UnicodeDecodeError as error:
         raise BadInput(f"not UTF-8 at byte {error.start}", where=path) from error
     if lines[0].startswith("#version"):
@@ -83,19 +83,13 @@ def read_vocab_and_merges(files: tuple[Path, Path]) -> BpeDefinition:
     return checked(BpeDefinition(vocabulary, merges, special), files[0].parent)
 
 
-def _read_limited(path: Path) -> bytes:
-    if require_regular_file(path) > FILE_LIMIT:
-        raise BadInput("too large for a tokenizer", where=path, allowed=f"at most {FILE_LIMIT} bytes")
-    return path.read_bytes()
-
-
 def _read_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; fast, for each worker reads it.
 
     A token spelt twice is not seen here, but one of its ids is then missing.
     """
     try:
-        content = orjson.loads(_read_limited(path))
+        content = orjson.loads(read_limited(path, FILE_LIMIT, "a tokenizer"))
     except ValueError as error:
         raise BadInput(f"not JSON: {printable(error)}", where=path) from error
     if not isinstance(content, dict):

@@ -14,7 +14,7 @@ from gptbridge.data.tokenizers.interface import END_OF_TEXT, identity_of
 from gptbridge.data.tokenizers.jieba_words import JiebaWords
 from gptbridge.data.tokenizers.optional import require
 from gptbridge.errors import BadInput, printable
-from gptbridge.files import require_regular_file
+from gptbridge.files import read_limited
 
 MODEL_LIMIT = 64 << 20
 
@@ -27,11 +27,7 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: Path) -> None:
         library = require("sentencepiece", "a SentencePiece model")
-        if require_regular_file(path) > MODEL_LIMIT:
-            raise BadInput(
-                "too large for a SentencePiece model", where=path, allowed=f"at most {MODEL_LIMIT} bytes"
-            )
-        self._model = path.read_bytes()
+        self._model = read_limited(path, MODEL_LIMIT, "a SentencePiece model")
         self._path = path
         self._processor = library.SentencePieceProcessor()
         try:

@@ -21,7 +21,7 @@ from gptbridge.weights.layouts.boxes import Box, Piece, gather, gather_into
 from gptbridge.weights.layouts.stored import StoredAxes
 
 Delta = Callable[[Box, Axes], NDArray[np.float32]]  # what is added to a box of a weight, stored as the axes
-_WIDER = "Convert with --dtype bfloat16 or float32, which reach further than float16"
+_WIDER = "Convert with --dtype bfloat16, float32 or float64, whichever reaches further"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from gptbridge.files import write_json, write_synced
+from gptbridge.files import read_limited, write_json, write_synced
 from gptbridge.weights.conversion.target import Target, TargetFile, holds_lora
 from gptbridge.weights.opening import Opened
 
@@ -46,7 +46,8 @@ def write_companions(source: Opened, target: Target, files: Sequence[TargetFile]
         written += adapters.write(target.lora, target.model, target.dtypes, folder)
     for name in COPIED:
         if name not in written and _is_plain(source.folder / name):
-            write_synced(folder / name, (source.folder / name).read_bytes())
+            content = read_limited(source.folder / name, _MAX_TOKENIZER_BYTES, "a tokenizer")
+            write_synced(folder / name, content)
             written.append(name)
     return written
 
@@ -70,4 +71,4 @@ def _is_plain(path: Path) -> bool:
         status = path.stat()
     except OSError:
         return False
-    return stat.S_ISREG(status.st_mode) and status.st_size <= _MAX_TOKENIZER_BYTES
+    return stat.S_ISREG(status.st_mode) and 0 < status.st_size <= _MAX_TOKENIZER_BYTES

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gptbridge.errors import BadInput, printable
-from gptbridge.files import list_folder
+from gptbridge.files import list_folder, read_limited
 from gptbridge.weights.canonical.cutting import Stage
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.files import Pointer, Ranked
@@ -18,6 +18,7 @@ from gptbridge.weights.formats import WeightFile
 
 # Where no dialect knows a name: the only file with one of these endings.
 _SUFFIXES = (".safetensors", ".pdparams", ".ckpt", ".bin", ".pt", ".pth", ".pkl")
+_POINTER_LIMIT = 1 << 10  # bytes
 
 RankStages = Callable[[Sequence[WeightFile], Path, Path | None], list[Stage]]
 
@@ -80,8 +81,7 @@ def _pointed_to(root: Path, dialects: Sequence[Dialect]) -> Path:
 
 def _follow(root: Path, pointer: Pointer) -> Path:
     where = root / pointer.name
-    with where.open("rb") as file:
-        text = file.read(64).decode(errors="replace").strip()
+    text = read_limited(where, _POINTER_LIMIT, "the name of a folder").decode(errors="replace").strip()
     names = pointer.folders_of(text)
     if not names:
         raise BadInput(f"holds {printable(text)!r}", where=where, allowed=pointer.allowed)

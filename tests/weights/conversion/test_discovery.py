@@ -90,7 +90,8 @@ def test_the_pointer_names_an_iteration_by_its_number(original: Path, tmp_path: 
     for text, dtype in (("100", "float32"), ("200\n", "float16")):
         pointer.write_text(text)
         assert facts_of(folder).dtypes.keys() == {dtype}
-    for text, words in (("300", "points to iter_0000300 or 300 or"), ("x", "holds 'x'")):
+    wrong = (("300", "points to iter_0000300 or 300 or"), ("x", "holds 'x'"), ("1" * 2000, "2000 bytes of"))
+    for text, words in wrong:
         pointer.write_text(text)
         with pytest.raises(BadInput, match=words):
             facts_of(folder)

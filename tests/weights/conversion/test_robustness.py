@@ -122,6 +122,17 @@ def test_a_link_to_a_checkpoint_is_followed(source: Path, tmp_path: Path) -> Non
     assert facts_of(link).dialect == "torch"
 
 
+def test_a_tokenizer_that_may_never_end_is_left_behind(
+    run: Callable[..., Outcome], source: Path, tmp_path: Path
+) -> None:
+    """All sizes in /proc are 0, and reading some of it (kmsg) waits for what may come."""
+    (source / "vocab.json").unlink()
+    (source / "vocab.json").symlink_to("/proc/self/environ")
+    assert run("convert", source, tmp_path / "out", "--to", "paddle").code == 0
+    assert (tmp_path / "out" / "merges.txt").exists()
+    assert not (tmp_path / "out" / "vocab.json").exists()
+
+
 def test_a_crowded_folder_is_read_quickly(source: Path) -> None:
     for number in range(20_000):
         os.close(os.open(source / f"rank-{number}", os.O_CREAT | os.O_WRONLY))
