@@ -12,8 +12,13 @@ class SpecError(Exception):
     exit_code = 2
 
     def __init__(self, problems: Sequence[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = tuple(problems)
+        self.problems = tuple(map(_one_line, problems))
+        super().__init__("\n".join(self.problems))
+
+
+def _one_line(problem: str) -> str:
+    """Return `problem` with what a stranger's key or value may hold to move the cursor escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in problem)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

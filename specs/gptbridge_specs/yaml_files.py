@@ -115,6 +115,22 @@ def line_of(path: Path, place: Sequence[str]) -> int | None:
     return line
 
 
+def read_text(path: Path, what: str, hint: str = "") -> str:
+    """Return the text of a regular file; SpecError for none, over 1 MB, which no `what` is, or not UTF-8."""
+    try:
+        if not path.is_file():
+            raise SpecError([f"{path}: {'not a file' if path.exists() else 'no such file'}{hint}"])
+        with path.open("rb") as file:
+            data = file.read(min(path.stat().st_size, MAX_BYTES + 1))  # of /proc, a read may wait for ever
+        if len(data) > MAX_BYTES:
+            raise SpecError([f"{path}: larger than 1 MB, which no {what} is"])
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError([f"{path}: not UTF-8 text (byte {error.start})"]) from error
+    except OSError as error:
+        raise SpecError([f"{path}: {error.strerror}"]) from error
+
+
 def read_mapping(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
@@ -122,24 +138,13 @@ def read_mapping(path: Path) -> dict[str, Any]:
     several documents, tags, duplicate keys, too deep, too large when expanded, not a mapping.
     """
     try:
-        if not path.is_file():
-            problem = "not a file" if path.exists() else "no such file"
-            raise SpecError([f"{path}: {problem}. gptbridge spec list shows the presets"])
-        with path.open("rb") as file:
-            data = file.read(min(path.stat().st_size, MAX_BYTES + 1))  # of /proc, a read may wait for ever
-        if len(data) > MAX_BYTES:
-            raise SpecError([f"{path}: larger than 1 MB, which no spec is"])
-        content = _parse(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise SpecError([f"{path}: not UTF-8 text (byte {error.start})"]) from error
+        content = _parse(read_text(path, "spec", ". gptbridge spec list shows the presets"))
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         words = _WORDS.get(str(error.problem), error.problem)
         raise SpecError([f"{path}{line}: {words}"]) from error
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError([f"{path}: {' '.join(str(error).split())}"]) from error
-    except OSError as error:
-        raise SpecError([f"{path}: {error.strerror}"]) from error
     if not isinstance(content, dict):
         raise SpecError([f"{path}: a spec is a mapping of sections, not a {type(content).__name__}"])
     return content

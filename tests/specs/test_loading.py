@@ -180,6 +180,13 @@ def test_bad_file_is_refused_by_name(tmp_path: Path, text: str | bytes, words: s
     assert words in str(caught.value)
 
 
+def test_a_key_that_holds_control_characters_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_run(written(tmp_path, r'"\e[2J\n": 1'))
+    assert r"spec.yaml:1: \x1b[2J\n: unknown key" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize("link", ["{0}", "<<: {0}"])
 def test_alias_and_merge_bombs_are_refused_quickly(tmp_path: Path, link: str) -> None:
     lines = ["a0: &a0 {k: 1}"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge_specs.errors import SpecError
-from gptbridge_specs.yaml_files import MAX_BYTES
+from gptbridge_specs.yaml_files import MAX_BYTES, read_text
 
 _ASSIGNED = re.compile(r"(?:export\s+|declare\s+(?:-\w+\s+)*|local\s+)?([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:\{([A-Za-z_]\w*|\d+)(?:\[[@*]\])?(:?-([^{}]*))?\}|([A-Za-z_]\w*|\d))")
@@ -34,24 +34,12 @@ def read_arguments(path: Path, variables: Mapping[str, str]) -> Arguments:
 
     Literals, NAME=..., arrays and ${NAME:-default} are put in. SpecError for what only a shell could tell.
     """
-    words, program, launcher = _command(_statements(_text(path)), path, variables)
+    text = read_text(path, "list of arguments")
+    words, program, launcher = _command(_statements(text), path, variables)
     try:
         return Arguments(program, _flags(words), _flags(launcher))
     except SpecError as error:
         raise SpecError([f"{path}: {problem}" for problem in error.problems]) from error
-
-
-def _text(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise SpecError([f"{path}: larger than 1 MB, which no list of arguments is"])
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SpecError([f"{path}: not UTF-8 text (byte {error.start})"]) from error
-    except OSError as error:
-        raise SpecError([f"{path}: {error.strerror}"]) from error
 
 
 def _statements(text: str) -> Iterator[str]:

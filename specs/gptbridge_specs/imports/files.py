@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptbridge_specs.errors import SpecError
-from gptbridge_specs.yaml_files import MAX_BYTES, MAX_DEPTH, read_mapping
+from gptbridge_specs.yaml_files import MAX_DEPTH, read_mapping, read_text
 
 _MAX_BASES = 8  # files that build on each other
 BASE, INHERITED = "_base_", "_inherited_"
@@ -60,18 +60,12 @@ def _alone(content: Mapping[str, Any]) -> dict[str, Any]:
 def read_json_mapping(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; SpecError names line and character of what is none."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise SpecError([f"{path}: larger than 1 MB, which no configuration is"])
-        content = json.loads(data.decode("utf-8-sig"), object_pairs_hook=once)
+        content = json.loads(read_text(path, "configuration"), object_pairs_hook=once)
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}: character {error.colno}"
         raise SpecError([f"{where}: not JSON: {error.msg}. Comments (#) are none"]) from error
-    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (RecursionError, ValueError) as error:
         raise SpecError([f"{path}: not plain JSON: {error}"]) from error
-    except OSError as error:
-        raise SpecError([f"{path}: {error.strerror}"]) from error
     if not isinstance(content, dict):
         raise SpecError([f"{path}: a configuration is an object, not a {type(content).__name__}"])
     return content

@@ -19,6 +19,7 @@ from gptbridge_specs.imports.rows import System
 from gptbridge_specs.loading import build, load_model
 from gptbridge_specs.overrides import apply_overrides, parse_override
 from gptbridge_specs.run import RunSpec
+from gptbridge_specs.yaml_files import read_text
 
 _YAML: Mapping[str, System] = {one.SYSTEM.title: one.SYSTEM for one in (fleetx, mindformers)}
 _HUGGING_FACE = "Hugging Face"
@@ -83,10 +84,8 @@ def _value(spec: RunSpec, name: str) -> Any:
 
 def _read(path: Path, theirs: Sequence[str]) -> tuple[System, dict[str, Any], int | None]:
     """Return whose the file is, its flat keys, and the devices that its launcher is asked for."""
-    if not path.is_file():
-        raise SpecError([f"{path}: {'not a file' if path.exists() else 'no such file'}"])
     text = path.suffix not in (".json", ".yaml", ".yml")
-    if text and not _is_json(path):
+    if text and not read_text(path, "list of arguments").lstrip().startswith("{"):
         return _arguments(path, theirs)
     is_yaml = path.suffix in (".yaml", ".yml")
     content = apply_overrides(read_with_bases(path) if is_yaml else read_json_mapping(path), theirs)
@@ -110,11 +109,6 @@ def _read(path: Path, theirs: Sequence[str]) -> tuple[System, dict[str, Any], in
 def _as_flags(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return values as a list of arguments has them, in which True is a flag without a value."""
     return {key: str(value).lower() if isinstance(value, bool) else value for key, value in content.items()}
-
-
-def _is_json(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(100).lstrip()[:1] == b"{"
 
 
 def _arguments(path: Path, theirs: Sequence[str]) -> tuple[System, dict[str, Any], int | None]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from gptbridge_specs import load_run
+from gptbridge_specs import SpecError, load_run
+from gptbridge_specs.imports import import_file
 from tests.specs.imports.reading import Files, refusal, value
 from tests.specs.imports.texts import MEGATRON, MINDFORMERS, PADDLENLP, changed
 
@@ -50,6 +52,16 @@ def test_what_cannot_be_is_refused(files: Files, system: str, old: str, new: str
     name, text = SYSTEMS[system]
     files.read(name, text)
     assert said in refusal(files.read, name, changed(text, (old, new)))
+
+
+@pytest.mark.parametrize(("name", "said"), [("run.sh", "no arguments of"), ("run.json", "not JSON")])
+def test_a_file_of_the_system_that_may_never_end_is_not_waited_for(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    """All sizes in /proc are 0, and reading some of it (kmsg) waits for what may come."""
+    (tmp_path / name).symlink_to("/proc/self/environ")
+    with pytest.raises(SpecError, match=said):
+        import_file(tmp_path / name)
 
 
 @pytest.mark.parametrize(
