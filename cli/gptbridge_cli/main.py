@@ -100,7 +100,7 @@ def _lines(error: Exception) -> list[str]:
         from gptbridge_specs.elsewhere import typed_instead
 
         value = _value_of(option)
-        meant = typed_instead(option, value) or _as_override(option, value)
+        meant = typed_instead(option, value, context and context.info_name) or _as_override(option, value)
         words += (
             f". Did you mean {meant}?" if meant and meant.startswith("-o ") else f". {meant}" if meant else ""
         )

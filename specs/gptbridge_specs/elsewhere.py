@@ -33,7 +33,7 @@ _FIELDS = {
     "precision.compute=fp16": "fp16 half",
     "checkpoint.interval=100": "save_steps save_interval save_checkpoint_steps",
     "evaluation.interval=100": "eval_steps eval_interval eval_freq",
-    "data.path=PREFIX": "input_dir dataset data_path dataset_dir train_data data_dir",
+    "data.path=PREFIX": "data input_dir dataset data_path dataset_dir train_data data_dir",
     "data.validation_path=PREFIX": "validation_file eval_file validation_data valid_data_path eval_dataset",
     "evaluation.global_batch_size=8": "eval_batch_size per_device_eval_batch_size",
     "evaluation.patience=5": "early_stopping_patience early_stopping",
@@ -44,7 +44,7 @@ _FIELDS = {
     "model.num_layers=12": "n_layer n_layers num_hidden_layers layers",
     "model.hidden_size=768": "n_embd d_model embedding_size hidden",
     "model.num_attention_heads=12": "n_head n_heads num_heads heads",
-    "generation.max_new_tokens=100": "max_dec_len max_decode_len",
+    "generation.max_new_tokens=100": "max_dec_len max_decode_len max_tokens",
     "generation.strategy=sample": "do_sample decode_strategy",
 }
 _ADVICE = {
@@ -56,6 +56,11 @@ _ADVICE = {
     "--init-from FOLDER begins with its weights": "load_checkpoint ckpt_dir model_name_or_path",
 }
 _TYPED = {name: f"-o {ours}" for name, ours in _inverted(_FIELDS).items()} | _inverted(_ADVICE)
+
+_GENERATED = {
+    "max_length": "-o generation.max_new_tokens=100"
+}  # what is trained by, where a text is continued
+_AT_ZERO = {"temperature": "-o generation.strategy=greedy"}
 
 _NUMBER = re.compile(r"\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE)
 
@@ -83,6 +88,12 @@ _OUT_OF_RANGE = {
 
 _MODELS = {
     "gpt2": "gpt2-small",
+    "gpt-2": "gpt2-small",
+    "gpt2-117m": "gpt2-small",
+    "gpt2-124m": "gpt2-small",
+    "gpt2-345m": "gpt2-medium",
+    "gpt2-774m": "gpt2-large",
+    "gpt2-1.5b": "gpt2-xl",
     "gpt2-small-en": "paddlenlp-gpt2-small-en",
     "gpt2-medium-en": "fleetx-345m",
     "gpt2-large-en": "gpt2-large",
@@ -96,12 +107,15 @@ _MODELS = {
 }
 
 
-def typed_instead(name: str, value: object = None) -> str | None:
+def typed_instead(name: str, value: object = None, command: str | None = None) -> str | None:
     """Return what to type instead of a field or option that another system calls `name`; None: unknown.
 
-    A number that was given as its `value` takes the place of the example's.
+    A number that was given as its `value` takes the place of the example's. `command` is where it was typed.
     """
-    typed = _TYPED.get(name.lstrip("-").replace("-", "_").lower())
+    plain = name.lstrip("-").replace("-", "_").lower()
+    if plain in _AT_ZERO and str(value) in ("0", "0.0"):
+        return _AT_ZERO[plain]
+    typed = (_GENERATED if command == "generate" else {}).get(plain) or _TYPED.get(plain)
     field, _, example = (typed or "").partition("=")
     return f"{field}={value}" if all(_NUMBER.fullmatch(str(x)) for x in (example, value)) else typed
 

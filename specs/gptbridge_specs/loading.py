@@ -203,7 +203,10 @@ def _explain(spec: type[BaseModel], problem: dict[str, Any]) -> str:
     value = repr(problem["input"])
     shown = value if len(value) <= 60 else value[:57] + "..."
     if problem["type"] in _WORDS:
-        return f"{field}: {shown} is {_WORDS[problem['type']]}"
+        fields = ", ".join(_fields_at(spec, place)) if problem["type"] == "model_type" else ""
+        return f"{field}: {shown} is {_WORDS[problem['type']]}" + (
+            f"; {field} has: {fields}" if fields else ""
+        )
     meant = range_hint(field)
     if problem["type"] == "literal_error":
         meant = value_instead(problem["input"], re.findall("'([^']*)'", message))
@@ -216,7 +219,7 @@ def _nearest_key(spec: type[BaseModel], place: Sequence[str], value: object) -> 
     section = "".join(f"{part}." for part in outer)
     siblings = _fields_at(spec, outer)
     homes = [f"{part}.{name}" for part in _fields_at(spec, []) if name in _fields_at(spec, [part])]
-    if not homes and (typed := typed_instead(name, value)):
+    if typed := typed_instead(name, value):
         return f" {typed}" if " " in typed.removeprefix("-o ") else f" Did you mean {typed}?"
     if near := suggestion(name, siblings):
         return near.replace("mean ", f"mean {section}", 1)

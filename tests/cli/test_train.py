@@ -110,6 +110,7 @@ def test_a_dry_run_says_all_and_launches_nothing(tmp_path: Path) -> None:
         (("--lr", "1e-4"), 2, "Did you mean -o schedule.max_lr=1e-4?"),
         (("--device", "cuda"), 2, "Did you mean -o training.device=gpu?"),
         (("--training.max_steps", "3"), 2, "Did you mean -o training.max_steps=3?"),
+        (("--data", "x"), 2, "Did you mean -o data.path=PREFIX?"),
         (("--keep-best",), 2, "Did you mean -o checkpoint.keep_best=true?"),
         (("--model", "gpt2-xl"), 2, "--model: says what the weights of --init-from do not"),
         (("--from", "torch"), 2, "--from: says what the weights of --init-from do not"),

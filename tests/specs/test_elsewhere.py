@@ -90,7 +90,10 @@ def test_what_is_to_be_typed_can_be_typed(typed: str) -> None:
         ("model.activation=gelu", "Did you mean gelu_erf?"),
         ("schedule.name=cosin", "Did you mean cosine?"),
         ("generation.temperature=0", "generation.strategy=greedy"),
-        ("temperature=0", "Did you mean generation.temperature?"),
+        ("temperature=0", "Did you mean -o generation.strategy=greedy?"),
+        ("temperature=0.5", "Did you mean generation.temperature?"),
+        ("device=cuda", "Did you mean -o training.device=gpu?"),
+        ("precision=fp16", "is not a section of fields; precision has: compute, loss_scale"),
     ],
 )
 def test_other_words_are_answered(override: str, said: str) -> None:
@@ -102,6 +105,8 @@ def test_other_words_are_answered(override: str, said: str) -> None:
     [
         ("gpt2", "gpt2-small"),
         ("openai/gpt2", "gpt2-small"),
+        ("gpt-2", "gpt2-small"),
+        ("gpt2-345M", "gpt2-medium"),
         ("gpt2-en", "paddlenlp-gpt2-en"),
         ("gpt2-medium-en", "fleetx-345m"),
         ("gpt3-1.3B-en", "fleetx-1.3b"),

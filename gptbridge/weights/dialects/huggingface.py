@@ -94,7 +94,7 @@ CONFIG = ConfigTable(
 )
 DIALECT = Dialect(
     "torch",
-    aliases=("huggingface",),
+    aliases=("huggingface", "hf", "transformers"),
     preference=10,
     layouts=(variant("torch", "GPT2Model", ""), variant("torch", "GPT2LMHeadModel", "transformer.")),
     config=CONFIG,
