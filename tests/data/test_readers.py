@@ -222,6 +222,13 @@ def test_wider_ids_never_pass_for_16_bits(tmp_path: Path, dtype: str, largest: i
         assert open_dataset(str(tmp_path / "x.bin")).source.read(0, 5000).tolist() == ids.tolist()
 
 
+def test_wide_numbers_of_64_bits_are_no_tokens(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(1).integers(0, 1 << 31, 5000)
+    numbers.astype("<i8").tofile(tmp_path / "x.bin")
+    with pytest.raises(BadInput, match=r"x\.bin: looks like wider ids: of every four"):
+        open_dataset(str(tmp_path / "x.bin"))
+
+
 @pytest.mark.parametrize("name", ["pytorch_model", "model-00001-of-00002", "adapter_model", "optimizer", "x"])
 def test_zeros_and_damaged_weights_are_no_tokens(tmp_path: Path, name: str) -> None:
     (tmp_path / f"{name}.bin").write_bytes(bytes(4096))

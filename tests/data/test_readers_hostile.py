@@ -323,6 +323,12 @@ def test_no_byte_of_an_npz_breaks_the_reader(
         (b"MMIDIDX\x00\x00\x01", "a Megatron index"),
         (b"<!DOCTYPE html>.", "HTML"),
         (b"version https://git-lfs.github.c", "Git LFS"),
+        (b"\x80\x02\x8a\x0a", "a pickle"),
+        (b"\x80\x02}q\x00(X\x01\x00", "a pickle"),
+        (b"\x80\x04\x95\x0a\x00\x01\x00\x00\x00\x00\x00}", "a pickle"),
+        (b"\x80\x02ccollections\nOrderedDict", "a pickle"),
+        (b'\x40\x02\x00\x00\x00\x00\x00\x00{"wte.weight"', "a safetensors file"),
+        ((20240326).to_bytes(4, "little") + b"\x03", "weights of llm.c"),
     ],
 )
 def test_another_format_under_a_raw_name(tmp_path: Path, start: bytes, said: str) -> None:

@@ -21,14 +21,20 @@ _OTHERS = {
     b"\x93NUMPY": "a NumPy array",
     b"MMIDIDX": "a Megatron index",
     b"SQLite format 3": "an SQLite database",
-    b"\x80\x02\x8a\x0a": "a pickle",
     b"\x28\xb5\x2f\xfd": "Zstandard data",
     b"version https://": "a Git LFS pointer",
     b"<!DOCTYPE": "HTML",
     b"<!doctype": "HTML",
     b"<html": "HTML",
+    (20240326).to_bytes(4, "little"): "weights of llm.c",
+    (20240327).to_bytes(4, "little"): "what llm.c compares its weights with",
+    (20240328).to_bytes(4, "little"): "a tokenizer of llm.c",
 }
-
+# How a pickle begins: a long number, a dict, a frame, a class; and safetensors: a length, then JSON.
+_FORMS = {
+    re.compile(rb"\x80[\2-\5](?:\x8a\x0a|\}q|\x95.{6}\0\0|ccoll)", re.DOTALL): "a pickle",
+    re.compile(rb".{4}\0{4}\{[\s\"]", re.DOTALL): "a safetensors file",
+}
 
 # Weights that are damaged bear no mark either, but a name.
 _WEIGHTS = re.compile(
@@ -105,6 +111,8 @@ def _implausible(ids: Ids) -> str | None:
         return (
             f"looks like wider ids: of every two tokens the second is at most {high}, as halves of uint32 are"
         )
+    if common and not ids[2::4].any() and not ids[3::4].any():
+        return "looks like wider ids: of every four tokens two are 0, as in ids of 64 bits"
     return None
 
 
@@ -112,4 +120,5 @@ def _other(path: Path, start: bytes) -> str | None:
     """Return what a file that begins with `start` visibly is instead of raw tokens."""
     if _WEIGHTS.fullmatch(path.name.removesuffix(".bin")):
         return "a weight file by its name"
-    return next((name for magic, name in _OTHERS.items() if start.startswith(magic)), None)
+    named = (name for magic, name in _OTHERS.items() if start.startswith(magic))
+    return next(named, next((name for form, name in _FORMS.items() if form.match(start)), None))
