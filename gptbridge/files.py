@@ -47,7 +47,15 @@ def require_regular_file(path: Path) -> int:
         raise BadInput(error.strerror or "cannot be opened", where=path, hint=hint) from error
     if not stat.S_ISREG(status.st_mode):
         raise BadInput("not a regular file", where=path, hint="What comes through a pipe must be saved first")
+    if not status.st_size and _is_kernels(status):
+        raise BadInput("a file of the kernel, of which reading may have no end", where=path)
     return status.st_size
+
+
+def _is_kernels(status: os.stat_result) -> bool:
+    """Tell whether a file lies in /proc, where all sizes are 0 and reading some (kmsg) waits for ever."""
+    proc = identity(Path("/proc"))
+    return proc is not None and status.st_dev == proc[0] and Path("/proc").is_mount()
 
 
 def read_limited(path: Path, limit: int, what: str) -> bytes:

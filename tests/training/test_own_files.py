@@ -141,6 +141,10 @@ def test_a_line_without_end_costs_no_memory(tmp_path: Path) -> None:
     for read in (read_events, EventLog):
         with pytest.raises(BadInput, match="too long"):
             read(path)
+    path.unlink()
+    path.symlink_to("/proc/self/environ")  # as /proc/kmsg, of which reading waits for ever
+    with pytest.raises(BadInput, match="a file of the kernel"):
+        read_events(path)
 
 
 def test_a_file_where_the_checkpoints_go_is_refused_before_a_step(precious: Path) -> None:
