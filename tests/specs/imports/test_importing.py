@@ -54,6 +54,7 @@ def test_what_cannot_be_is_refused(files: Files, system: str, old: str, new: str
     assert said in refusal(files.read, name, changed(text, (old, new)))
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="a file of Linux")
 @pytest.mark.parametrize(("name", "said"), [("run.sh", "no arguments of"), ("run.json", "not JSON")])
 def test_a_file_of_the_system_that_may_never_end_is_not_waited_for(
     tmp_path: Path, name: str, said: str

@@ -122,6 +122,7 @@ def test_a_link_to_a_checkpoint_is_followed(source: Path, tmp_path: Path) -> Non
     assert facts_of(link).dialect == "torch"
 
 
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="a file of Linux")
 def test_a_tokenizer_that_may_never_end_is_left_behind(
     run: Callable[..., Outcome], source: Path, tmp_path: Path
 ) -> None:
