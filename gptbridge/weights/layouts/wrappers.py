@@ -5,8 +5,15 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-# Data parallelism's, compilation's, sharding's and recomputation's, and that of a cell around the model.
-WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "network")
+WRAPPERS = (
+    "module",  # data parallelism
+    "_orig_mod",  # compilation
+    "_fsdp_wrapped_module",  # sharding
+    "_checkpoint_wrapped_module",  # recomputation
+    "network",  # a cell around the model
+    "state_dict",  # beside an optimizer, as people's own loops save them
+    "model_state_dict",
+)
 _ANYWHERE = re.compile(rf"(?<![^.])(?:{'|'.join(WRAPPERS)})\.")
 _LEADING = re.compile(rf"(?:(?:{'|'.join(WRAPPERS)})\.)*")
 
