@@ -19,7 +19,7 @@ classifier; N a layer, counted from 0, L their number. `{a,b}` in a name: either
 written; `[q,k,v]`: three weights that one tensor joins. The last column compares with the canonical
 weights: Hugging Face's names and linear weights (in, out), but q, k and v apart. What training code wraps
 names in is read past wherever it stands: `module.`, `_orig_mod.`, `_fsdp_wrapped_module.`,
-`_checkpoint_wrapped_module.`, `network.`.
+`_checkpoint_wrapped_module.`, `network.`, `state_dict.`, `model_state_dict.`.
 """
 # dialect -> (heading, variants that share a table); a variant stands for all whose names begin with that
 # word. A dialect that is not here has a table for each variant.

@@ -28,6 +28,7 @@ LAYOUTS = [
         ),
         ("module.module.module.wte.weight", "wte.weight", "module.module.module"),
         ("network.backbone.layernorm.gamma", "backbone.layernorm.gamma", "network"),
+        ("model_state_dict.module.wte.weight", "wte.weight", "model_state_dict.module"),
         ("submodule.wte.module_.weight", "submodule.wte.module_.weight", ""),
         ("h.0.module", "h.0.module", ""),
     ],
