@@ -47,6 +47,11 @@ FILES = {
         [1, 0],
     ),
     "ag-news": (['"3","Oil up","It ""rose"", they say."'], ['Oil up. It "rose", they say.'], [2]),
+    "ag-news with bare cells": (
+        ["Class Index,Title,Description", '3,"Oil, up","It ""rose"""', "1,War,Ends"],
+        ['Oil, up. It "rose"', "War. Ends"],
+        [2, 0],
+    ),
     "jsonl": (
         ['{"text": "a", "text_pair": "b", "label": 1}', '{"text": "c", "label": "0"}'],
         ["ab", "c"],
@@ -90,6 +95,8 @@ def test_texts_and_classes_are_found(format_name: str, tmp_path: Path) -> None:
         ("imdb", "fine,neutral!", "not in ,positive or ,negative"),
         ("sts-b", "0\t" * 7 + "a\tb\tnan", "its value is 'nan', none of numbers"),
         ("ag-news", '"5","a","b"', "its class is '5'"),
+        ("ag-news", '1,"a,b', "not a row of CSV"),
+        ("ag-news", "1,a,b,c", "4 columns"),
         ("jsonl", '{"text": "a", "label": -1}', "its class is '-1'"),
         ("jsonl", '{"text": "a", "label": true}', "label is 'True', not a text"),
         ("jsonl", '{"text": "a"}', "no field 'label'"),
