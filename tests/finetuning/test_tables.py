@@ -112,6 +112,14 @@ def test_a_bad_row_is_named(format_name: str, line: str, problem: str, tmp_path:
     assert problem in str(refused.value)
 
 
+def test_a_table_that_is_read_as_jsonl_is_said_to_be_one(tmp_path: Path) -> None:
+    for name, hint in (("train.tsv", "-o task.records.format=FORMAT"), ("train.jsonl", "--skip-bad")):
+        (tmp_path / name).write_text("sentence\tlabel\nfine\t1\n")
+        with pytest.raises(BadInput) as refused:
+            read_table(tmp_path / name, spec_of("jsonl"), load_tokenizer("byte"), pytest.fail)
+        assert hint in str(refused.value)
+
+
 def test_classes_may_have_names_of_their_own(tmp_path: Path) -> None:
     file = tmp_path / "file.jsonl"
     file.write_text('{"words": "a", "kind": "no"}\n')
