@@ -159,7 +159,7 @@ def _start(event: Event) -> list[str]:
     lines = [
         f"backend  {event['backend']} {event['framework_version']} on {event['device']}, {event['compute']}",
         f"model    {event['parameters']:,} parameters",
-        f"data     {event['data']}, {event['training_tokens']:,} training tokens",
+        f"data     {event['data']}, {event['training_tokens']:,} training tokens" + _records(event),
         f"steps    {steps}",
         f"run      {event['run']}",
     ]
@@ -168,6 +168,13 @@ def _start(event: Event) -> list[str]:
     if origin := event.get("origin"):
         lines.append(f"began    with the weights of {origin['path']}, {origin['dialect']}")
     return lines
+
+
+def _records(event: Event) -> str:
+    """Return how many records of a file are trained on: the other splits have the rest."""
+    if "records" not in event:
+        return ""
+    return f" in {event['training_records']:,} of {event['records']:,} records"
 
 
 def _resume(event: Event) -> list[str]:
@@ -180,9 +187,12 @@ def _resume(event: Event) -> list[str]:
 def _evaluate(event: Event) -> list[str]:
     if event["loss"] is None:
         return []  # the warning that follows says it
+    more, unit = "", "texts"
+    if "perplexity" in event:
+        more, unit = f"perplexity {event['perplexity']:.3f}, ", "tokens"
     return [
-        f"evaluate at step {event['step']}: loss {event['loss']:.6f}, perplexity {event['perplexity']:.3f}, "
-        f"{event['tokens']:,} tokens in {event['seconds']:.1f} s"
+        f"evaluate at step {event['step']}: loss {event['loss']:.6f}, {more}"
+        f"{event['tokens']:,} {unit} in {event['seconds']:.1f} s"
     ]
 
 

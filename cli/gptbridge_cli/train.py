@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gptbridge.training.events import Observer
     from gptbridge.training.run import Outcome
     from gptbridge.training.start import RunPlan
+    from gptbridge_specs import RunSpec
 
 _SKIP_BAD = "task.records.skip_bad=true"
 
@@ -75,7 +76,7 @@ def train(
     display = choose_display(plan.spec.training.log_interval, quiet=quiet, as_json=as_json)
     done = _run(plan, backend, display, force=force, tensorboard=tensorboard)
     if not quiet and not as_json:
-        _say_next(done, plan.spec.training.max_steps)
+        _say_next(done, plan.spec)
 
 
 def _plan(
@@ -122,16 +123,20 @@ def _chosen(plan: RunPlan, *, quiet: bool) -> str:
     return backend
 
 
-def _say_next(done: Outcome, max_steps: int) -> None:
+def _say_next(done: Outcome, spec: RunSpec) -> None:
     """Say where the checkpoint is and what can be typed now."""
     from gptbridge.training.run_folder import RunFolder
 
     run = shlex.quote(str(done.run))
     other = shlex.quote(str(done.run.with_name(f"{done.run.resolve().name}-longer")))
-    longer = f"--run {other} -o training.max_steps={2 * max_steps}"
+    epochs = spec.training.epochs
+    length = f"epochs={2 * epochs:g}" if epochs else f"max_steps={2 * spec.training.max_steps}"
+    longer = f"--run {other} -o training.{length}"
+    classes = spec.task.name == "classification"
+    use = f"evaluate {run} --task classification --data FILE" if classes else f"generate {run} --prompt TEXT"
     for line in (
         f"checkpoint  {RunFolder(done.run).store.path(done.step)}",
-        f"next        gptbridge generate {run} --prompt TEXT",
+        f"next        gptbridge {use}",
         f"            gptbridge convert {run} FOLDER --to torch",
         f"            gptbridge train --resume {run}" + (f" {longer}" if done.reason == "complete" else ""),
     ):

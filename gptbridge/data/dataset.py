@@ -24,6 +24,10 @@ __all__ = ["TokenDataset", "is_dataset", "joined", "open_dataset"]
 _ALLOWED = (
     "the PREFIX of .bin and .idx or of _ids.npy and _idx.npz, a .bin, a .mindrecord, or a folder of them"
 )
+_TEXTS = (".jsonl", ".json", ".txt", ".tsv", ".csv")
+_OF_TEXT = (
+    "gptbridge data prepare makes one of text; records are for -o task.name=instruction or classification"
+)
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ def open_dataset(path: str | None) -> TokenDataset:
     if not found:
         here = os.path.lexists(given)
         problem = "no token dataset here" if here else "no such token dataset"
-        raise BadInput(problem, where=path, allowed=_ALLOWED, hint=None if here else nearby(given))
+        hint = _OF_TEXT if given.suffix in _TEXTS else None
+        raise BadInput(problem, where=path, allowed=_ALLOWED, hint=hint if here else nearby(given))
     if len({one.format.open for one in found}) > 1:
         names = ", ".join(sorted(one.stem.name for one in found)[:4])
         raise BadInput(

@@ -56,6 +56,8 @@ class RecordData(Replica):
         return {
             "data": str(self.table.path),
             "data_digest": self.digest,
+            "records": len(self.table),
+            "training_records": len(self.rows.records),
             "training_tokens": int(self.table.lengths[self.rows.records].sum()),
             "samples_per_epoch": len(self.rows),
             **self._balance(),

@@ -6,6 +6,7 @@ them is quoted: a `"` is part of a sentence, but for IMDB and AG News, which are
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -46,6 +47,7 @@ class Table:
 
 
 _HEADERS = {"label", "gold_label", "quality", "is_duplicate", "score"}  # what a table calls its classes
+_CSV_HEADERS = {b"review,sentiment", b"class index,title,description", b"label,title,description"}
 _NLI = ("entailment", "not_entailment")
 TABLES: Mapping[str, Table] = {
     "sst2": Table((0,), 1),
@@ -71,10 +73,19 @@ def _imdb(line: str) -> Fields:
 def _ag_news(line: str) -> Fields:
     """Return title and description together, and the class, which counts from 1."""
     cells = line.strip().removeprefix('"').removesuffix('"').split('","')
+    cells = [cell.replace('""', '"') for cell in cells] if len(cells) == 3 else _csv(line.strip())
     if len(cells) != 3:
         raise BadRecord(f'{len(cells)} columns of "class","title","description", not 3')
-    label, title, description = (cell.replace('""', '"') for cell in cells)
+    label, title, description = cells
     return {"text": f"{title}. {description}", "label": label}
+
+
+def _csv(line: str) -> list[str]:
+    """Return the cells of a row, of which those without a comma may stand unquoted."""
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error as error:
+        raise BadRecord(f"not a row of CSV: {error}") from error
 
 
 def _unquoted(cell: str) -> str:
@@ -105,8 +116,8 @@ _READERS: Mapping[str, Callable[[str], Fields]] = {
 
 def _is_header(line: bytes, format_name: str) -> bool:
     """Tell whether the first line of a file names columns, where the format has such."""
-    if format_name == "imdb":
-        return line == b"review,sentiment"
+    if format_name in ("imdb", "ag-news"):
+        return line.replace(b'"', b"").lower() in _CSV_HEADERS
     table, cells = TABLES.get(format_name), line.decode(errors="replace").split("\t")
     return table is not None and cells[min(table.label, len(cells) - 1)].strip().lower() in _HEADERS
 

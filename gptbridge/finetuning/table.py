@@ -79,6 +79,8 @@ def read_rows(
         except BadRecord as problem:
             if not records.skip_bad:
                 hint = "--skip-bad leaves such records out and counts them"
+                if number == 1 and records.format == "jsonl" and path.suffix in (".tsv", ".csv"):
+                    hint = "Which table it is says -o task.records.format=FORMAT, such as sst2 or imdb"
                 raise BadInput(str(problem), where=f"{path}, record {number}", hint=hint) from problem
             bad += 1
             first = first or f"record {number}: {problem}"

@@ -154,6 +154,8 @@ def advise_beginning(opened: Opened, spec: RunSpec, tokenizer: str) -> list[str]
         for field, ours, theirs in _differences(spec.model, opened.model)
         if field in ("max_position_embeddings", "vocab_size")
     ]
+    if opened.adapter is not None:
+        advice.append("its adapters are added to the weights, and all of them trained")
     classes = opened.num_labels
     if classes is not None and spec.task.num_labels not in (None, classes):
         advice.append(f"the head of {classes} classes is left out: one of {spec.task.num_labels} is drawn")

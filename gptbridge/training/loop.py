@@ -163,7 +163,9 @@ class Loop:
             self.events.emit("warning", step=step, message="every token of the validation split is masked")
             return False
         finite = math.isfinite(loss)
-        facts = {"loss": _number(loss), "perplexity": math.exp(min(loss, 20.0)) if finite else None}
+        facts = {"loss": _number(loss)}
+        if spec.task.name != "classification":  # whose loss is of classes or values
+            facts["perplexity"] = math.exp(min(loss, 20.0)) if finite else None
         is_best = self.watch.take(step, facts, self.world.any)
         seconds = round(time.perf_counter() - started, 3)
         self.events.emit("evaluate", step=step, **facts, tokens=tokens, seconds=seconds, best=is_best)

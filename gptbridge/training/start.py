@@ -123,27 +123,27 @@ def resolve(
 
     Without it, a resumed run goes on with its own spec, and a new one takes the default preset.
     Without `run`, a resumed run goes on in its own folder, and a new one takes runs/NAME. A run with a
-    `beginning` has its model. BadInput for a folder that cannot be looked into.
+    `beginning` has its model; one with adapters that goes on has its base model there. BadInput for a
+    folder that cannot be looked into.
     """
-    if beginning is not None and resume not in (None, AUTO):
-        raise UsageError(
-            "goes on from a run's checkpoint, --init-from begins from weights: give one of them",
-            where=f"--resume {resume}",
-        )
     source = Path(resume) if resume is not None and resume != AUTO else None
     name = _UNNAMED if isinstance(named, RunSpec) else Path(named or DEFAULT_RUN).stem
     try:
         if source is not None and not source.exists():
             raise BadInput("no such file or folder", where=source, hint=nearby(source))
         folder = run or (source and _run_of(source)) or RUNS / name
-        goes_on = resume is not None and (folder / SPEC_FILE).is_file()
+        goes_on = source is not None or (resume is not None and (folder / SPEC_FILE).is_file())
         if beginning is not None and (named is not None or not goes_on):
-            spec = _settled(beginning.spec(named, overrides, devices.total), overrides)
-            return RunPlan(spec, folder, resume, beginning, devices)
-        if named is not None or resume is None:
+            spec = beginning.spec(named, overrides, devices.total)
+        elif named is not None or resume is None:
             spec = _with_vocabulary(spec_of(named or DEFAULT_RUN, overrides, devices.total))
         else:
             spec = _stored_spec(source or folder, overrides, devices.total)
+        if beginning is not None and source is not None and spec.task.lora is None:
+            raise UsageError(
+                "goes on from a run's checkpoint, --init-from begins from weights: give one of them",
+                where=f"--resume {resume}",
+            )
         return RunPlan(_settled(spec, overrides), folder, resume, beginning, devices)
     except OSError as error:
         raise BadInput(error.strerror or str(error), where=source or run) from error

@@ -377,6 +377,8 @@ class RunSpec(Part):
             )
         if self.task.name == "classification" and self.task.num_labels is None:
             raise ValueError("task.num_labels is needed for task.name=classification")
+        if self.task.name == "classification" and self.evaluation.metric == "perplexity":
+            raise ValueError("evaluation.metric=perplexity: a classifier has none, but loss")
         return self
 
     @property

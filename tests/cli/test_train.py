@@ -281,8 +281,17 @@ def drawn(run: Path) -> list[int]:
     return steps
 
 
-def test_what_is_to_be_typed_next_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
-    _say_next(Outcome(Path("my runs/a"), 3, "complete"), 3)
+NEXT = {  # overrides of a run: what it is used with, how long a longer one is
+    "training.max_steps=3": ("generate", "training.max_steps=6"),
+    "training.epochs=1.5": ("generate", "training.epochs=3"),
+    'task={"name": "classification", "num_labels": 2}': ("evaluate", "training.max_steps=600"),
+}
+
+
+@pytest.mark.parametrize("override", NEXT)
+def test_what_is_to_be_typed_next_can_be_typed(override: str, capsys: pytest.CaptureFixture[str]) -> None:
+    _say_next(Outcome(Path("my runs/a"), 3, "complete"), load_run(overrides=[override]))
     typed = [shlex.split(line) for line in capsys.readouterr().out.splitlines()[1:]]
     assert all("my runs/a" in words for words in typed)
     assert "my runs/a-longer" in typed[-1]
+    assert (typed[0][2], typed[-1][-1]) == NEXT[override]

@@ -30,3 +30,11 @@ def test_missing_text_and_datasets_say_it(tmp_path: Path) -> None:
         find_sources([str(tmp_path / "corpsu.txt")])
     with pytest.raises(BadInput, match=r"no such token dataset .*There is no folder .*gone"):
         open_dataset(str(tmp_path / "gone" / "set"))
+
+
+def test_text_in_the_place_of_tokens_is_said_to_be_text(tmp_path: Path) -> None:
+    for name, hinted in (("pairs.jsonl", True), ("pairs.bak", False)):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(BadInput, match="no token dataset here") as refused:
+            open_dataset(str(tmp_path / name))
+        assert ("task.name=instruction" in str(refused.value)) == hinted

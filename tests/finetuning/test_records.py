@@ -188,6 +188,13 @@ def test_an_epoch_has_each_record_once_with_any_ranks_and_over_a_resume(opened: 
             data.of_rank(0, 3)
 
 
+def test_what_is_held_out_is_no_training_record(records: Path) -> None:
+    base = spec_of(seq_length=64).model_dump()
+    base["data"] |= {"path": str(records), "split": (8, 2, 0)}
+    with open_records(RunSpec.model_validate(base), pytest.fail) as data:
+        assert data.facts().items() >= {"records": 37, "training_records": 30}.items()
+
+
 def test_rows_of_like_length_come_together_in_few_lengths(opened: Callable[..., Any]) -> None:
     with opened() as data:
         batches = steps(data, 1, 9)

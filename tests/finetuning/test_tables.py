@@ -47,6 +47,11 @@ FILES = {
         [1, 0],
     ),
     "ag-news": (['"3","Oil up","It ""rose"", they say."'], ['Oil up. It "rose", they say.'], [2]),
+    "ag-news with bare cells": (
+        ["Class Index,Title,Description", '3,"Oil, up","It ""rose"""', "1,War,Ends"],
+        ['Oil, up. It "rose"', "War. Ends"],
+        [2, 0],
+    ),
     "jsonl": (
         ['{"text": "a", "text_pair": "b", "label": 1}', '{"text": "c", "label": "0"}'],
         ["ab", "c"],
@@ -90,6 +95,8 @@ def test_texts_and_classes_are_found(format_name: str, tmp_path: Path) -> None:
         ("imdb", "fine,neutral!", "not in ,positive or ,negative"),
         ("sts-b", "0\t" * 7 + "a\tb\tnan", "its value is 'nan', none of numbers"),
         ("ag-news", '"5","a","b"', "its class is '5'"),
+        ("ag-news", '1,"a,b', "not a row of CSV"),
+        ("ag-news", "1,a,b,c", "4 columns"),
         ("jsonl", '{"text": "a", "label": -1}', "its class is '-1'"),
         ("jsonl", '{"text": "a", "label": true}', "label is 'True', not a text"),
         ("jsonl", '{"text": "a"}', "no field 'label'"),
@@ -103,6 +110,14 @@ def test_a_bad_row_is_named(format_name: str, line: str, problem: str, tmp_path:
         read_table(file, spec_of(format_name), load_tokenizer("byte"), pytest.fail)
     assert str(refused.value).startswith(f"{file}, record 1: ")
     assert problem in str(refused.value)
+
+
+def test_a_table_that_is_read_as_jsonl_is_said_to_be_one(tmp_path: Path) -> None:
+    for name, hint in (("train.tsv", "-o task.records.format=FORMAT"), ("train.jsonl", "--skip-bad")):
+        (tmp_path / name).write_text("sentence\tlabel\nfine\t1\n")
+        with pytest.raises(BadInput) as refused:
+            read_table(tmp_path / name, spec_of("jsonl"), load_tokenizer("byte"), pytest.fail)
+        assert hint in str(refused.value)
 
 
 def test_classes_may_have_names_of_their_own(tmp_path: Path) -> None:

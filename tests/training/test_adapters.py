@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gptbridge import convert, open_checkpoint, reference
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.training.beginning import Beginning
+from gptbridge.training.beginning import Beginning, advise_beginning
 from gptbridge.training.launch import train
 from gptbridge.training.start import resolve
 from gptbridge.weights.dialects.peft import base_of
@@ -135,3 +135,23 @@ def test_what_a_run_of_adapters_cannot_be_is_refused(runs: Path, tmp_path: Path)
     done = gptbridge(*words, *options(overrides))
     assert done.returncode == 5
     assert "not the base model that the adapters were trained beside" in done.stderr
+
+
+def test_a_run_says_that_an_adapter_is_added_to_what_it_begins_with(runs: Path) -> None:
+    for checkpoint, count in ((last_of(runs / "torch"), 1), (HF, 0)):
+        beginning = Beginning(checkpoint, Hints())
+        with beginning.open(pytest.fail) as opened:
+            advice = advise_beginning(opened, beginning.spec(None, ["training.seq_length=24"]), "")
+        assert sum("adapters are added" in line for line in advice) == count
+
+
+def test_a_longer_run_finds_a_base_model_that_has_moved(runs: Path, tmp_path: Path) -> None:
+    moved = Beginning(shutil.copytree(HF, tmp_path / "moved"), Hints())
+    plan = resolve(None, ["training.max_steps=7"], tmp_path / "longer", str(runs / "torch"), moved)
+    assert plan.spec.task.lora is not None
+    assert train(plan, backend="torch").step == 7
+    other = tmp_path / "weights"
+    other.mkdir()
+    (other / "spec.yaml").write_text("training: {max_steps: 3}")
+    with pytest.raises(UsageError, match=r"--resume .*weights: .*--init-from"):
+        resolve(None, [], tmp_path / "none", str(other), moved)

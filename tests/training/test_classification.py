@@ -12,6 +12,8 @@ import pytest
 
 from gptbridge import evaluate
 from gptbridge.errors import BadInput, UsageError
+from gptbridge_cli.displays import describe
+from gptbridge_specs import SpecError, load_run
 from tests.training.conftest import NO_DROPOUT, run_jobs
 
 BACKENDS = ("torch", "paddle", "mindspore")
@@ -86,6 +88,16 @@ def test_a_checkpoint_opens_as_transformers_classifier(runs: Path) -> None:
     ours = [json.loads(line)["scores"] for line in said.read_text().splitlines()]
     np.testing.assert_allclose(ours, scores, atol=1e-5)
     assert np.abs(scores - np.roll(scores, 1, 0)).max() > 0.1
+
+
+def test_a_classifier_has_no_perplexity() -> None:
+    with pytest.raises(SpecError, match="a classifier has none, but loss"):
+        load_run(overrides=[*RUN, "evaluation.metric=perplexity"])
+    load_run(overrides=[*RUN, "evaluation.metric=loss"])
+    event: dict[str, Any] = {"event": "evaluate", "step": 2, "loss": 0.5, "tokens": 80, "seconds": 0.0}
+    assert describe(event) == ["evaluate at step 2: loss 0.500000, 80 texts in 0.0 s"]
+    said = describe({**event, "perplexity": 1.649})
+    assert said == ["evaluate at step 2: loss 0.500000, perplexity 1.649, 80 tokens in 0.0 s"]
 
 
 def test_what_a_classifier_is_not_asked_is_refused(runs: Path) -> None:

@@ -70,7 +70,9 @@ def import_file(path: Path, overrides: Sequence[str] = (), facts: Facts = Facts(
 def _decided(key: str, reading: Reading, spec: RunSpec) -> str:
     """Return the fields that a key decides, with their values."""
     own = [name for name, origin in reading.origins.items() if origin == key]
-    names = dict.fromkeys((*own, *reading.parts.get(key, ())))
+    parts = reading.parts.get(key, ())
+    # Of steps and epochs one is decided; what all are without, its default, is not said.
+    names = dict.fromkeys((*own, *([part for part in parts if part in reading.fields] or parts)))
     values = {name: reading.preset if name == "model" else _value(spec, name) for name in names}
     return ", ".join(f"{name} = {value}" for name, value in values.items())
 

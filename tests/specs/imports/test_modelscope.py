@@ -70,6 +70,8 @@ def test_modelscope_layouts_lengths_and_hooks(files: Files) -> None:
     assert (spec.checkpoint.interval, spec.evaluation.interval) == (20, 5)
     counted = files.modelscope(("train.train_iters_per_epoch", 7), model=GPT3).spec
     assert counted.training.max_steps == 70
+    said = {line.key: line.text for line in files.modelscope(model=GPT3, samples=640).lines}
+    assert said["train.max_epochs"] == "training.epochs = 10.0"  # and not the steps that ours are by default
 
 
 @pytest.mark.parametrize(
