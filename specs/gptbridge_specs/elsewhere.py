@@ -57,9 +57,8 @@ _ADVICE = {
 }
 _TYPED = {name: f"-o {ours}" for name, ours in _inverted(_FIELDS).items()} | _inverted(_ADVICE)
 
-_GENERATED = {
-    "max_length": "-o generation.max_new_tokens=100"
-}  # what is trained by, where a text is continued
+# Words that mean something else to `generate` than to `train`.
+_GENERATED = {"max_length": "-o generation.max_new_tokens=100"}
 _AT_ZERO = {"temperature": "-o generation.strategy=greedy"}
 
 _NUMBER = re.compile(r"\d*\.?\d+(e[+-]?\d+)?", re.IGNORECASE)
