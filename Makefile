@@ -153,6 +153,7 @@ bench: .venv/all
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/saving.py
 	$(BIN)/python benchmarks/parallel.py
+	$(BIN)/python benchmarks/generate.py
 	@echo "benchmarks/evaluate.py needs GPT-2's vocabulary: python benchmarks/evaluate.py --help"
 
 fuzz: .venv/all

@@ -1,14 +1,15 @@
-"""Tokens per CPU-second of generation: GPT-2 small's shapes, random weights, greedy, unequal prompts.
+"""Generation: GPT-2 small's shapes, random weights, greedy, unequal prompts, against peers and the memory.
 
-    python benchmarks/generate.py [--peers transformers torch paddle mindspore] [--batches 1 8] [--rounds 2]
-
-Each peer runs in a process of its own with one thread, in turn, so that all meet the same machine; the best
-round counts. The ids must be transformers'.
+`python benchmarks/generate.py` prints a table and writes it to benchmarks/results/generate.md. Each peer
+runs in a process of its own with one thread, in turn, so that all meet the same machine; the best round
+counts. What a peer compiles or packs once is done before its clock starts. Ids that are not transformers'
+are told. CTranslate2 takes part where it is installed (`pip install --group peers`). "bandwidth" is as
+fast as one thread reads all weights once a token, and does nothing else.
 """
 
 from __future__ import annotations
 
-import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -20,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import reports
 
 ROOT = Path(__file__).parents[1]
 for folder in ("", "specs", "backends"):
     sys.path.insert(0, str(ROOT / folder))
 
-PEERS = ("transformers", "torch", "paddle", "mindspore")
+OURS = ("torch", "paddle", "mindspore")
+PEERS = ("transformers", "ctranslate2", *OURS, "bandwidth")
 VOCABULARY, POSITIONS = 50257, 1024
 Ids = list[list[int]]
 Generate = Callable[[Ids, int], Ids]  # of prompts and the number of new tokens
@@ -38,12 +41,18 @@ def prompts(count: int) -> Ids:
 
 
 def write_model(folder: Path) -> None:
-    """Write a checkpoint of random weights, large enough for the text to vary."""
-    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+    """Write a checkpoint of random weights, large enough for the text to vary; its words are numbers."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, set_seed
 
     set_seed(1)
     config = GPT2Config(initializer_range=0.1)
     GPT2LMHeadModel(config).save_pretrained(folder)
+    last = str(VOCABULARY - 1)
+    words = Tokenizer(WordLevel({str(n): n for n in range(VOCABULARY)}, unk_token=last))
+    named = {f"{name}_token": last for name in ("bos", "eos", "unk")}
+    PreTrainedTokenizerFast(tokenizer_object=words, **named).save_pretrained(folder)
 
 
 def transformers_peer(folder: Path) -> Generate:
@@ -65,6 +74,33 @@ def transformers_peer(folder: Path) -> Generate:
         return [[int(token) for token in row] for row in out[:, width:]]
 
     return generate
+
+
+def ctranslate2_peer(folder: Path) -> Generate:
+    import ctranslate2
+
+    converted = folder / "ctranslate2"
+    if not converted.exists():
+        ctranslate2.converters.TransformersConverter(str(folder)).convert(str(converted))
+    model = ctranslate2.Generator(str(converted), compute_type="float32", inter_threads=1, intra_threads=1)
+
+    def generate(contexts: Ids, new: int) -> Ids:
+        words = [[str(token) for token in row] for row in contexts]
+        options = {"max_length": new, "min_length": new, "include_prompt_in_result": False, "end_token": []}
+        return [each.sequences_ids[0] for each in model.generate_batch(words, sampling_topk=1, **options)]
+
+    return generate
+
+
+def bandwidth_peer(folder: Path) -> Generate:
+    weights = np.ones((folder / "model.safetensors").stat().st_size // 4, np.float32)
+
+    def read(contexts: Ids, new: int) -> Ids:
+        for _ in range(new):
+            weights.max()
+        return []
+
+    return read
 
 
 def backend_peer(name: str, folder: Path) -> Generate:
@@ -102,11 +138,16 @@ def backend_peer(name: str, folder: Path) -> Generate:
 
 def measure(peer: str, folder: Path, batches: Sequence[int], new: int) -> dict[str, Any]:
     """Return the speed and ids of one peer at each batch size."""
-    generate = transformers_peer(folder) if peer == "transformers" else backend_peer(peer, folder)
+    others = {
+        "transformers": transformers_peer,
+        "ctranslate2": ctranslate2_peer,
+        "bandwidth": bandwidth_peer,
+    }
+    generate = backend_peer(peer, folder) if peer in OURS else others[peer](folder)
     found = {}
     for batch in batches:
         contexts = prompts(batch)
-        generate(contexts, 4)  # what is compiled or packed once
+        generate(contexts, new)  # what is compiled or packed once
         began, cpu = time.perf_counter(), time.process_time()
         ids = generate(contexts, new)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - began
@@ -124,37 +165,44 @@ def run(peer: str, folder: Path, batches: Sequence[int], new: int) -> dict[str, 
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
+def table(rounds: Sequence[dict[str, Any]], batches: Sequence[int]) -> str:
+    """Return the best rounds of all peers, as Markdown."""
+    lines = [
+        "| batch | | tokens per CPU-second | x transformers | tokens/s | ids |",
+        "|---|---|---|---|---|---|",
+    ]
+    first = next(iter(rounds[0]))
+    for batch in map(str, batches):
+        for peer in rounds[0]:
+            cpu, wall = (max(found[peer][batch][kind] for found in rounds) for kind in ("cpu", "wall"))
+            ratio = cpu / max(found[first][batch]["cpu"] for found in rounds)
+            ids = rounds[0][peer][batch]["ids"]
+            same = "" if not ids else "equal" if ids == rounds[0][first][batch]["ids"] else "differ"
+            lines.append(f"| {batch} | {peer} | {cpu:.1f} | {ratio:.2f} | {wall:.1f} | {same} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = reports.options(__doc__, "generate.md")
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--new", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--worker", choices=PEERS)
     parser.add_argument("--folder", type=Path)
     given = parser.parse_args()
     if given.worker:
         print(json.dumps(measure(given.worker, given.folder, given.batches, given.new)))
         return
+    peers = [peer for peer in given.peers if peer != "ctranslate2" or importlib.util.find_spec(peer)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
         if not (folder / "config.json").exists():
             write_model(folder)
         rounds = [
-            {peer: run(peer, folder, given.batches, given.new) for peer in given.peers}
-            for _ in range(given.rounds)
+            {peer: run(peer, folder, given.batches, given.new) for peer in peers} for _ in range(given.rounds)
         ]
-    first = given.peers[0]
-    for batch in map(str, given.batches):
-        for peer in given.peers:
-            speeds = [found[peer][batch]["cpu"] for found in rounds]
-            ratio = max(speeds) / max(found[first][batch]["cpu"] for found in rounds)
-            same = rounds[0][peer][batch]["ids"] == rounds[0][first][batch]["ids"]
-            print(
-                f"batch {batch:>2}  {peer:<13} {max(speeds):7.1f} tokens/CPU-s  {ratio:5.2f} x {first}  "
-                f"ids {'equal' if same else 'DIFFER'}  rounds {' '.join(f'{speed:.1f}' for speed in speeds)}",
-                flush=True,
-            )
+    what = f"GPT-2 small's shapes, fp32, {given.new} new tokens, greedy, one thread; best of {given.rounds}."
+    reports.publish("Generation", what, table(rounds, given.batches), given.output)
 
 
 if __name__ == "__main__":

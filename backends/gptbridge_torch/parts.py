@@ -72,15 +72,16 @@ def sow(device: torch.device, seed: int | None, layer: int | None, site: str) ->
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x W^T + b for x (..., in) and W (out, in).
 
-    A CPU multiplies a few rows faster from the other side: fp32, 8 rows, 12 layers: 47 ms, else 61.
+    A few rows on a CPU are oneDNN's: MKL copies a weight before it multiplies with it. GPT-2's 12 layers and
+    head for 8 rows take it 59 ms, else 98.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32:
         return F.linear(x, weight, bias)  # also while a model is exported, when x has no number of rows
     rows = x.numel() // x.shape[-1]
-    if not 4 <= rows <= 32:
+    if not 4 <= rows <= 24 or not torch._C._has_mkldnn:
         return F.linear(x, weight, bias)
-    y = (weight @ x.reshape(rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
-    return y if bias is None else y + bias
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
 
 
 class Column(nn.Linear):

@@ -147,8 +147,7 @@ class TorchModel:
         cache: Cache | None = None,
     ) -> NDArray[np.float32]:
         """Return what `finish` makes of the final hidden states, without dropout and without a graph."""
-        for stage in self._stages:
-            stage.eval()
+        self._set_training(False)
         self._cut.length = None
         given = self._to_device(tokens)
         # What sharded weights are gathered into is used in training too, where no inference tensor may be.
@@ -159,6 +158,11 @@ class TorchModel:
         if self._sharding:
             self._sharding.reshard()
         return found.cpu().numpy()
+
+    def _set_training(self, training: bool) -> None:
+        for stage in self._stages:
+            if stage.training != training:  # it goes through all modules, which takes a millisecond
+                stage.train(training)
 
     def _at(self, hidden: Tensor, at: NDArray[np.int32] | None) -> Tensor:
         """Return the hidden states (B, K, H) at positions `at` (B, K); all of them for None."""
@@ -220,8 +224,7 @@ class TorchTrainer(TorchModel, Stepper[Tensor]):
 
     def run(self, batch: Batch, labels: Labels, factor: float) -> Tensor:
         """Add the gradients of all micro-batches; return the sum of this rank's losses."""
-        for stage in self._stages:
-            stage.train()
+        self._set_training(True)
         self._cut.length = batch.inputs.shape[-1] if self._spec.parallel.sequence else None
         if self._sharding:
             factor *= self._place.degree("sharding")  # it leaves the ranks' mean

@@ -40,6 +40,22 @@ class DecoderTests(Harness):
             rows = [np.concatenate((row, more_of_it)) for row, more_of_it in zip(rows, new, strict=True)]
         opened.close()
 
+    @pytest.mark.parametrize("count", [2, 8, 16, 33])
+    def test_a_decoder_has_any_number_of_rows(self, count: int) -> None:
+        """A framework multiplies few rows and many in ways of their own: each grows by one token."""
+        spec = self._spec("gelu_tanh-tied")
+        weights = cases.weights(spec.model)
+        texts = np.random.default_rng(7).integers(0, spec.model.vocab_size, (count, 6), np.int32)
+        rows = [text[: 1 + number % 5] for number, text in enumerate(texts)]
+        decoder = self._start(spec, weights).decoder(count, 6)
+        decoder.feed(*_padded(rows))
+        found = decoder.feed(texts[:, 5:], np.ones(count, np.int32))
+        rows = [np.append(row, text[5]) for row, text in zip(rows, texts, strict=True)]
+        expected = _last_logits(spec.model, weights, rows)
+        name = f"logits of {count} rows"
+        wrong = {"every row is the last one": {name: expected[-1:] + 0 * expected}}
+        self._compare(name, found, expected, wrong)
+
     def test_a_decoder_keeps_the_rows_that_are_named(self) -> None:
         """Rows are exchanged, doubled, dropped and begun anew."""
         spec = self._spec("gelu_tanh-tied")

@@ -245,6 +245,19 @@ MUTANTS = {
             return Padded(self, rows, capacity)
         """,
     ),
+    "a decoder loses count of many rows": (
+        "test_a_decoder_has_any_number_of_rows",
+        (8,),
+        "Nearest known mistake: every row is the last one",
+        """
+        def decoder(self, rows, capacity):
+            class Crowded(NumpyDecoder):
+                def feed(self, tokens, lengths):
+                    found = super().feed(tokens, lengths)
+                    return found if len(found) < 8 else np.tile(found[-1:], (len(found), 1))
+            return Crowded(self, rows, capacity)
+        """,
+    ),
     "a decoder mixes its rows": (
         "test_a_decoder_keeps_the_rows_that_are_named",
         (),
