@@ -15,7 +15,7 @@ from gptbridge.weights.conversion.target import TargetTensor
 from gptbridge.weights.formats import STORAGE_DTYPES, Chunks
 from gptbridge.weights.layouts.boxes import Slab, sizes_of, slabs
 
-SLAB_ITEMS = 1 << 18  # 1 MiB of float32
+SLAB_ITEMS = 1 << 20  # 4 MiB of float32
 _AHEAD = 3  # slabs in work or waiting: what memory is bounded by
 
 

@@ -22,7 +22,7 @@ from gptbridge.weights.formats.shrinking import forget_shrunk, guard
 
 _CHECKSUM_STEP = 256 << 10
 _VIEW_BYTES = 512 << 10
-_WINDOW_BYTES = 1 << 20
+_WINDOW_BYTES = 4 << 20
 _SPARE_FILES = 256
 # Linux's madvise, by ctypes: mmap's own method would keep other threads from running while a disk is read.
 _madvise = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
