@@ -3,8 +3,9 @@
 `python benchmarks/generate.py` prints a table and writes it to benchmarks/results/generate.md. Each peer
 runs in a process of its own with one thread, in turn, so that all meet the same machine; the best round
 counts. What a peer compiles or packs once is done before its clock starts. Ids that are not transformers'
-are told. CTranslate2 takes part where it is installed (`pip install --group peers`). "bandwidth" is as
-fast as one thread reads all weights once a token, and does nothing else.
+are told; llama.cpp tells none of tokens without a text. CTranslate2 takes part where it is installed
+(`pip install --group peers`). "bandwidth" is as fast as one thread reads all weights once a token, and does
+nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ for folder in ("", "specs", "backends"):
     sys.path.insert(0, str(ROOT / folder))
 
 OURS = ("torch", "paddle", "mindspore")
-PEERS = ("transformers", "ctranslate2", *OURS, "bandwidth")
+PEERS = ("transformers", "ctranslate2", "llama.cpp", *OURS, "bandwidth")
+OPTIONAL = {"ctranslate2": "ctranslate2", "llama.cpp": "xllamacpp"}  # by the module that they need
+MODEL = "model"  # the folder of its checkpoint; others hold what peers make of it
 VOCABULARY, POSITIONS = 50257, 1024
 Ids = list[list[int]]
 Generate = Callable[[Ids, int], Ids]  # of prompts and the number of new tokens
@@ -48,11 +52,11 @@ def write_model(folder: Path) -> None:
 
     set_seed(1)
     config = GPT2Config(initializer_range=0.1)
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    GPT2LMHeadModel(config).save_pretrained(folder / MODEL)
     last = str(VOCABULARY - 1)
     words = Tokenizer(WordLevel({str(n): n for n in range(VOCABULARY)}, unk_token=last))
     named = {f"{name}_token": last for name in ("bos", "eos", "unk")}
-    PreTrainedTokenizerFast(tokenizer_object=words, **named).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=words, **named).save_pretrained(folder / MODEL)
 
 
 def transformers_peer(folder: Path) -> Generate:
@@ -60,7 +64,7 @@ def transformers_peer(folder: Path) -> Generate:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder / MODEL).eval()
     model.generation_config.eos_token_id = None
 
     def generate(contexts: Ids, new: int) -> Ids:
@@ -81,7 +85,7 @@ def ctranslate2_peer(folder: Path) -> Generate:
 
     converted = folder / "ctranslate2"
     if not converted.exists():
-        ctranslate2.converters.TransformersConverter(str(folder)).convert(str(converted))
+        ctranslate2.converters.TransformersConverter(str(folder / MODEL)).convert(str(converted))
     model = ctranslate2.Generator(str(converted), compute_type="float32", inter_threads=1, intra_threads=1)
 
     def generate(contexts: Ids, new: int) -> Ids:
@@ -92,8 +96,37 @@ def ctranslate2_peer(folder: Path) -> Generate:
     return generate
 
 
+def llama_peer(folder: Path) -> Generate:
+    import xllamacpp as llama
+
+    from gptbridge import export
+
+    if not (folder / "gguf").exists():
+        source, output = folder / MODEL, folder / "gguf"
+        export(source, output, format="gguf", tokenizer="byte", verify=False, warn=lambda _: None)
+    params = llama.CommonParams()
+    (file,) = (folder / "gguf").glob("*.gguf")
+    params.model.path, params.n_parallel, params.n_ctx, params.verbosity = str(file), 8, 8 * 256, -1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
+    params.cache_type_k = params.cache_type_v = llama.ggml_type.GGML_TYPE_F32
+    params.sampling.ignore_eos = True
+    server = llama.Server(params)
+
+    def generate(contexts: Ids, new: int) -> Ids:
+        def one(row: list[int]) -> None:
+            asked = {"prompt": row, "max_tokens": new, "temperature": 0, "cache_prompt": False}
+            count = server.handle_completions(asked)["usage"]["completion_tokens"]
+            assert count == new, f"llama.cpp ended after {count} tokens"
+
+        with ThreadPoolExecutor(len(contexts)) as rows:
+            list(rows.map(one, contexts))
+        return []
+
+    return generate
+
+
 def bandwidth_peer(folder: Path) -> Generate:
-    weights = np.ones((folder / "model.safetensors").stat().st_size // 4, np.float32)
+    weights = np.ones((folder / MODEL / "model.safetensors").stat().st_size // 4, np.float32)
 
     def read(contexts: Ids, new: int) -> Ids:
         for _ in range(new):
@@ -112,7 +145,7 @@ def backend_peer(name: str, folder: Path) -> Generate:
     from gptbridge_specs import RunSpec
     from gptbridge_specs.generation import GenerationSpec
 
-    with open_checkpoint(folder, hints_of()) as opened:
+    with open_checkpoint(folder / MODEL, hints_of()) as opened:
         spec = RunSpec(model=opened.model, training={"seq_length": 1, "device": "cpu"})
         model = load_backend(name).open_model(spec)
         load(model.shards(), opened.read)
@@ -141,6 +174,7 @@ def measure(peer: str, folder: Path, batches: Sequence[int], new: int) -> dict[s
     others = {
         "transformers": transformers_peer,
         "ctranslate2": ctranslate2_peer,
+        "llama.cpp": llama_peer,
         "bandwidth": bandwidth_peer,
     }
     generate = backend_peer(peer, folder) if peer in OURS else others[peer](folder)
@@ -193,10 +227,11 @@ def main() -> None:
     if given.worker:
         print(json.dumps(measure(given.worker, given.folder, given.batches, given.new)))
         return
-    peers = [peer for peer in given.peers if peer != "ctranslate2" or importlib.util.find_spec(peer)]
+    absent = [peer for peer, module in OPTIONAL.items() if not importlib.util.find_spec(module)]
+    peers = [peer for peer in given.peers if peer not in absent]
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.folder or Path(temporary)
-        if not (folder / "config.json").exists():
+        if not (folder / MODEL).exists():
             write_model(folder)
         rounds = [
             {peer: run(peer, folder, given.batches, given.new) for peer in peers} for _ in range(given.rounds)
