@@ -15,7 +15,9 @@ from gptbridge.weights.conversion.target import TargetTensor
 from gptbridge.weights.formats import STORAGE_DTYPES, Chunks
 from gptbridge.weights.layouts.boxes import Slab, sizes_of, slabs
 
-SLAB_ITEMS = 1 << 20  # 4 MiB of float32
+SLAB_ITEMS = 1 << 18  # 1 MiB of float32
+# Each slab of a transposed matrix crosses all of its source, so that a large matrix has larger ones.
+_CROSSINGS, _MOST_ITEMS = 8, 1 << 20
 _AHEAD = 3  # slabs in work or waiting: what memory is bounded by
 
 
@@ -59,7 +61,8 @@ class Stream:
     def _all_parts(self) -> Iterator[tuple[int, Slab]]:
         for number, tensor in enumerate(self._tensors):
             if self._unchanged(number) is None:
-                for slab in slabs(tensor.boxes, tensor.axes, SLAB_ITEMS):
+                items = min(max(SLAB_ITEMS, tensor.info.num_elements // _CROSSINGS), _MOST_ITEMS)
+                for slab in slabs(tensor.boxes, tensor.axes, items):
                     yield number, slab
 
     def _make(self, tensor: TargetTensor, slab: Slab) -> NDArray[Any]:
