@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,23 @@ from numpy.typing import NDArray
 from gptbridge.weights.canonical.weight import CanonicalWeight, unchanged
 from gptbridge.weights.conversion.target import TargetTensor
 from gptbridge.weights.formats import STORAGE_DTYPES, Chunks
-from gptbridge.weights.layouts.boxes import Slab, sizes_of, slabs
+from gptbridge.weights.layouts.boxes import Slab, sizes_of, slabs, volume
 
 SLAB_ITEMS = 1 << 18  # 1 MiB of float32
-# Each slab of a transposed matrix crosses all of its source, so that a large matrix has larger ones.
-_CROSSINGS, _MOST_ITEMS = 8, 1 << 20
-_AHEAD = 3  # slabs in work or waiting: what memory is bounded by
+# Each slab of a transposed matrix crosses all of its source, so that a large matrix has larger ones. Numbers
+# that are made into others take memory on the way.
+_CROSSINGS, _MOST_ITEMS, _MOST_CAST_ITEMS = 4, 2 << 20, 1 << 20
+_ITEMS_AHEAD = 2 << 20  # in work or waiting: what memory is bounded by
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A slab of the tensor `number`; `cast` where its numbers are not just copied."""
+
+    number: int
+    slab: Slab
+    items: int
+    cast: bool
 
 
 class Stream:
@@ -35,7 +47,9 @@ class Stream:
         self._weights = weights
         self._workers = workers
         self._parts = self._all_parts()
-        self._pending: deque[tuple[int, Future[NDArray[Any]]]] = deque()
+        self._next = next(self._parts, None)
+        self._ahead = 0  # items in work or waiting
+        self._pending: deque[tuple[_Part, Future[NDArray[Any]]]] = deque()
 
     def chunks(self, number: int) -> Chunks:
         """Return the row-major bytes of tensor `number`."""
@@ -48,34 +62,51 @@ class Stream:
 
     def _made(self, number: int) -> Iterator[NDArray[Any]]:
         self._submit()
-        while self._pending and self._pending[0][0] == number:
-            slab = self._pending.popleft()[1].result()
+        while self._pending and self._pending[0][0].number == number:
+            part, made = self._pending.popleft()
+            slab = made.result()
+            self._ahead -= part.items
             self._submit()
             yield slab
 
     def _submit(self) -> None:
-        while len(self._pending) < _AHEAD and (part := next(self._parts, None)):
-            number, slab = part
-            self._pending.append((number, self._workers.submit(self._make, self._tensors[number], slab)))
+        while (part := self._next) and (not self._pending or self._ahead + part.items <= _ITEMS_AHEAD):
+            self._pending.append((part, self._begin(part)))
+            self._ahead += part.items
+            self._next = next(self._parts, None)
 
-    def _all_parts(self) -> Iterator[tuple[int, Slab]]:
+    def _all_parts(self) -> Iterator[_Part]:
         for number, tensor in enumerate(self._tensors):
-            if self._unchanged(number) is None:
-                items = min(max(SLAB_ITEMS, tensor.info.num_elements // _CROSSINGS), _MOST_ITEMS)
-                for slab in slabs(tensor.boxes, tensor.axes, items):
-                    yield number, slab
+            if self._unchanged(number) is not None:
+                continue
+            cast = any(w.delta is not None or w.dtype != tensor.info.dtype for w in self._joined(tensor))
+            most = _MOST_CAST_ITEMS if cast else _MOST_ITEMS
+            items = min(max(SLAB_ITEMS, tensor.info.num_elements // _CROSSINGS), most)
+            for slab in slabs(tensor.boxes, tensor.axes, items):
+                yield _Part(number, slab, sum(map(volume, slab.values())), cast)
 
-    def _make(self, tensor: TargetTensor, slab: Slab) -> NDArray[Any]:
-        dtype, axes, weights = tensor.info.dtype, tensor.axes, self._joined(tensor)
-        if len(slab) == 1:
-            ((number, box),) = slab.items()
-            return weights[number].read(box, axes.parts[number], dtype).reshape(-1)
-        sizes = sizes_of(*slab.values())
-        result: NDArray[Any] = np.empty(axes.shape(sizes), STORAGE_DTYPES[dtype])
-        for number, box in slab.items():
-            view = axes.view(result, number, sizes)
-            weights[number].read_into(view, box, axes.parts[number], dtype)
-        return result.reshape(-1)
+    def _begin(self, part: _Part) -> Future[NDArray[Any]]:
+        """Have a worker make the numbers of a slab, in the order of its tensor's bytes."""
+        tensor = self._tensors[part.number]
+        if part.cast and len(part.slab) == 1:
+            return self._workers.submit(self._read, tensor, part.slab)
+        # Allocated here: what threads free stays with each of them.
+        result = np.empty(part.items, STORAGE_DTYPES[tensor.info.dtype])
+        return self._workers.submit(self._fill, result, tensor, part.slab)
+
+    def _read(self, tensor: TargetTensor, slab: Slab) -> NDArray[Any]:
+        ((number, box),) = slab.items()
+        weight = self._joined(tensor)[number]
+        return weight.read(box, tensor.axes.parts[number], tensor.info.dtype).reshape(-1)
+
+    def _fill(self, result: NDArray[Any], tensor: TargetTensor, slab: Slab) -> NDArray[Any]:
+        axes, weights, sizes = tensor.axes, self._joined(tensor), sizes_of(*slab.values())
+        held = replace(axes, parts=tuple(axes.parts[number] for number in slab))
+        shaped = result.reshape(held.shape(sizes))
+        for place, (number, box) in enumerate(slab.items()):
+            view = held.view(shaped, place, sizes)
+            weights[number].read_into(view, box, axes.parts[number], tensor.info.dtype)
+        return result
 
     def _joined(self, tensor: TargetTensor) -> list[CanonicalWeight]:
         return [self._weights[name] for name in tensor.canonicals]
