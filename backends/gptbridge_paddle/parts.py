@@ -182,8 +182,11 @@ class Attention(nn.Layer):
 
     def _by_head(self, qkv: Tensor) -> list[Tensor]:
         """Return q, k and v, (N x B, T, D) each, from [q|k|v], (B, T, 3 x N x D)."""
+        if qkv.shape[1] == 1:
+            by_head = qkv.reshape([-1, 3 * self.num_heads, self.head_size]).transpose([1, 0, 2])
+            return list(paddle.split(by_head.reshape([-1, 1, self.head_size]), 3))
         # Heads go to the batch axis by split and concat, which copy whole rows. The usual transpose of
-        # (B, T, N, D), inside Paddle's own attention too, takes seven times as long on a CPU.
+        # (B, T, N, D), inside Paddle's own attention too, takes seven times as long on a CPU, but at T = 1.
         heads = paddle.split(qkv, 3 * self.num_heads, axis=-1)
         return list(paddle.split(paddle.concat(heads), 3))
 
