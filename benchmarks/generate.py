@@ -192,7 +192,7 @@ def measure(peer: str, folder: Path, batches: Sequence[int], new: int) -> dict[s
 def run(peer: str, folder: Path, batches: Sequence[int], new: int) -> dict[str, Any]:
     """Measure a peer in a process of its own."""
     words = ["--worker", peer, "--folder", str(folder), "--new", str(new), "--batches", *map(str, batches)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLOG_v": "4"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, __file__, *words], stdout=subprocess.PIPE, env=environment, check=True
     )
