@@ -24,7 +24,7 @@ Slab = Mapping[int, Box]  # what a run of a tensor's bytes holds of each of its 
 
 
 # Of a file's map: what copying from it holds at a time, and what is not worth giving back.
-_MAPPED_BYTES, _FEW_BYTES = 8 << 20, 64 << 10
+_MAPPED_BYTES, _FEW_BYTES = 4 << 20, 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
