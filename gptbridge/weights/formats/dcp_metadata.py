@@ -87,7 +87,7 @@ def _places(source: SourceFile, stored: Mapping[Any, Any]) -> Iterator[tuple[Any
             case Index(values={"fqn": str(name), "offset": tuple(offsets)}), Attributes(
                 name=dcp_calls.STORED,
                 values={"relative_path": str(file), "offset": int(offset), "length": int(length), **rest},
-            ):
+            ) if all(type(each) is int for each in offsets):
                 check_file_name(source, name, file)
                 if transforms := rest.get("transform_descriptors"):
                     problem = f"is stored through {printable(transforms, 80)}"

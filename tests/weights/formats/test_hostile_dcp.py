@@ -140,6 +140,16 @@ def test_lies_are_refused_by_name(lie: str, tmp_path: Path) -> None:
     assert_refused(path, words)
 
 
+def test_offsets_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    """A set within them has no hash."""
+    path = write_metadata(tmp_path, saved(tmp_path))
+    whole = path.read_bytes()
+    origin, set_and_0 = b"(K\x00K\x00t", b"(\x8fK\x00t"
+    assert origin in whole
+    path.write_bytes(whole.replace(origin, set_and_0))
+    assert_refused(path, "one of its parts is malformed|is in no file|leaves the tensor")
+
+
 def test_very_many_parts_are_refused(tmp_path: Path) -> None:
     """A grid of cells without end from a few thousand parts along the diagonal."""
     place = saved(tmp_path).places[0]
