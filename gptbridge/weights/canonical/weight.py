@@ -51,6 +51,10 @@ class CanonicalWeight:
     ] = ()  # those of its tensors that hold a box each, or one of several weights
     delta: Delta | None = None
 
+    def copied(self, dtype: str) -> bool:
+        """Tell whether its numbers are `dtype` as they lie in the pieces."""
+        return self.delta is None and self.dtype == dtype
+
     def read(self, box: Box, axes: Axes, dtype: str | None = None) -> NDArray[Any]:
         """Return `box` stored as `axes`, in `dtype` or the weight's own; zeros where no piece lies.
 
@@ -69,7 +73,7 @@ class CanonicalWeight:
 
     def read_into(self, result: NDArray[Any], box: Box, axes: Axes, dtype: str) -> None:
         """Fill `result`, one dimension a letter of `axes`, with what `read` returns."""
-        if self.delta is None and dtype == self.dtype:
+        if self.copied(dtype):
             gather_into(result, box, axes, self.pieces)
             refuse_shrunk()
             if all_finite(result, dtype):
@@ -99,7 +103,7 @@ def unchanged(
     weights: Sequence[CanonicalWeight], boxes: Sequence[Box], axes: StoredAxes, dtype: str
 ) -> Chunks | None:
     """Return the bytes of a tensor of `boxes` of `weights` as some file holds them, None if none does."""
-    if any(weight.dtype != dtype or weight.delta is not None for weight in weights):
+    if not all(weight.copied(dtype) for weight in weights):
         return None
     names = tuple(weight.name for weight in weights)
     for stored in weights[0].stored:

@@ -19,8 +19,8 @@ from gptbridge.weights.layouts.boxes import Slab, sizes_of, slabs, volume
 SLAB_ITEMS = 1 << 18  # 1 MiB of float32
 # Each slab of a transposed matrix crosses all of its source, so that a large matrix has larger ones. Numbers
 # that are made into others take memory on the way.
-_CROSSINGS, _MOST_ITEMS, _MOST_CAST_ITEMS = 4, 2 << 20, 1 << 20
-_ITEMS_AHEAD = 2 << 20  # in work or waiting: what memory is bounded by
+_CROSSINGS, _MOST_CAST_ITEMS = 4, 1 << 20
+_MOST_ITEMS = 2 << 20  # of a slab, and of all in work or waiting: what memory is bounded by
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Stream:
             yield slab
 
     def _submit(self) -> None:
-        while (part := self._next) and (not self._pending or self._ahead + part.items <= _ITEMS_AHEAD):
+        while (part := self._next) and (not self._pending or self._ahead + part.items <= _MOST_ITEMS):
             self._pending.append((part, self._begin(part)))
             self._ahead += part.items
             self._next = next(self._parts, None)
@@ -79,7 +79,7 @@ class Stream:
         for number, tensor in enumerate(self._tensors):
             if self._unchanged(number) is not None:
                 continue
-            cast = any(w.delta is not None or w.dtype != tensor.info.dtype for w in self._joined(tensor))
+            cast = not all(weight.copied(tensor.info.dtype) for weight in self._joined(tensor))
             most = _MOST_CAST_ITEMS if cast else _MOST_ITEMS
             items = min(max(SLAB_ITEMS, tensor.info.num_elements // _CROSSINGS), most)
             for slab in slabs(tensor.boxes, tensor.axes, items):

@@ -147,7 +147,7 @@ def test_offsets_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     origin, set_and_0 = b"(K\x00K\x00t", b"(\x8fK\x00t"
     assert origin in whole
     path.write_bytes(whole.replace(origin, set_and_0))
-    assert_refused(path, "one of its parts is malformed|is in no file|leaves the tensor")
+    assert_refused(path, "leaves the tensor of shape")
 
 
 def test_very_many_parts_are_refused(tmp_path: Path) -> None:
