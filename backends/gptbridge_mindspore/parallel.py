@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 
 # A CPU's collective gives up after some minutes, and a rank may compile, read or save for longer than others.
+# The scheduler ends all after 30 s without a sign of a rank, which one lost answer to such a sign can take.
 # Who hangs is for the command above to say (--hang-timeout): the rank that gives up would be blamed.
-PATIENCE = {"MS_CPU_COMM_OP_TIMEOUT": str(24 * 3600)}  # seconds
+PATIENCE = dict.fromkeys(["MS_CPU_COMM_OP_TIMEOUT", "MS_NODE_TIMEOUT"], str(24 * 3600))  # seconds
 
 
 @dataclass(frozen=True, slots=True)
