@@ -17,7 +17,7 @@ from gptbridge.rules.stepping import Labels, Stepper
 from gptbridge.session import Device, Kind, Shard
 from gptbridge.weights.held import TIED
 from gptbridge.weights.shards import decay_of_tensors, held_tensors, shards_of
-from gptbridge_mindspore.cache import Cache, CachedStep
+from gptbridge_mindspore.cache import Cache, CachedLayers, LastLogits
 from gptbridge_mindspore.collectives import Group, all_reduce_each
 from gptbridge_mindspore.dropout import all_sites
 from gptbridge_mindspore.gradients import LossAndGradients
@@ -95,7 +95,8 @@ class MindSporeModel:
         """Build the graphs that read the model; return the weights that this rank holds."""
         self._model = self._built(self._cut, range(self._spec.model.num_layers))
         self._forward = ms.jit(self._model)
-        self._step = ms.jit(CachedStep(self._spec.model, self._model, self._head, self._dtype))
+        self._step = ms.jit(CachedLayers(self._spec.model, self._model, self._dtype))
+        self._after_last = ms.jit(LastLogits(self._model, self._head))
         return self._model.weights()
 
     def _new_head(self, *, frozen: bool = False) -> LinearCrossEntropy:
@@ -167,16 +168,15 @@ class MindSporeModel:
 
     def _decode(self, tokens: NDArray[np.int32], cache: Cache) -> NDArray[np.float32]:
         """Return (R, V) logits after the last of the (R, T) `tokens` that `cache` was prepared for."""
-        logits, held = self._stepped(Tensor(pad(tokens, cache.shape)), cache)
+        held = cache.growing()
+        logits = self._stepped(Tensor(pad(tokens, cache.shape)), cache, held)
         cache.update(held)
         return np.asarray(logits.asnumpy()[: len(tokens)], np.float32)
 
-    def _stepped(self, ids: Tensor, cache: Cache) -> tuple[Tensor, list[Tensor]]:
-        """Return the logits of `_decode`, padded, and what the cache then holds."""
-        logits, *held = self._step(
-            ids, cache.positions, cache.bias, cache.slots, cache.last, *cache.growing()
-        )
-        return logits, held
+    def _stepped(self, ids: Tensor, cache: Cache, held: list[Tensor]) -> Tensor:
+        """Return the logits of `_decode`, padded; `held`, of the rows that grow, gets keys and values."""
+        x = self._step(ids, cache.positions, cache.bias, cache.slots, *held)
+        return self._after_last(x, cache.last)
 
     def _hidden(self, tokens: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
         """Return what the output projection takes, (B, T, H)."""

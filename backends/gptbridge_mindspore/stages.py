@@ -11,7 +11,7 @@ from mindspore import Parameter, Tensor, ops
 from gptbridge.rules.pipelining import Pass, Turn, ordered
 from gptbridge.rules.stepping import Labels
 from gptbridge.session import Batch
-from gptbridge_mindspore.cache import Cache, CachedBlock, CachedStep
+from gptbridge_mindspore.cache import Cache, CachedBlock, LastLogits
 from gptbridge_mindspore.collectives import all_reduce_each
 from gptbridge_mindspore.dropout import embedding_sites, layer_sites
 from gptbridge_mindspore.gradients import Ends
@@ -42,7 +42,7 @@ class StagedModel(MindSporeModel):
         self._embed, self._forward = ms.jit(self._embedding), ms.jit(self._layer)
         self._cached = ms.jit(CachedBlock(spec.model, self._model.h[0], self._dtype))
         self._final = ms.jit(self._model.final)
-        self._after_last = ms.jit(CachedStep(spec.model, self._model, self._head, self._dtype).after_last)
+        self._after_last = ms.jit(LastLogits(self._model, self._head))
         return self._pieces.weights
 
     def _cells(self, cut: Cut, net: GPT) -> tuple[Embedding, Layer]:
@@ -82,18 +82,14 @@ class StagedModel(MindSporeModel):
         found = super()._at_the_end(head, rows, *others) if self._model.last else ops.zeros(shape)
         return all_reduce_each([found], self._groups.pipeline)[0]
 
-    def _stepped(self, ids: Tensor, cache: Cache) -> tuple[Tensor, list[Tensor]]:
-        held = list(cache.growing())
-
+    def _stepped(self, ids: Tensor, cache: Cache, held: list[Tensor]) -> Tensor:
         def layer(n: int, x: Tensor) -> Tensor:
-            two = slice(2 * n, 2 * n + 2)
-            x, *held[two] = self._cached(x, cache.bias, cache.slots, *held[two])
-            return x
+            return self._cached(x, cache.bias, cache.slots, held[2 * n], held[2 * n + 1])
 
         x = self._through(ids, cache.positions, layer)
         shape = (ids.shape[0], self._spec.model.vocab_size)
         logits = self._after_last(x, cache.last) if self._model.last else ops.zeros(shape)
-        return all_reduce_each([logits], self._groups.pipeline)[0], held
+        return all_reduce_each([logits], self._groups.pipeline)[0]
 
 
 class StagedTrainer(StagedModel, MindSporeTrainer):
