@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,11 @@ from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects import peft
 from gptbridge.weights.dialects.dialect import AdapterFiles, Dialect
 from gptbridge.weights.dialects.files import Files, Place
+from gptbridge.weights.formats import WeightFile
+from gptbridge.weights.layouts.amid_training import amid_training, prefix_of_model
 from gptbridge.weights.layouts.gpt2 import gpt2_rules
 from gptbridge.weights.layouts.rules import Layout
+from gptbridge.weights.layouts.wrappers import peeled
 from gptbridge_specs import ModelSpec
 
 _HEADS = {name: name for name in ("lm_head.weight", "score.weight")}
@@ -92,11 +97,36 @@ CONFIG = ConfigTable(
         Token("pad_token_id"),
     ),
 )
+_LAYOUTS = (variant("torch", "GPT2Model", ""), variant("torch", "GPT2LMHeadModel", "transformer."))
+# Below `model`, beside an optimizer, as people's own loops save them.
+_IN_MODEL = tuple(
+    replace(amid_training(layout, "model."), variant=f"{layout.variant} in model") for layout in _LAYOUTS
+)
+_JOINT_IN_MODEL = re.compile(r"model\.(?:transformer\.)?h\.\d+\.attn\.c_attn\.weight")
+
+
+def in_out_in_model(weights: WeightFile) -> bool | None:
+    """Tell whether linear weights below `model` are (in, out), as nanoGPT's are not; None without any."""
+    for name, info in weights.tensors.items():
+        if len(info.shape) == 2 and _JOINT_IN_MODEL.fullmatch(peeled(name)):
+            return info.shape[0] < info.shape[1]
+    return None
+
+
+def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
+    """Return none for nanoGPT's file, whose names are the same; BadInput for two models in one."""
+    below = in_out_in_model(weights)
+    if below:
+        prefix_of_model(_LAYOUTS[0], weights.tensors, weights.path)
+    return {None: _LAYOUTS, True: _IN_MODEL, False: ()}[below]
+
+
 DIALECT = Dialect(
     "torch",
     aliases=("huggingface", "hf", "transformers"),
     preference=10,
-    layouts=(variant("torch", "GPT2Model", ""), variant("torch", "GPT2LMHeadModel", "transformer.")),
+    layouts=_LAYOUTS,
+    fitting=_fitting,
     config=CONFIG,
     files=Files(
         Place("safetensors", "model.safetensors"),

@@ -16,6 +16,7 @@ from gptbridge.weights.configs.rows import Content, Described, Key, Pair, Row, W
 from gptbridge.weights.configs.table import ConfigTable
 from gptbridge.weights.dialects.dialect import Dialect
 from gptbridge.weights.dialects.files import Files, Place
+from gptbridge.weights.dialects.huggingface import in_out_in_model
 from gptbridge.weights.formats import TensorRef, Tree, WeightFile
 from gptbridge.weights.layouts.gpt2 import gpt2_rules
 from gptbridge.weights.layouts.rules import Layout
@@ -46,7 +47,12 @@ _BIAS_FREE = replace(
 
 
 def _fitting(weights: WeightFile) -> tuple[Layout, ...]:
-    """Return the layout that model_args say, both where they do not: `bias` came later."""
+    """Return the layout that model_args say, both where they do not: `bias` came later.
+
+    Return none where linear weights are (in, out): those are Hugging Face's, whose names are the same.
+    """
+    if in_out_in_model(weights):
+        return ()
     arguments = weights.tree.get("model_args") if isinstance(weights.tree, dict) else None
     bias = arguments.get("bias") if isinstance(arguments, dict) else None
     if not isinstance(bias, bool):

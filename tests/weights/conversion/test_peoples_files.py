@@ -167,6 +167,28 @@ def test_what_modelscopes_trainer_saves(variant: str, prefix: str, original: Pat
     assert facts_of(source).dialect == "modelscope"
 
 
+@pytest.mark.parametrize("prefix", ["", "transformer.", "module.transformer."])
+def test_what_peoples_own_loops_save(prefix: str, original: Path, tmp_path: Path) -> None:
+    """nanoGPT's names are the same: its linear weights are (out, in)."""
+    arrays = {f"model.{prefix}{name}": array for name, array in weights_of(original).items()}
+    moment = f"optimizer.exp_avg.{next(iter(weights_of(original)))}"
+    model: dict[Any, Tree] = {name.removeprefix("model."): TensorRef(name) for name in arrays}
+    tree: dict[Any, Tree] = {"model": model, "optimizer": {"exp_avg": TensorRef(moment)}, "epoch": 3}
+    source = tmp_path / "loop"
+    shutil.copytree(original, source)
+    (source / "model.safetensors").unlink()
+    array = weights_of(original)[moment.removeprefix("optimizer.exp_avg.")]
+    write_torch(source / "best.pt", entries_of({**arrays, moment: array}), tree)
+    assert_same(source, original)
+    facts = facts_of(source)
+    assert (facts.dialect, facts.variant.split(" ")[1:]) == ("torch", ["in", "model"])
+    averaged = {name.replace("model.", "ema.", 1): array for name, array in arrays.items()}
+    tree["ema"] = {name.removeprefix("ema."): TensorRef(name) for name in averaged}
+    write_torch(source / "best.pt", entries_of({**arrays, **averaged, moment: array}), tree)
+    with pytest.raises(BadInput, match=r"holds several models: model\.\S*wte\.weight and ema\."):
+        facts_of(source)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_dialogpts_head(tied: bool, original: Path, tmp_path: Path) -> None:
     weights = {f"transformer.{name}": array for name, array in weights_of(original).items()}
