@@ -43,6 +43,13 @@ def run_tokenizer(opened: Opened, state: TrainingState | None, named: str | None
     return tokenizer
 
 
+def strangers(tokenizer: Tokenizer, model: ModelSpec) -> str | None:
+    """Return how many of the model's tokens the tokenizer lacks, in words; None where it lacks none."""
+    unknown = model.vocab_size - tokenizer.vocab_size
+    words = f"{unknown} of the model's {model.vocab_size} tokens are none of the tokenizer's"
+    return words if unknown > 0 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Devices:
     """On how many devices of this machine a model is read; None: on as many as the spec's layout has."""

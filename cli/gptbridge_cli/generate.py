@@ -98,7 +98,8 @@ def _read(file: str) -> str:
     except OSError as error:
         raise BadInput((error.strerror or str(error)).lower(), where=file) from error
     except UnicodeDecodeError as error:
-        raise BadInput(f"is not UTF-8 at byte {error.start}", where=file) from error
+        where = "stdin" if file == "-" else file
+        raise BadInput(f"is not UTF-8 at byte {error.start}", where=where) from error
 
 
 def _print(writer: Writer, prompts: Sequence[str], *, live: bool) -> None:

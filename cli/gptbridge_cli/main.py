@@ -66,6 +66,9 @@ def options(
     """Take the options that come before any command."""
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 def main() -> None:
     """Run the command line; turn every error that a user can mend into its lines and exit code."""
     try:
@@ -76,6 +79,8 @@ def main() -> None:
             raise
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             error = BadInput("File name too long", where=error.filename)
+        elif isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            error = RunFailed(f"the output cannot be written: {error.strerror}")
         elif isinstance(error, MemoryError):
             error = RunFailed(
                 "there is not enough memory for this", hint="Is a limit set? ulimit -v shows it"

@@ -19,6 +19,7 @@ from gptbridge.reading import (
     reading_spec,
     run_state,
     run_tokenizer,
+    strangers,
     trained_length,
 )
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
@@ -70,7 +71,9 @@ def open_subject(checkpoint: Path, hints: Hints, tokenizer: str | None, warn: Te
         opened.require_language_head()
         state = run_state(opened)
         words = run_tokenizer(opened, state, tokenizer)
-        for message in (*opened.warnings, *opened.assumed, *_doubts(words, opened.model)):
+        unknown = strangers(words, opened.model)
+        doubts = [f"{unknown}, but count"] if unknown else []
+        for message in (*opened.warnings, *opened.assumed, *doubts):
             warn(message)
         yield Subject(opened, words, trained_length(opened, state))
 
@@ -91,10 +94,3 @@ def require_heeded(overrides: Sequence[str], *others: str) -> None:
         field = ".".join(map(str, parse_override(override)[0]))
         if not any(f"{field}.".startswith(f"{heeded}.") for heeded in allowed):
             raise UsageError(f"{override} has no place here", where="-o", allowed=", ".join(allowed))
-
-
-def _doubts(tokenizer: Tokenizer, model: ModelSpec) -> list[str]:
-    unknown = model.vocab_size - tokenizer.vocab_size
-    if unknown <= 0:
-        return []
-    return [f"{unknown} of the model's {model.vocab_size} tokens are none of the tokenizer's, but count"]

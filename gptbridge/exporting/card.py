@@ -81,8 +81,8 @@ def _artefact(name: str, form: Format, draft: Draft, verdict: Verdict | None) ->
         if verdict is None
         else f"tested after it was written, without gptbridge, against the checkpoint: {verdict}"
     )
-    if form.caution:
-        yield f"**{form.caution}**"
+    for caution in form.cautions(draft):
+        yield f"**{caution}**"
 
 
 def _running(form: Format) -> str:

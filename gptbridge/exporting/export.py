@@ -91,7 +91,7 @@ def export_checkpoint(asked: Export, warn: Tell) -> Exported:
         count_parameters(made.model),
         tuple(files),
         sum(files.values()),
-        (*notes, *([form.caution] if form.caution else [])),
+        (*notes, *form.cautions(made)),
         verdict,
     )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from gptbridge.data.tokenizers.bpe_files import GPT2_SPLIT
 from gptbridge.errors import BackendMissing, UsageError, from_checkout
 from gptbridge.exporting.draft import Draft
-from gptbridge.exporting.gguf import write_gguf
+from gptbridge.exporting.gguf import stored_otherwise, write_gguf
 from gptbridge.exporting.huggingface import write_huggingface
 from gptbridge.weights.opening import Opened
 
@@ -39,6 +39,11 @@ class Format:
     files: tuple[str, ...]  # regular expressions of what is written
     refusals: tuple[Refusal, ...] = ()
     caution: str = ""  # what whoever is given the artefact must know
+    remark: Callable[[Draft], str | None] = lambda draft: None  # the same, of one model
+
+    def cautions(self, draft: Draft) -> list[str]:
+        """Return what whoever is given the artefact of a model must know."""
+        return [words for words in (self.caution, self.remark(draft)) if words]
 
 
 EXACT = 1e-5  # for float32, and whatever is written as it was stored
@@ -101,6 +106,7 @@ FORMATS: Mapping[str, Format] = {
         dtypes={**_FP32, "float16": 2e-2, "q8_0": 5e-2},
         files=(r"model\.gguf",),
         refusals=_GGUF_REFUSES,
+        remark=stored_otherwise,
     ),
     "onnx": Format(
         title="one graph for whole texts and for going on from keys and values, of any batch and length",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gptbridge.exporting.draft import Draft
 from gptbridge.weights.architecture import parameters, sizes
 from gptbridge.weights.layouts.arrays import stored_array
-from gptbridge.weights.layouts.rules import Layout, rows, rules
+from gptbridge.weights.layouts.rules import Layout, NativeTensor, rows, rules
 
 LAYOUT = Layout(
     "gguf",
@@ -51,14 +52,10 @@ def write_gguf(draft: Draft, folder: Path) -> None:
     _describe(writer, draft)
     _add_vocabulary(writer, draft)
     whole = sizes(draft.model)
-    names = [parameter.name for parameter in parameters(draft.model)]
-    natives = list(LAYOUT.natives(names, draft.model.num_layers))
-    shapes = [native.axes.shape(whole) for native in natives]
-    kinds = [
-        gguf.GGMLQuantizationType[_TYPES[_stored_as(native.name, shape, draft.dtype)]]
-        for native, shape in zip(natives, shapes, strict=True)
-    ]
-    for native, shape, kind in zip(natives, shapes, kinds, strict=True):
+    natives = _natives(draft)
+    kinds = [gguf.GGMLQuantizationType[_TYPES[_stored_as(each, whole, draft.dtype)]] for each in natives]
+    for native, kind in zip(natives, kinds, strict=True):
+        shape = native.axes.shape(whole)
         numbers, nbytes = gguf.GGML_QUANT_SIZES[kind]
         writer.add_tensor_info(native.name, shape, None, math.prod(shape) // numbers * nbytes, kind)
     writer.write_header_to_file()
@@ -70,9 +67,24 @@ def write_gguf(draft: Draft, folder: Path) -> None:
     writer.close()
 
 
-def _stored_as(name: str, shape: tuple[int, ...], dtype: str) -> str:
+def stored_otherwise(draft: Draft) -> str | None:
+    """Return how many matrices cannot be of the element type that is asked for, in words; None for none."""
+    kinds = [_stored_as(each, sizes(draft.model), draft.dtype) for each in _natives(draft)]
+    if draft.dtype != "q8_0" or "float16" not in kinds:
+        return None
+    count, of = kinds.count("float16"), kinds.count("float16") + kinds.count("q8_0")
+    return f"{count} of {of} matrices are in float16: q8_0 has rows of a multiple of {_ALIKE} numbers"
+
+
+def _natives(draft: Draft) -> list[NativeTensor]:
+    names = [parameter.name for parameter in parameters(draft.model)]
+    return list(LAYOUT.natives(names, draft.model.num_layers))
+
+
+def _stored_as(native: NativeTensor, whole: Mapping[str, int], dtype: str) -> str:
     """Return the element type of a tensor: norms, biases and positions stay float32."""
-    if len(shape) == 1 or name.startswith("position"):
+    shape = native.axes.shape(whole)
+    if len(shape) == 1 or native.name.startswith("position"):
         return "float32"
     return "float16" if dtype == "q8_0" and shape[-1] % _ALIKE else dtype
 

@@ -18,7 +18,16 @@ from gptbridge.generation.engine import Engine
 from gptbridge.generation.requests import Ending, Reason, Request, Written, request
 from gptbridge.generation.texts import Stream, Texts
 from gptbridge.plugins.backend import load_backend
-from gptbridge.reading import ONE, Devices, open_model, reading_spec, run_state, trained_length
+from gptbridge.reading import (
+    ONE,
+    Devices,
+    open_model,
+    reading_spec,
+    run_state,
+    run_tokenizer,
+    strangers,
+    trained_length,
+)
 from gptbridge.session import LanguageModel
 from gptbridge.weights.opening import Hints, open_checkpoint
 from gptbridge_specs import ModelSpec, RunSpec
@@ -158,9 +167,10 @@ def open_writer(
     lies beside the weights. `overrides` set fields of the spec, such as generation.top_k=50; without them
     the decoding is the run's own and computes in fp32. At most `rows` texts are continued at once. `warn`
     hears of a damaged checkpoint that is passed over, of what was taken for granted, a prompt longer than
-    the model's window and an override that changes nothing; `note` of an adapter that is used. The prompts
-    in `first` are looked at before the weights are.
-    BadInput for a damaged checkpoint or a classifier, UsageError for a bad override, hint or prompt.
+    the model's window and an override that changes nothing; `note` of an adapter that is used and of
+    tokens that the tokenizer lacks. The prompts in `first` are looked at before the weights are.
+    BadInput for a damaged checkpoint, a classifier or a tokenizer that is not the run's, UsageError for a
+    bad override, hint or prompt.
     """
     plugin = load_backend(backend)
     with open_checkpoint(locate(checkpoint, warn), hints) as opened:
@@ -168,12 +178,13 @@ def open_writer(
         opened.merged()  # refused without LoRA's alpha, before anything is said
         state = run_state(opened)
         spec = _spec(opened.model, state, overrides, devices)
-        words = opened.tokenizer(tokenizer)
+        words = run_tokenizer(opened, state, tokenizer)
         _require_known(spec.generation.stop_tokens, words, spec.model)
         window = _window(spec, trained_length(opened, state))
         for message in (*opened.warnings, *opened.assumed, *advise(spec, overrides)):
             warn(message)
-        for message in parts_used(opened):
+        unknown = strangers(words, opened.model) if state is None else None
+        for message in (*parts_used(opened), *([f"{unknown}, and never chosen"] if unknown else [])):
             note(message)
         list(_contexts(first, words, spec, window))
         with open_model(spec, plugin, opened, devices) as model:
@@ -199,11 +210,11 @@ def _encoded(text: str, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     try:
         tokens = [int(i) for i in tokenizer.encode(text)]
     except UnicodeEncodeError as error:
-        raise UsageError("is not valid Unicode text", where="--prompt") from error
+        raise UsageError("is not valid Unicode text", where="prompt") from error
     if not tokens and tokenizer.end_of_text is not None:
         tokens = [tokenizer.end_of_text]
     if not tokens:
-        raise UsageError("an empty prompt needs a tokenizer with an end-of-text token", where="--prompt")
+        raise UsageError("an empty one needs a tokenizer with an end-of-text token", where="prompt")
     if max(tokens) >= vocab_size:
         raise BadInput(
             f"the tokenizer's token {max(tokens)} is beyond the model's vocabulary of {vocab_size}",

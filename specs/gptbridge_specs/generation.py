@@ -90,7 +90,7 @@ class GenerationSpec(Part):
             return values
         name = values["preset"]
         if name not in PRESETS:
-            raise ValueError(f"preset={name!r}: {', '.join(PRESETS)}")
+            raise ValueError(f"there is no preset {name!r}; allowed: {', '.join(PRESETS)}")
         return {**PRESETS[name], **{key: value for key, value in values.items() if key != "preset"}}
 
     @field_validator("stop", mode="before")
@@ -103,6 +103,8 @@ class GenerationSpec(Part):
     def _a_stop_has_characters(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if "" in value:
             raise ValueError("an empty string would end every text at once")
+        if any("\ud800" <= character <= "\udfff" for stop in value for character in stop):
+            raise ValueError("is not valid Unicode text")
         return value
 
     @model_validator(mode="after")

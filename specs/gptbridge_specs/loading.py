@@ -187,6 +187,9 @@ _WORDS = {
     "float_type": "not a number",
     "finite_number": "not a finite number",
     "bool_parsing": "neither true nor false",
+    "string_type": "not a text",
+    "tuple_type": "not a list, such as [A, B]",
+    "list_type": "not a list, such as [A, B]",
     "model_type": "not a section of fields",
 }
 

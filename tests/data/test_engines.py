@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gptbridge.data.tokenizers import load_tokenizer
 from gptbridge.data.tokenizers.bpe_reading import read_tokenizer_json
 from gptbridge.data.tokenizers.engines import ENGINES, bpe_encoder, bpe_merges
 from gptbridge.data.tokenizers.training import train_tokenizer
@@ -45,6 +46,8 @@ def test_both_give_the_same_ids(trained: Path, pattern: str | None) -> None:
     for encode in (first, second):
         with pytest.raises((UnicodeEncodeError, TypeError)):
             encode("\ud800")
+    with pytest.raises(UnicodeEncodeError):
+        load_tokenizer(str(trained)).encode("\ud800")
 
 
 def test_both_find_the_same_merges(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from gptbridge.testing.cases import weights
 from gptbridge_specs.generation import GenerationSpec
 from tests.checkpoint.conftest import spec_of, writer
 from tests.training.conftest import ENVIRONMENT, command, gptbridge
+from tests.weights.conversion.checkpoints import random_weights, write_hugging_face
 
 SPEC = spec_of()
 PROMPTS = ["a", "def f(x):\n", "a prompt that is longer than the sixteen positions of the model"]
@@ -150,13 +151,16 @@ def test_a_hugging_face_folder_is_enough(run: Path, tmp_path: Path) -> None:
         (("{run}", "--prompt-file", "{run}"), 5, "is a directory"),
         (("{run}", "--prompt-file", "{run}/fifo"), 5, "fifo: is a FIFO"),
         (("{run}", "--prompt-file", "{run}/latin.txt"), 5, "latin.txt: is not UTF-8 at byte 1"),
-        (("{run}", "-p", "x", "--preset", "gpt"), 2, "preset='gpt': paddlenlp, fleetx"),
+        (("{run}", "-p", "x", "--preset", "gpt"), 2, "no preset 'gpt'; allowed: paddlenlp, fleetx"),
         (("{run}", "-p", "x" * 17, "-o", "generation.long_prompts=refuse"), 2, "prompt 1 has 17 tokens"),
         (("{run}", "-p", "xx", "-o", "generation.max_length=2"), 2, "2 are allowed with its continuation"),
         (("{run}", "-p", "x", "-o", "generation.stop_tokens=[257]"), 2, "257 is no token of the model"),
         (("{run}", "-p", "x", "-o", "generation.min_new_tokens=101"), 2, "is above max_new_tokens=100"),
         (("{run}", "-p", "x", "-o", "generation.num_return_sequences=2"), 2, "greedy has one text"),
         (("{run}", "-p", "x", "--stop", ""), 2, "an empty string would end every text"),
+        (("{run}", "-p", "x", "--stop", "\udcff"), 2, "generation.stop: is not valid Unicode text"),
+        (("{run}", "-p", "x\udcff"), 2, "prompt: is not valid Unicode text"),
+        (("{run}", "-p", "x", "-o", "generation.stop_tokens=5"), 2, "'5' is not a list, such as [A, B]"),
     ],
 )
 def test_mistakes_are_one_line(run: Path, words: tuple[str, ...], code: int, named: str) -> None:
@@ -168,6 +172,35 @@ def test_mistakes_are_one_line(run: Path, words: tuple[str, ...], code: int, nam
     assert len([line for line in result.stderr.splitlines() if line.startswith("error")]) == 1
     assert named in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_tokenizer_is_the_runs_or_what_it_lacks_is_told(run: Path, tmp_path: Path) -> None:
+    source = run / "checkpoints/step-00000007"
+    other = json.loads((source / "tokenizer.json").read_text()) | {"normalizer": {"type": "NFC"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(other))
+    result = gptbridge("generate", run, "-p", "a", "--tokenizer", tmp_path)
+    assert (result.returncode, result.stdout) == (5, "")
+    assert f"{tmp_path}: is not the tokenizer that the run was trained with" in result.stderr
+    model = SPEC.model.model_copy(update={"vocab_size": 260})
+    folder = write_hugging_face(tmp_path / "larger", model, random_weights(model))
+    result = gptbridge("generate", folder, "-p", "a", "--tokenizer", "byte")
+    assert (result.returncode, result.stderr) == (
+        0,
+        "note: 3 of the model's 260 tokens are none of the tokenizer's, and never chosen\n",
+    )
+
+
+def test_a_full_disk_is_said_to_be_one(run: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command("generate", run, "-p", "a", "-b", "torch"),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            env=ENVIRONMENT,
+        )
+    said = done.stderr.decode()
+    assert (done.returncode, said) == (1, "error: the output cannot be written: No space left on device\n")
 
 
 def told(run: Path, *words: str, stdin: str = "") -> str:

@@ -35,6 +35,7 @@ class BpeTokenizer:
 
     def encode(self, text: str) -> NDArray[np.uint32]:
         """Return the ids of `text`."""
+        text.encode()  # a lone surrogate is refused here, by an engine in words of its own
         ids: NDArray[np.uint32] = self._encode(text)
         return ids
 

@@ -15,8 +15,8 @@ Array = NDArray[np.float32]
 class Model:
     """A GPT-2 in float32, whatever type its matrices are stored in. It keeps no keys and values."""
 
-    def __init__(self, folder: Path) -> None:
-        file = GGUFReader(folder / "model.gguf")
+    def __init__(self, folder: Path | str) -> None:
+        file = GGUFReader(Path(folder) / "model.gguf")
         self._weights = {each.name: dequantize(each.data, each.tensor_type) for each in file.tensors}
         self._layers, self._heads, self._epsilon = (
             file.get_field(f"gpt2.{key}").contents()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
+
+# What holds keys and values has other names in other releases, which warn of it.
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+logging.set_verbosity_error()
+logging.disable_progress_bar()
 
 
 class Model:
     """A GPT-2 in float32."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path | str) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(folder).float().eval()
 
     @torch.inference_mode()

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 class Model:
     """A GPT-2 that computes one text at a time, over all positions. It keeps no keys and values."""
 
-    def __init__(self, folder: Path) -> None:
-        self._places = json.loads((folder / "config.json").read_text())["n_positions"]
-        (graph,) = folder.glob("model*.mindir")  # of large models its variables lie apart
+    def __init__(self, folder: Path | str) -> None:
+        self._places = json.loads((Path(folder) / "config.json").read_text())["n_positions"]
+        (graph,) = Path(folder).glob("model*.mindir")  # of large models its variables lie apart
         self._graph = mindspore.nn.GraphCell(mindspore.load(str(graph)))
 
     def feed(self, tokens: NDArray[np.int64], past: Any = None) -> tuple[NDArray[np.float32], Any]:

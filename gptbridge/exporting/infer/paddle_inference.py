@@ -14,9 +14,10 @@ from paddle import inference
 class Model:
     """A GPT-2 that goes on from keys and values."""
 
-    def __init__(self, folder: Path) -> None:
-        self._description = json.loads((folder / "config.json").read_text())
-        config = inference.Config(str(folder / "model.json"), str(folder / "model.pdiparams"))
+    def __init__(self, folder: Path | str) -> None:
+        inside = Path(folder)
+        self._description = json.loads((inside / "config.json").read_text())
+        config = inference.Config(str(inside / "model.json"), str(inside / "model.pdiparams"))
         config.disable_gpu()
         config.disable_mkldnn()  # oneDNN fails on a text's first step, which has nothing before it
         config.disable_glog_info()

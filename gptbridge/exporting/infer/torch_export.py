@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 class Model:
     """A GPT-2 that goes on from keys and values."""
 
-    def __init__(self, folder: Path) -> None:
-        self._config = json.loads((folder / "config.json").read_text())
-        self._step = torch.export.load(folder / "model.pt2").module()
+    def __init__(self, folder: Path | str) -> None:
+        self._config = json.loads((Path(folder) / "config.json").read_text())
+        self._step = torch.export.load(Path(folder) / "model.pt2").module()
 
     @torch.inference_mode()
     def feed(self, tokens: NDArray[np.int64], past: Any = None) -> tuple[NDArray[np.float32], Any]:
