@@ -43,7 +43,7 @@ def run_tokenizer(opened: Opened, state: TrainingState | None, named: str | None
     return tokenizer
 
 
-def strangers(tokenizer: Tokenizer, model: ModelSpec) -> str | None:
+def unknown_tokens(tokenizer: Tokenizer, model: ModelSpec) -> str | None:
     """Return how many of the model's tokens the tokenizer lacks, in words; None where it lacks none."""
     unknown = model.vocab_size - tokenizer.vocab_size
     words = f"{unknown} of the model's {model.vocab_size} tokens are none of the tokenizer's"

@@ -19,8 +19,8 @@ from gptbridge.reading import (
     reading_spec,
     run_state,
     run_tokenizer,
-    strangers,
     trained_length,
+    unknown_tokens,
 )
 from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 from gptbridge_specs import ModelSpec, RunSpec
@@ -71,7 +71,7 @@ def open_subject(checkpoint: Path, hints: Hints, tokenizer: str | None, warn: Te
         opened.require_language_head()
         state = run_state(opened)
         words = run_tokenizer(opened, state, tokenizer)
-        unknown = strangers(words, opened.model)
+        unknown = unknown_tokens(words, opened.model)
         doubts = [f"{unknown}, but count"] if unknown else []
         for message in (*opened.warnings, *opened.assumed, *doubts):
             warn(message)

@@ -15,7 +15,7 @@ from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.data.tokenizers.bpe import BpeTokenizer
 from gptbridge.data.tokenizers.byte import ByteTokenizer
 from gptbridge.errors import BadInput, UsageError
-from gptbridge.reading import run_state, run_tokenizer, strangers
+from gptbridge.reading import run_state, run_tokenizer, unknown_tokens
 from gptbridge.weights.architecture import count_parameters, weight_axes
 from gptbridge.weights.configs.rows import Described
 from gptbridge.weights.dialects.huggingface import CONFIG
@@ -124,5 +124,5 @@ def _unlike(tokenizer: Tokenizer, opened: Opened, named: str | None) -> Iterator
             where=named or opened.folder,
             hint="The tokenizer is that of another model: --tokenizer names one",
         )
-    if unknown := strangers(tokenizer, opened.model):
+    if unknown := unknown_tokens(tokenizer, opened.model):
         yield unknown

@@ -25,8 +25,8 @@ from gptbridge.reading import (
     reading_spec,
     run_state,
     run_tokenizer,
-    strangers,
     trained_length,
+    unknown_tokens,
 )
 from gptbridge.session import LanguageModel
 from gptbridge.weights.opening import Hints, open_checkpoint
@@ -183,7 +183,7 @@ def open_writer(
         window = _window(spec, trained_length(opened, state))
         for message in (*opened.warnings, *opened.assumed, *advise(spec, overrides)):
             warn(message)
-        unknown = strangers(words, opened.model) if state is None else None
+        unknown = unknown_tokens(words, opened.model) if state is None else None
         for message in (*parts_used(opened), *([f"{unknown}, and never chosen"] if unknown else [])):
             note(message)
         list(_contexts(first, words, spec, window))
