@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from gptbridge.checkpoint.resuming import require_base
 from gptbridge.checkpoint.state import TrainingState, is_of_a_run, read_state
 from gptbridge.data.tokenizers import Tokenizer
 from gptbridge.errors import BadInput
@@ -22,8 +23,16 @@ from gptbridge_specs.parallel import cut_to_read
 
 
 def run_state(opened: Opened) -> TrainingState | None:
-    """Return what the run that wrote a checkpoint says of itself; None for one of no run."""
-    return read_state(opened.folder) if is_of_a_run(opened.folder) else None
+    """Return what the run that wrote a checkpoint says of itself; None for one of no run.
+
+    BadInput for a base model that somebody names, and that its adapters were not trained beside.
+    """
+    if not is_of_a_run(opened.folder):
+        return None
+    state = read_state(opened.folder)
+    if opened.hints.base is not None:
+        require_base(opened.base, state.origin)
+    return state
 
 
 def trained_length(opened: Opened, state: TrainingState | None) -> int:

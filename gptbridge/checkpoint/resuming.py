@@ -57,7 +57,7 @@ def open_run_checkpoint(folder: Path, stack: ExitStack, base: Path | None = None
     if _sized(state.spec.model, task) != _sized(weights.model, task):
         raise BadInput(f"another model than {weights.config_file} describes", where=folder / STATE_FILE)
     if task.lora is not None:
-        _require_base(weights.base, state.origin)
+        require_base(weights.base, state.origin)
     moments: Mapping[Kind, CanonicalArrays] = {}
     if state.spec.optimizer.name != "sgd":
         ends = {f".{kind}": kind for kind in MOMENTS}
@@ -91,7 +91,7 @@ def _sized(model: ModelSpec, task: TaskSpec) -> ModelSpec:
     return model.model_copy(update=fields)
 
 
-def _require_base(base: Path | None, origin: Origin | None) -> None:
+def require_base(base: Path | None, origin: Origin | None) -> None:
     """Refuse another base model than adapters were trained beside."""
     if base is None or origin is None:
         return

@@ -135,6 +135,14 @@ def test_what_a_run_of_adapters_cannot_be_is_refused(runs: Path, tmp_path: Path)
     done = gptbridge(*words, *options(overrides))
     assert done.returncode == 5
     assert "not the base model that the adapters were trained beside" in done.stderr
+    for words in (("generate", "-p", "!"), ("evaluate", "--task", "perplexity", "--data", __file__)):
+        done = gptbridge(words[0], runs / "torch", *words[1:], "--base", other)
+        assert (done.returncode, done.stdout) == (5, "")
+        assert f"{other}: is not the base model that the adapters were trained beside" in done.stderr
+    done = gptbridge(
+        "generate", runs / "torch", "-p", "!", "--base", shutil.copytree(HF, tmp_path / "same"), timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_says_that_an_adapter_is_added_to_what_it_begins_with(runs: Path) -> None:
