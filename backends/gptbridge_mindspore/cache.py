@@ -36,25 +36,33 @@ class Cache:
     def place(self, lengths: NDArray[np.int32], width: int) -> None:
         """Prepare for T = `width` new tokens in the rows of which `lengths` is not 0."""
         placed = self.rows.place(lengths, width, span=self._places)
-        full = len(placed.rows) == len(lengths)
-        rows = 1 if len(placed.rows) == 1 else self._whole
-        self.shape = rows, 1 if full and width == 1 else usual_size(width, self._most)
-        alone = full and rows == self._whole
-        self._growing = None if alone else pad(placed.rows.astype(np.int32), (rows,))
         self._grown = len(placed.rows)
+        # One token each: to compute all rows where they lie costs less than copies of those that grow.
+        whole = width == 1 or self._grown == len(lengths) == self._whole
+        rows = 1 if self._grown == 1 and not whole else self._whole
+        self.shape = rows, 1 if width == 1 else usual_size(width, self._most)
+        self._growing = None if whole else pad(placed.rows.astype(np.int32), (rows,))
+        self.at = placed.rows if whole else np.arange(self._grown)
         slots = np.full(self.shape, self._places - 1, np.int32)
-        slots[: self._grown, :width] = np.where(placed.slots < self.rows.capacity, placed.slots, slots[0, 0])
+        slots[self.at, :width] = np.where(placed.slots < self.rows.capacity, placed.slots, slots[0, 0])
         bias = np.zeros((*self.shape, self._places), np.float32)
-        bias[: self._grown, :width] = np.where(placed.visible, np.float32(0), np.float32(HIDDEN))
+        bias[self.at, :width] = np.where(placed.visible, np.float32(0), np.float32(HIDDEN))
         first = np.arange(rows * self._heads, dtype=np.int32).reshape(rows, self._heads, 1) * self._places
-        self.positions = Tensor(pad(placed.positions.astype(np.int32), self.shape))
+        self.positions = self.spread(placed.positions)
         self.bias = Tensor(bias)
         self.slots = Tensor((first + slots[:, None]).ravel())  # (R N T,), among those of all rows
-        last = pad(placed.last.astype(np.int32), (rows,))
-        self.last = Tensor(last + self.shape[1] * np.arange(rows, dtype=np.int32))
+        last = self.shape[1] * np.arange(rows, dtype=np.int32)
+        last[self.at] += placed.last.astype(np.int32)
+        self.last = Tensor(last)
+
+    def spread(self, numbers: NDArray[np.integer[Any]]) -> Tensor:
+        """Return (R, T) numbers of the rows that grow where these are computed, zeros elsewhere."""
+        spread = np.zeros(self.shape, np.int32)
+        spread[self.at, : numbers.shape[1]] = numbers
+        return Tensor(spread)
 
     def growing(self) -> list[Tensor]:
-        """Return keys, then values, of each layer, of the rows that grow: copies, unless all do."""
+        """Return keys, then values, of each layer, of what is computed: all, or copies of rows that grow."""
         return self.held if self._growing is None else self._chosen(self._growing)
 
     def update(self, held: list[Tensor]) -> None:

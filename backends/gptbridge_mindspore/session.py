@@ -169,9 +169,9 @@ class MindSporeModel:
     def _decode(self, tokens: NDArray[np.int32], cache: Cache) -> NDArray[np.float32]:
         """Return (R, V) logits after the last of the (R, T) `tokens` that `cache` was prepared for."""
         held = cache.growing()
-        logits = self._stepped(Tensor(pad(tokens, cache.shape)), cache, held)
+        logits = self._stepped(cache.spread(tokens), cache, held)
         cache.update(held)
-        return np.asarray(logits.asnumpy()[: len(tokens)], np.float32)
+        return np.asarray(logits.asnumpy()[cache.at], np.float32)
 
     def _stepped(self, ids: Tensor, cache: Cache, held: list[Tensor]) -> Tensor:
         """Return the logits of `_decode`, padded; `held`, of the rows that grow, gets keys and values."""

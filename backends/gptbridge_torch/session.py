@@ -28,7 +28,7 @@ from gptbridge_torch.model import GPT, LAYOUT
 from gptbridge_torch.optimizer import Optimizer
 from gptbridge_torch.parallel import Groups
 from gptbridge_torch.parts import product
-from gptbridge_torch.stages import COMPUTE, allocate, build, own_parts, read, weights_of
+from gptbridge_torch.stages import COMPUTE, allocate, build, held_as, own_parts, read, weights_of
 
 if TYPE_CHECKING:
     from gptbridge_torch.pipeline import Pipeline
@@ -70,7 +70,9 @@ class TorchModel:
         self._device: torch.device = device.handle
         self._dtype = COMPUTE[spec.precision.compute]
         self._cut = Cut.of(self._place, self._groups)
-        stages = [stage.to(weight_dtype or self._dtype) for stage in build(spec, self._place, self._cut)]
+        stages = [
+            held_as(weight_dtype or self._dtype, stage) for stage in build(spec, self._place, self._cut)
+        ]
         self._sharding: Sharding | None = None
         if self._groups.sharding and spec.parallel.sharding_stage:
             from gptbridge_torch.sharding import Sharding  # half a second

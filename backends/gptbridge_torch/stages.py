@@ -20,6 +20,15 @@ COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STREAM = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float32}
 
 
+def held_as(dtype: torch.dtype, stage: GPT) -> GPT:
+    """Return the stage with weights of `dtype`; those of norms are of the stream's, where that is wider."""
+    stage.to(dtype)
+    for module in stage.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.to(torch.promote_types(dtype, stage.stream_dtype))
+    return stage
+
+
 def build(spec: RunSpec, place: Place, cut: Cut) -> list[GPT]:
     """Return the stages of the rank at `place`, without memory; tensor parallelism has cut their weights."""
     runs = place.layers(spec.model.num_layers)

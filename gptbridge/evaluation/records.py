@@ -51,18 +51,19 @@ def read_text(path: Path) -> str:
             if len(data) > _LIMIT:
                 raise BadInput("too long to be evaluated", where=path, allowed=f"{_LIMIT >> 30} GiB of text")
     try:
-        return data.decode()
+        return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise BadInput(f"not UTF-8: byte 0x{data[error.start]:02x} in line {line}", where=path) from error
 
 
 def read_records(path: Path) -> list[Record]:
-    """Return the records of a file; BadInput for a line that is none, blank ones at the end apart."""
-    lines = read_text(path).rstrip().split("\n")
-    if lines == [""]:
+    """Return the records of a file, one in each line that is not blank; BadInput for a line that is none."""
+    lines = enumerate(read_text(path).split("\n"), start=1)
+    records = [_record(path, number, line) for number, line in lines if line.strip()]
+    if not records:
         raise BadInput("holds no record", where=path)
-    return [_record(path, number, line) for number, line in enumerate(lines, start=1)]
+    return records
 
 
 def _record(path: Path, number: int, line: str) -> Record:

@@ -34,6 +34,7 @@ class Draft:
     hints: Hints
     tokenizer: Tokenizer | None
     state: TrainingState | None  # of the run that wrote it, if one did
+    without: str = ""  # why there is no tokenizer
 
     @property
     def model(self) -> ModelSpec:
@@ -103,16 +104,17 @@ def draft(opened: Opened, dtype: str, hints: Hints, named: str | None = None) ->
     notes = [*opened.warnings, *opened.assumed]
     if opened.adapter is not None:
         notes.append("the adapter in the checkpoint is added to the weights")
-    tokenizer = None
+    tokenizer, without = None, ""
     try:
         tokenizer = run_tokenizer(opened, state, named)
         notes += _unlike(tokenizer, opened, named)
     except BadInput as error:
         if named is not None or state is not None:
             raise
+        without = f"{error.where}: {error.problem}"
         notes.append(f"no tokenizer goes along: {error}")
     adapted = opened.adapter is not None
-    return Draft(opened.merged(), adapted, dtype, hints, tokenizer, state), notes
+    return Draft(opened.merged(), adapted, dtype, hints, tokenizer, state, without), notes
 
 
 def _unlike(tokenizer: Tokenizer, opened: Opened, named: str | None) -> Iterator[str]:

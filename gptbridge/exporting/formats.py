@@ -63,7 +63,7 @@ _GGUF_REFUSES = (
     ),
     Refusal(
         "tokenizer",
-        lambda draft: "none" if draft.tokenizer is None else None,
+        lambda draft: f"none ({draft.without})" if draft.tokenizer is None else None,
         f"{_LLAMA} aborts without a vocabulary: --tokenizer names one",
     ),
     Refusal(

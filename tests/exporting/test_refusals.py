@@ -63,7 +63,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], Change, str]] = {
         id,
         "model.num_attention_heads=24: llama.cpp aborts",
     ),
-    "no tokenizer": ("gguf", {}, without_tokenizer, "tokenizer=none: llama.cpp aborts"),
+    "no tokenizer": ("gguf", {}, without_tokenizer, "no tokenizer here"),
+    "a tokenizer that is not understood": (
+        "gguf",
+        {},
+        tokenizer_json(lambda content: content.update(normalizer={"type": "Lowercase"})),
+        "is not supported): llama.cpp aborts without a vocabulary",
+    ),
     "no end": ("gguf", {}, without_end, "tokenizer.end_of_text=none: llama.cpp would take token 11"),
     "words first": ("gguf", {"vocab_size": 260}, by_words, "tokenizer=JiebaBpeTokenizer: a GPT-2 in GGUF"),
     "another split": (

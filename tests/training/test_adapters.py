@@ -135,8 +135,8 @@ def test_what_a_run_of_adapters_cannot_be_is_refused(runs: Path, tmp_path: Path)
     done = gptbridge(*words, *options(overrides))
     assert done.returncode == 5
     assert "not the base model that the adapters were trained beside" in done.stderr
-    for words in (("generate", "-p", "!"), ("evaluate", "--task", "perplexity", "--data", __file__)):
-        done = gptbridge(words[0], runs / "torch", *words[1:], "--base", other)
+    for verb, *more in (("generate", "-p", "!"), ("evaluate", "--task", "perplexity", "--data", __file__)):
+        done = gptbridge(verb, runs / "torch", *more, "--base", other)
         assert (done.returncode, done.stdout) == (5, "")
         assert f"{other}: is not the base model that the adapters were trained beside" in done.stderr
     done = gptbridge(

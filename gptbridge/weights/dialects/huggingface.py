@@ -15,7 +15,7 @@ from gptbridge.weights.dialects import peft
 from gptbridge.weights.dialects.dialect import AdapterFiles, Dialect
 from gptbridge.weights.dialects.files import Files, Place
 from gptbridge.weights.formats import WeightFile
-from gptbridge.weights.layouts.amid_training import amid_training, prefix_of_model
+from gptbridge.weights.layouts.amid_training import STATE, amid_training, prefix_of_model
 from gptbridge.weights.layouts.gpt2 import gpt2_rules
 from gptbridge.weights.layouts.rules import Layout
 from gptbridge.weights.layouts.wrappers import peeled
@@ -97,8 +97,13 @@ CONFIG = ConfigTable(
         Token("pad_token_id"),
     ),
 )
-_LAYOUTS = (variant("torch", "GPT2Model", ""), variant("torch", "GPT2LMHeadModel", "transformer."))
-# Below `model`, beside an optimizer, as people's own loops save them.
+# Beside the weights, as people's own loops save them: an optimizer's state, and numbers such as the loss.
+_BESIDE = (STATE, r"\w+")
+_LAYOUTS = tuple(
+    replace(layout, dropped=(*layout.dropped, *_BESIDE))
+    for layout in (variant("torch", "GPT2Model", ""), variant("torch", "GPT2LMHeadModel", "transformer."))
+)
+# The same below `model`.
 _IN_MODEL = tuple(
     replace(amid_training(layout, "model."), variant=f"{layout.variant} in model") for layout in _LAYOUTS
 )

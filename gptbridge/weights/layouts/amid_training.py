@@ -15,13 +15,13 @@ _TRAINING = (
     r"(?:optim\w*|\w*(?:scheduler|rng_state\w*|sampler)|rng_tracker_states|train(?:er)?_state|"
     r"data_?loader\w*|rerun_state_machine_state|adam_[mv]|muon_\w+|moment[12s]|accu_grads|main_param)"
 )
-_STATE = re.compile(rf"(?:.*\.)?{_TRAINING}(?:[./].*)?")
+STATE = rf"(?:.*\.)?{_TRAINING}(?:[./].*)?"  # matches the names of what `is_state`
 _ELSEWHERE = "."  # before a name outside the model, which no layout has
 
 
 def is_state(name: str) -> bool:
     """Tell whether a name is that of something that training keeps beside the weights."""
-    return _STATE.fullmatch(name) is not None
+    return re.fullmatch(STATE, name) is not None
 
 
 def prefix_of_model(layout: Layout, names: Iterable[str], where: object) -> str:

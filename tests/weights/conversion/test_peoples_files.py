@@ -168,23 +168,32 @@ def test_what_modelscopes_trainer_saves(variant: str, prefix: str, original: Pat
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer.", "module.transformer."])
-def test_what_peoples_own_loops_save(prefix: str, original: Path, tmp_path: Path) -> None:
-    """nanoGPT's names are the same: its linear weights are (out, in)."""
-    arrays = {f"model.{prefix}{name}": array for name, array in weights_of(original).items()}
-    moment = f"optimizer.exp_avg.{next(iter(weights_of(original)))}"
-    model: dict[Any, Tree] = {name.removeprefix("model."): TensorRef(name) for name in arrays}
-    tree: dict[Any, Tree] = {"model": model, "optimizer": {"exp_avg": TensorRef(moment)}, "epoch": 3}
+@pytest.mark.parametrize(
+    ("top", "beside"),
+    [("model", "optimizer"), ("state_dict", "optimizer"), ("model_state_dict", "optimizer_state_dict")],
+)
+def test_what_peoples_own_loops_save(
+    top: str, beside: str, prefix: str, original: Path, tmp_path: Path
+) -> None:
+    """nanoGPT's names below `model` are the same: its linear weights are (out, in)."""
+    arrays = {f"{top}.{prefix}{name}": array for name, array in weights_of(original).items()}
+    moment, loss = f"{beside}.state.0.exp_avg", np.array([1.5], np.float32)
+    model: dict[Any, Tree] = {name.removeprefix(f"{top}."): TensorRef(name) for name in arrays}
+    moments: Tree = {"state": {0: {"exp_avg": TensorRef(moment)}}}
+    tree: dict[Any, Tree] = {top: model, beside: moments, "epoch": 3, "loss": TensorRef("loss")}
     source = tmp_path / "loop"
     shutil.copytree(original, source)
     (source / "model.safetensors").unlink()
-    array = weights_of(original)[moment.removeprefix("optimizer.exp_avg.")]
-    write_torch(source / "best.pt", entries_of({**arrays, moment: array}), tree)
+    others = {moment: loss, "loss": loss}
+    write_torch(source / "best.pt", entries_of({**arrays, **others}), tree)
     assert_same(source, original)
     facts = facts_of(source)
-    assert (facts.dialect, facts.variant.split(" ")[1:]) == ("torch", ["in", "model"])
+    assert (facts.dialect, facts.variant.split(" ")[2].split(".")[0]) == ("torch", top)
+    if top != "model":
+        return
     averaged = {name.replace("model.", "ema.", 1): array for name, array in arrays.items()}
     tree["ema"] = {name.removeprefix("ema."): TensorRef(name) for name in averaged}
-    write_torch(source / "best.pt", entries_of({**arrays, **averaged, moment: array}), tree)
+    write_torch(source / "best.pt", entries_of({**arrays, **averaged, **others}), tree)
     with pytest.raises(BadInput, match=r"holds several models: model\.\S*wte\.weight and ema\."):
         facts_of(source)
 
