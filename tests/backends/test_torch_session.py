@@ -18,7 +18,7 @@ from gptbridge.plugins.backend import load_backend
 from gptbridge.weights import shards
 from gptbridge.weights.architecture import count_parameters
 from gptbridge_specs import RunSpec
-from gptbridge_torch import ascend, hardware, loss
+from gptbridge_torch import ascend, hardware, loss, stages
 from gptbridge_torch.collectives import Cut
 from gptbridge_torch.model import GPT
 from gptbridge_torch.session import TorchModel, TorchTrainer
@@ -191,9 +191,10 @@ def canonical(theirs: Any) -> dict[str, NDArray[np.float32]]:
     return weights
 
 
-def test_a_model_holds_its_weights_in_the_compute_type_alone() -> None:
-    exact, lower = open_model(make_spec()), open_model(make_spec(precision={"compute": "bf16"}))
-    assert {p.dtype for p in lower._model.parameters()} == {torch.bfloat16}
+@pytest.mark.parametrize("compute", ["bf16", "fp16"])
+def test_a_model_holds_its_weights_in_the_compute_type_alone(compute: str) -> None:
+    exact, lower = open_model(make_spec()), open_model(make_spec(precision={"compute": compute}))
+    assert {p.dtype for p in lower._model.parameters() if p.ndim > 1} == {stages.COMPUTE[compute]}
     assert {p.dtype for p in open_trainer(make_spec(precision={"compute": "bf16"}))._model.parameters()} == {
         torch.float32
     }
@@ -204,6 +205,8 @@ def test_a_model_holds_its_weights_in_the_compute_type_alone() -> None:
     decoder.feed(tokens[:, :-1], np.full(len(tokens), LENGTH - 1, np.int32))
     decoded = decoder.feed(tokens[:, -1:], np.ones(len(tokens), np.int32))
     assert np.abs(decoded - found[:, -1]).max() < 0.02 * np.abs(expected).max()
+    losses = lower.token_losses(tokens, tokens)
+    np.testing.assert_allclose(losses, exact.token_losses(tokens, tokens), rtol=0.05)
 
 
 @pytest.mark.timeout(200)
