@@ -29,7 +29,7 @@ from gptbridge.reading import (
     unknown_tokens,
 )
 from gptbridge.session import LanguageModel
-from gptbridge.weights.opening import Hints, open_checkpoint
+from gptbridge.weights.opening import Hints, Opened, open_checkpoint
 from gptbridge_specs import ModelSpec, RunSpec
 
 Tell = Callable[[str], None]
@@ -183,12 +183,18 @@ def open_writer(
         window = _window(spec, trained_length(opened, state))
         for message in (*opened.warnings, *opened.assumed, *advise(spec, overrides)):
             warn(message)
-        unknown = unknown_tokens(words, opened.model) if state is None else None
-        for message in (*parts_used(opened), *([f"{unknown}, and never chosen"] if unknown else [])):
+        for message in _notes(opened, words, state):
             note(message)
         list(_contexts(first, words, spec, window))
         with open_model(spec, plugin, opened, devices) as model:
             yield Writer(model, spec, words, window, warn, rows)
+
+
+def _notes(opened: Opened, tokenizer: Tokenizer, state: TrainingState | None) -> Iterator[str]:
+    """Yield what is used beside the weights, and how many tokens are never chosen; a run's own are known."""
+    yield from parts_used(opened)
+    if state is None and (unknown := unknown_tokens(tokenizer, opened.model)):
+        yield f"{unknown}, and never chosen"
 
 
 def visible(text: str) -> str:

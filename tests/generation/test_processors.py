@@ -121,7 +121,10 @@ def test_all_together_in_transformers_order(
         ({"strategy": "beam", "beam_groups": 3}, "beam_groups=3 does not divide beams=4"),
         ({"strategy": "beam", "diversity_penalty": 1.0}, "it needs beam_groups above 1"),
         ({"stop": [""]}, "an empty string would end every text at once"),
-        ({"preset": "megatron"}, "preset='megatron': paddlenlp, fleetx, mindformers, modelscope"),
+        (
+            {"preset": "megatron"},
+            "there is no preset 'megatron'; allowed: paddlenlp, fleetx, mindformers, modelscope",
+        ),
         ({"min_p": 1.5}, "min_p"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"strategy": "beams"}, "Did you mean beam?"),
