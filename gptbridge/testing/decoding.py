@@ -56,6 +56,22 @@ class DecoderTests(Harness):
         wrong = {"every row is the last one": {name: np.tile(expected[-1:], (count, 1))}}
         self._compare(name, found, expected, wrong)
 
+    def test_rows_wait_while_others_grow(self) -> None:
+        """One row, some or all grow, by a token or by more; the others keep what they have."""
+        spec = self._spec("gelu_tanh-tied")
+        weights = cases.weights(spec.model)
+        texts = np.random.default_rng(11).integers(0, spec.model.vocab_size, (4, 8), np.int32)
+        decoder = self._start(spec, weights).decoder(len(texts), 8)
+        held = np.zeros(len(texts), np.int32)
+        for turn in ((1, 3, 2, 1), (0, 1, 0, 0), (1, 0, 0, 1), (0, 0, 3, 0), (0, 2, 0, 1), (1, 1, 1, 1)):
+            after = held + np.array(turn, np.int32)
+            found = decoder.feed(*_padded([texts[n, held[n] : after[n]] for n in range(len(texts))]))
+            held, grown = after, np.flatnonzero(turn)
+            expected = _last_logits(spec.model, weights, [texts[n, : held[n]] for n in grown])
+            others = _last_logits(spec.model, weights, [texts[n - 1, : held[n - 1]] for n in grown])
+            name = "logits of the rows that grow"
+            self._compare(name, found[grown], expected, {"they are another row's": {name: others}})
+
     def test_a_decoder_keeps_the_rows_that_are_named(self) -> None:
         """Rows are exchanged, doubled, dropped and begun anew."""
         spec = self._spec("gelu_tanh-tied")

@@ -258,6 +258,22 @@ MUTANTS = {
             return Crowded(self, rows, capacity)
         """,
     ),
+    "a decoder feeds its first rows while others grow": (
+        "test_rows_wait_while_others_grow",
+        (),
+        "logits of the rows that grow is off by",
+        """
+        def decoder(self, rows, capacity):
+            class First(NumpyDecoder):
+                def feed(self, tokens, lengths):
+                    order = np.argsort(lengths == 0, kind="stable")
+                    found = super().feed(tokens[order], lengths[order])
+                    placed = np.empty_like(found)
+                    placed[order] = found
+                    return placed
+            return First(self, rows, capacity)
+        """,
+    ),
     "a decoder mixes its rows": (
         "test_a_decoder_keeps_the_rows_that_are_named",
         (),
